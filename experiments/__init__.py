@@ -1,0 +1,1 @@
+"""Experiments: each runs by `python -m experiments.NAME`; `--help` lists its flags."""

@@ -1,0 +1,99 @@
+"""Errors of imr, and the eager checks of arguments.
+
+Values are checked where they are concrete. Under a trace (`jax.jit`, `jax.vmap`, `jax.grad`) only
+shapes and dtypes are: bad values then come out as NaN, or as a result code where there is one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class ImrError(ValueError):
+    """A mistake in what was handed to imr: names the argument, what was found and what to do."""
+
+
+class DataError(ImrError):
+    """A data set that is missing, damaged, or not what it should be."""
+
+
+class RunError(ImrError):
+    """A run folder or checkpoint that does not belong to the configuration at hand."""
+
+
+class MissingPackageError(ImrError, ImportError):
+    """An optional package is not installed; the message holds the line to type."""
+
+
+def missing_package(package: str, extra: str) -> MissingPackageError:
+    """The error for an optional package that is not there."""
+    return MissingPackageError(
+        f"{package} is needed here and is not installed; install it with: pip install 'imr[{extra}]'"
+    )
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """Whether all the arrays have values, that is, none of their leaves is being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+
+
+def check_rank(name: str, array: Any, rank: int, shape: str) -> None:
+    """Demands an array of that many axes; `shape` says what they are."""
+    if jnp.ndim(array) != rank:
+        raise ImrError(
+            f"{name} must have shape {shape}; found shape {jnp.shape(array)}. "
+            "For leading batch axes use jax.vmap."
+        )
+
+
+def check_axis(name: str, found: int, other: str, wanted: int, what: str) -> None:
+    """Demands that two arrays agree on the length of an axis, and names both."""
+    if found != wanted:
+        raise ImrError(f"{name} has {found} {what}, but {other} has {wanted}: they must be equal.")
+
+
+def check_floating(name: str, array: Any) -> None:
+    """Demands a floating dtype."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ImrError(
+            f"{name} must be a floating array; found dtype {dtype}. Convert it with .astype(float)."
+        )
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Demands finite values, where they are concrete."""
+    if not is_concrete(array):
+        return
+    for leaf in jax.tree.leaves(array):
+        leaf = jnp.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        bad = ~np.asarray(jnp.isfinite(leaf))
+        if bad.any():
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise ImrError(
+                f"{name} must be finite; found {int(bad.sum())} non-finite value(s), "
+                f"the first at index {where}."
+            )
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Demands a number above zero, where it is concrete."""
+    if is_concrete(value) and not bool(np.all(np.asarray(value) > 0)):
+        raise ImrError(f"{name} must be positive; found {value}.")
+
+
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Demands a number not below `least`, where it is concrete."""
+    if is_concrete(value) and not bool(np.all(np.asarray(value) >= least)):
+        raise ImrError(f"{name} must be at least {least}; found {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Demands one of the known names."""
+    if value not in choices:
+        raise ImrError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}.")

@@ -1,0 +1,44 @@
+"""Array aliases, by jaxtyping. They are checked in the tests and cost users nothing at run time."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+Scalar = Float[Array, ""]
+ScalarLike = Float[Array, ""] | float | int
+Features = Float[Array, "n f"]
+ClassWeights = Float[Array, "k f"]
+Bias = Float[Array, "k"]
+Logits = Float[Array, "n m"]
+Rows = Float[Array, "n"]
+Labels = Int[Array, "n"]
+Targets = Labels | Float[Array, "n m"]
+Mask = Bool[Array, "n m"]
+
+LogitsFn = Callable[[Any, Any], Array]
+Loss = Callable[[Any], Array]
+Field = Callable[[Any, Any, Any], Any]
+
+__all__ = [
+    "Array",
+    "Bias",
+    "Bool",
+    "ClassWeights",
+    "Features",
+    "Field",
+    "Float",
+    "Int",
+    "Labels",
+    "Logits",
+    "LogitsFn",
+    "Loss",
+    "Mask",
+    "PRNGKeyArray",
+    "PyTree",
+    "Rows",
+    "Scalar",
+    "ScalarLike",
+    "Shaped",
+    "Targets",
+]
