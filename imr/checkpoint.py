@@ -1,0 +1,139 @@
+"""Checkpoints by orbax: the state of a run and the configuration that it belongs to."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from imr._checks import RunError
+from imr._typing import PyTree
+
+
+class Checkpoints:
+    """Numbered states of one run in a folder; the newest is the one to resume from.
+
+    Saving is asynchronous and atomic: a process killed at any moment leaves whole checkpoints only.
+
+    Args:
+      directory: made where it is missing.
+      config: JSON-ready description of the run; a checkpoint of another one is refused.
+      every: steps between saves; `save` may be called at any step and decides.
+      keep: how many to keep.
+
+    Raises:
+      RunError: where the folder cannot be made.
+    """
+
+    def __init__(
+        self, directory: str | Path, config: dict[str, Any], *, every: int = 1, keep: int = 1
+    ):
+        self.directory = Path(directory).resolve()
+        self.config = config
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"checkpoint folder {self.directory} cannot be made: {error}."
+            ) from error
+        options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
+        """Saves the state at `step`, a pytree of arrays and random keys, when it is due."""
+        if force and self._manager.latest_step() == step:
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
+        )
+        self._manager.save(step, args=args, force=force)
+
+    def restore(self, like: PyTree) -> PyTree | None:
+        """The newest state, or None where there is none.
+
+        Args:
+          like: a state of the same structure, shapes and dtypes.
+
+        Raises:
+          RunError: where the checkpoint is of another configuration, or does not have the shapes and
+            dtypes of `like`, or cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        where = f"checkpoint {step} in {self.directory}"
+        remedy = "Choose another output folder, or overwrite this one."
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+            ).config
+        except Exception as error:
+            raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
+        differing = sorted(
+            name
+            for name in saved.keys() | self.config.keys()
+            if saved.get(name) != self.config.get(name)
+        )
+        if differing:
+            found = ", ".join(
+                f"{name} is {saved.get(name)!r} there and {self.config.get(name)!r} here"
+                for name in differing
+            )
+            raise RunError(f"{where} is of another configuration: {found}. {remedy}")
+        raw = _raw(like)
+        self._check_shapes(step, raw, where, remedy)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            ).state
+        except Exception as error:
+            raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
+        return _with_keys(like, restored)
+
+    def close(self) -> None:
+        """Waits for saves in flight and lets the folder go."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.closing(self):
+            pass
+
+    def _check_shapes(self, step: int, raw: PyTree, where: str, remedy: str) -> None:
+        # Orbax casts a differing dtype without a word.
+        saved = self._manager.item_metadata(step).state
+        saved = jax.tree_util.tree_leaves_with_path(getattr(saved, "tree", saved))
+        wanted = jax.tree_util.tree_leaves_with_path(raw)
+        if len(saved) != len(wanted):
+            raise RunError(
+                f"{where} holds {len(saved)} arrays, this run has {len(wanted)}. {remedy}"
+            )
+        for (_, there), (path, here) in zip(saved, wanted, strict=True):
+            if tuple(there.shape) != here.shape or there.dtype != here.dtype:
+                raise RunError(
+                    f"{where} has shape {tuple(there.shape)} and dtype {there.dtype} at "
+                    f"{jax.tree_util.keystr(path)}; this run has {here.shape} and {here.dtype}. "
+                    f"{remedy}"
+                )
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(state: PyTree) -> PyTree:
+    """Random keys as plain integers, which is what a checkpoint can hold."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _with_keys(like: PyTree, raw: PyTree) -> PyTree:
+    def one(x, y):
+        return jax.random.wrap_key_data(y, impl=jax.random.key_impl(x)) if _is_key(x) else y
+
+    return jax.tree.map(one, like, raw)

@@ -1,0 +1,395 @@
+"""Labelled images: digits, MNIST and Fashion-MNIST, from a folder or by download, and noise."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imr._checks import (
+    DataError,
+    ImrError,
+    check_at_least,
+    check_choice,
+    check_floating,
+    check_rank,
+    missing_package,
+)
+from imr._typing import Array, PRNGKeyArray
+
+DATASETS = ("digits", "fashion_mnist", "mnist")
+
+_STEMS = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_RANKS = {2049: 1, 2051: 3}
+_AGAIN = "Copy or download it again."
+
+
+class Source(NamedTuple):
+    """Where a data set is to be had: URLs ending in a slash, tried in order, and the md5 of the
+    four gzip files there: training images, training labels, test images, test labels."""
+
+    mirrors: tuple[str, ...]
+    md5: tuple[str, str, str, str]
+    class_names: tuple[str, ...]
+
+
+# fmt: off
+SOURCES = {
+    "fashion_mnist": Source(
+        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"),
+        ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
+         "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+         "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "mnist": Source(
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/",
+         "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
+         "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+        tuple("0123456789"),
+    ),
+}
+# fmt: on
+
+
+class ImageData(NamedTuple):
+    """A labelled set of grey images, one row an image.
+
+    Images are float32 in [0, 1], rows of f = h * w pixels: train_images (n, f), test_images (m, f).
+    Labels are int32 indices into `class_names`: train_labels (n,), test_labels (m,).
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    image_shape: tuple[int, int]
+    class_names: tuple[str, ...]
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """One IDX file of unsigned bytes, gzip or plain, told apart by content.
+
+    The format: a big-endian magic number (2049 labels, 2051 images), one count for each axis, the
+    bytes. No more memory is taken than the file has data, whatever its header promises.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 array, (n, rows, cols) for images or (n,) for labels.
+
+    Raises:
+        DataError: the file is missing, unreadable, empty, not gzip under a `.gz` name, a damaged
+            gzip file, or its header does not agree with its bytes.
+
+    Reference: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as raw:
+            start = raw.read(2)
+            raw.seek(0)
+            zipped = start == b"\x1f\x8b"
+            if path.suffix == ".gz" and start and not zipped:
+                raise DataError(
+                    f"{path} is not a gzip file: it starts with {start.hex(' ')}, not 1f 8b. "
+                    "Download it again, or take .gz off its name if it is a plain IDX file."
+                )
+            with gzip.GzipFile(fileobj=raw) if zipped else raw as stream:
+                return _parse_idx(path, stream)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        what = "truncated" if isinstance(error, EOFError) else "corrupt"
+        raise DataError(f"{path} is a {what} gzip file ({error}). {_AGAIN}") from error
+    except OSError as error:
+        what = error.strerror or error
+        raise DataError(f"{path} cannot be read: {what}. Give a file that can be.") from error
+
+
+def _parse_idx(path: Path, stream: IO[bytes] | gzip.GzipFile) -> np.ndarray:
+    """The array in an open IDX stream; it is read to its end, where gzip checks its CRC."""
+    start = stream.read(4)
+    if not start:
+        raise DataError(f"{path} is empty (0 bytes). {_AGAIN}")
+    magic = int.from_bytes(start, "big")
+    if len(start) < 4 or magic not in _RANKS:
+        raise DataError(
+            f"{path} has magic {magic} (bytes {start.hex(' ')}); expected four bytes with 2051 "
+            "(images) or 2049 (labels). Is it an IDX file?"
+        )
+    size = 4 * _RANKS[magic]
+    counts = stream.read(size)
+    if len(counts) < size:
+        what = f"ends within its header: {4 + len(counts)} of {4 + size} bytes"
+        raise DataError(f"{path} {what}. {_AGAIN}")
+    shape = tuple(int.from_bytes(counts[i : i + 4], "big") for i in range(0, size, 4))
+    if 0 in shape:
+        raise DataError(f"{path} holds nothing: its header gives shape {shape}. {_AGAIN}")
+    promised, found, body = math.prod(shape), 0, bytearray()
+    # In chunks: the header alone must not decide how much is allocated.
+    while chunk := stream.read(1 << 20):
+        found += len(chunk)
+        body += chunk[: promised - len(body)]
+    if found != promised:
+        raise DataError(
+            f"{path} holds too {'few' if found < promised else 'many'} bytes: its header promises "
+            f"{promised} for shape {shape}, and {found} are there. {_AGAIN}"
+        )
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def load_digits() -> ImageData:
+    """scikit-learn's bundled 8 x 8 digits, pixels / 16, with a fixed stratified split.
+
+    Returns:
+        1437 training and 360 test images of 64 pixels, classes "0" to "9".
+
+    Raises:
+        MissingPackageError: scikit-learn is not installed.
+
+    >>> load_digits().train_images.shape
+    (1437, 64)
+    """
+    try:
+        from sklearn import datasets
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise missing_package("scikit-learn", "experiments") from error
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
+    fit, test = train_test_split(
+        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
+    )
+    parts = images[fit], labels[fit], images[test], labels[test]
+    return ImageData("digits", *parts, (8, 8), tuple("0123456789"))
+
+
+def load_images(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+) -> ImageData:
+    """A data set by name, from a local folder or by download.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: folder with the four official files (`train-images-idx3-ubyte.gz` and so on; also
+            without .gz, or spelt `train-images.idx3-ubyte`); it may hold fewer images than the
+            official set. None downloads from the mirrors in `SOURCES`; digits are bundled.
+        cache_dir: where downloads are kept, in a folder `name` of their own; the cache of the
+            operating system by default. A file there with the right checksum needs no network.
+        train_limit: only the first so many training images.
+        test_limit: only the first so many test images.
+
+    Raises:
+        ImrError: an unknown name, a limit that is not from 1 to the number of images there, or a
+            `data_dir` for digits.
+        DataError: a file that is missing, damaged, or at odds with its partner; a failed download.
+        MissingPackageError: scikit-learn or pooch is needed and not installed.
+    """
+    check_choice("name", name, DATASETS)
+    limits = {"train": train_limit, "test": test_limit}
+    limits = {part: limit for part, limit in limits.items() if limit is not None}
+    for part, limit in limits.items():
+        _check_integer(f"{part}_limit", limit, 1)
+    if name != "digits":
+        data = _read(name, _fetch(name, cache_dir) if data_dir is None else _find(name, data_dir))
+    elif data_dir is None:
+        data = load_digits()
+    else:
+        raise ImrError(
+            "data_dir must be None for digits, which are bundled with scikit-learn and take no "
+            f"folder; found {str(data_dir)!r}. Leave it out."
+        )
+    for part, limit in limits.items():
+        there = len(getattr(data, f"{part}_labels"))
+        if limit > there:
+            raise ImrError(f"{part}_limit must be at most {there}, all there are; found {limit}.")
+        # Copies, for a view would keep the whole set in memory.
+        fields = (f"{part}_images", f"{part}_labels")
+        data = data._replace(**{field: getattr(data, field)[:limit].copy() for field in fields})
+    return data
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    """Demands a whole number not below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ImrError(f"{name} must be an integer; found {value!r}.")
+    check_at_least(name, value, least)
+
+
+def _read(name: str, paths: list[Path]) -> ImageData:
+    """The data set in four files, in the order of `_STEMS`, checked against each other."""
+    class_names = SOURCES[name].class_names
+    arrays = [read_idx(path) for path in paths]
+    for path, array, rank in zip(paths, arrays, (3, 1, 3, 1), strict=True):
+        if array.ndim != rank:
+            kinds = {1: "labels (magic 2049)", 3: "images (magic 2051)"}
+            raise DataError(f"{path} holds {kinds[array.ndim]}; expected {kinds[rank]}.")
+    for i in (0, 2):
+        if len(arrays[i]) != len(arrays[i + 1]):
+            raise DataError(
+                f"{paths[i]} has {len(arrays[i])} images, but {paths[i + 1]} has "
+                f"{len(arrays[i + 1])} labels: they must be equal. Take both from the same set."
+            )
+        outside = np.flatnonzero(arrays[i + 1] >= len(class_names))
+        if outside.size:
+            raise DataError(
+                f"{paths[i + 1]} has label {arrays[i + 1][outside[0]]} at index {outside[0]}; the "
+                f"classes are 0 to {len(class_names) - 1}. Is it the label file of {name}?"
+            )
+    shape, other = arrays[0].shape[1:], arrays[2].shape[1:]
+    if shape != other:
+        raise DataError(
+            f"{paths[0]} has images of {shape} pixels, but {paths[2]} of {other}: they must be "
+            "equal. Take both from the same set."
+        )
+    images = (np.divide(a.reshape(len(a), -1), 255, dtype=np.float32) for a in arrays[::2])
+    labels = (a.astype(np.int32) for a in arrays[1::2])
+    return ImageData(
+        name, next(images), next(labels), next(images), next(labels), shape, class_names
+    )
+
+
+def _find(name: str, data_dir: str | Path) -> list[Path]:
+    """The four files in a local folder, in the order of `_STEMS`."""
+    folder = Path(data_dir).expanduser()
+    wanted = f"expected the files of {name}, with or without .gz: {', '.join(_STEMS)}"
+    try:
+        there = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    except OSError as error:
+        raise DataError(f"data_dir {folder}: {error.strerror or error}; {wanted}.") from error
+    paths = []
+    for stem in _STEMS:
+        dotted = stem.replace("-idx", ".idx")
+        spellings = (f"{stem}.gz", stem, f"{dotted}.gz", dotted)
+        found = next((spelling for spelling in spellings if spelling in there), None)
+        if found is None:
+            listing = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
+            raise DataError(
+                f"data_dir {folder} lacks {stem}; {wanted}. Files there: {listing or 'none'}."
+            )
+        paths.append(folder / found)
+    return paths
+
+
+def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
+    """The four files in the cache, downloaded where they are not there or not whole."""
+    try:
+        import pooch
+    except ImportError as error:
+        raise missing_package("pooch", "experiments") from error
+    source = SOURCES[name]
+    root = pooch.os_cache("imr") if cache_dir is None else Path(cache_dir).expanduser()
+    # One folder a data set: the files of MNIST and of Fashion-MNIST bear the same names.
+    folder = Path(root) / name
+    paths = []
+    for stem, md5 in zip(_STEMS, source.md5, strict=True):
+        file, failures = f"{stem}.gz", []
+        for mirror in source.mirrors:
+            try:
+                paths.append(Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, folder)))
+                break
+            # The errors of requests are OSErrors; a wrong checksum is a ValueError of pooch, which
+            # writes to a temporary file and removes it on either, but leaves a refused response open.
+            except (OSError, ValueError) as error:
+                response = getattr(error, "response", None)
+                if response is not None:
+                    response.close()
+                failures.append((mirror + file, error))
+        else:
+            tried = "\n".join(f"  {url}: {type(e).__name__}: {e}" for url, e in failures)
+            raise DataError(
+                f"{file} of {name} (expected md5 {md5}) could not be downloaded to {folder}; the "
+                f"partial file was removed. Tried:\n{tried}\nTry again with a network, or put the "
+                "four files into a folder and pass it as data_dir (--data-dir)."
+            ) from (failures[-1][1] if failures else None)
+    return paths
+
+
+def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float) -> Array:
+    """images + std * N(0, 1), independent for every pixel and not clipped; fresh for every key.
+
+    Args:
+        key: a JAX random key.
+        images: floating array of any shape.
+        std: standard deviation of the noise in units of the pixels, a number >= 0.
+
+    Returns:
+        An array of the shape and dtype of `images`.
+
+    Raises:
+        ImrError: images that are not floating, or a concrete `std` that is negative or NaN.
+
+    >>> add_noise(jax.random.key(0), np.zeros((2, 3), np.float32), 0.5).shape
+    (2, 3)
+
+    Reference: arXiv 2509.04653.
+    """
+    check_floating("images", images)
+    check_rank("std", std, 0, "()")
+    check_at_least("std", std, 0)
+    images = jnp.asarray(images)
+    noise = jax.random.normal(key, images.shape, images.dtype)
+    return images + jnp.asarray(std, images.dtype) * noise
+
+
+def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to fit on and indices held back, each class in the same share.
+
+    round(share * n) are held back, and of each class its share rounded down or up.
+
+    Args:
+        labels: (n,) integers.
+        share: part to hold back, in (0, 1).
+        seed: integer >= 0; the same seed gives the same split.
+
+    Returns:
+        fit_indices and held_back_indices, each in increasing order; together 0..n-1.
+
+    Raises:
+        ImrError: a `share` outside (0, 1) or that leaves one part empty, labels of the wrong shape
+            or dtype, a bad seed.
+
+    >>> fit, held_back = held_back_split([0, 0, 0, 0, 1, 1], 0.5, seed=0)
+    >>> len(fit), len(held_back)
+    (3, 3)
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ImrError(
+            f"labels must be integers of shape (n,); found {labels.dtype} of shape {labels.shape}."
+        )
+    if not 0 < share < 1:
+        raise ImrError(f"share must be between 0 and 1, both excluded; found {share}.")
+    _check_integer("seed", seed, 0)
+    total = round(share * len(labels))
+    if not 0 < total < len(labels):
+        raise ImrError(
+            f"share {share} of {len(labels)} labels holds back {total}, which leaves one part "
+            "empty. Use more labels or another share."
+        )
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    quota = share * counts
+    held = np.floor(quota).astype(int)
+    held[np.argsort(held - quota, kind="stable")[: total - held.sum()]] += 1
+    rng = np.random.default_rng(seed)
+    members = (np.flatnonzero(inverse == c) for c in range(len(counts)))
+    held_back = np.concatenate([rng.permutation(m)[:k] for m, k in zip(members, held, strict=True)])
+    held_back.sort()
+    return np.setdiff1d(np.arange(len(labels)), held_back), held_back

@@ -1,0 +1,248 @@
+"""Cross-entropy, and the loss of the features that a fixed multinomial model defines."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from imr._checks import (
+    ImrError,
+    check_axis,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_rank,
+    is_concrete,
+)
+from imr._numerics import log_sum_exp, widen
+from imr._typing import Labels, Logits, LogitsFn, Mask, Rows, Targets
+from imr.logits import check_group
+
+
+def cross_entropy(logits: Logits, targets: Targets, where: Mask | None = None) -> Rows:
+    """Negative log-likelihood of a multinomial, row by row.
+
+    $$L_i = \\log \\sum_j \\exp N_{ij} - \\langle C_i, N_i \\rangle$$
+
+    Args:
+      logits: N, shape (n, m).
+      targets: integer labels, shape (n,), always column indices of the logits; or distributions C,
+        shape (n, m).
+      where: boolean, shape (n, m); True says that the entry takes part.
+
+    Returns:
+      Nats, shape (n,), accumulated in float32 or wider.
+
+    Raises:
+      ImrError: where shapes do not fit; for concrete values, where a label is out of range, a row of
+        targets is no distribution or puts weight on an excluded entry, or a row is fully masked.
+
+    >>> import jax.numpy as jnp
+    >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4).tolist()
+    [1.3863, 1.3863]
+
+    Reference: arXiv 2509.04653, Section 2.
+    """
+    check_targets(logits.shape, targets, where, logits_name="logits")
+    return _cross_entropy(logits, targets, where)
+
+
+def _cross_entropy(logits: Array, targets: Array, where: Array | None) -> Array:
+    logits = widen(logits)
+    lse = log_sum_exp(logits, where)
+    if targets.ndim == 1:
+        return lse - jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    # A logit of -inf under a target of zero contributes nothing: 0 * inf would be NaN.
+    return lse - jnp.sum(jnp.where(targets == 0, 0, targets * logits), axis=1)
+
+
+def latent_cross_entropy(logits: Logits, labels: Labels, group: Array) -> Rows:
+    """Cross-entropy of latent classes: the label names a class, the model has prototypes of it.
+
+    $$L_i = \\log \\sum_j \\exp N_{ij} - \\log \\sum_{j : group_j = label_i} \\exp N_{ij}$$
+
+    With one prototype for each class this is `cross_entropy`.
+
+    Args:
+      logits: prototype logits, shape (n, m).
+      labels: the class of each row, integers, shape (n,).
+      group: the class of each prototype, integers, shape (m,).
+
+    Returns:
+      Nats, shape (n,).
+
+    Raises:
+      ImrError: where shapes do not fit, or a label has no prototype.
+
+    >>> import jax.numpy as jnp
+    >>> logits, group = jnp.zeros((1, 3)), jnp.array([0, 0, 1])
+    >>> latent_cross_entropy(logits, jnp.array([0]), group).round(4).tolist()
+    [0.4055]
+    """
+    check_group(logits, group)
+    check_rank("labels", labels, 1, "(n,)")
+    check_axis("labels", labels.shape[0], "logits", logits.shape[0], "rows")
+    own = jnp.asarray(group)[None, :] == labels[:, None]
+    if is_concrete(own) and not bool(own.any(axis=1).all()):
+        row = int(jnp.argmin(own.any(axis=1)))
+        raise ImrError(
+            f"labels must be classes that group gives a prototype; labels[{row}] = "
+            f"{int(labels[row])} has none."
+        )
+    return log_sum_exp(logits) - log_sum_exp(logits, own)
+
+
+def feature_loss(
+    logits_fn: LogitsFn,
+    theta: Any,
+    targets: Any,
+    *,
+    beta: Any = 1.0,
+    anchor: tuple[Any, Any] | None = None,
+    where: Mask | None = None,
+) -> Partial:
+    """The loss of the features under a fixed model: its gradient flow is what attention steps along.
+
+    $$L(Z) = \\sum_i CE_i(\\beta N(Z, \\theta), C) + \\frac{\\lambda}{2} \\|Z - X\\|^2$$
+
+    Args:
+      logits_fn: the model; `logits_fn(z, theta)` gives logits, shape (n, m).
+      theta: its parameters, any pytree.
+      targets: as `cross_entropy` takes them.
+      beta: inverse temperature, multiplies the logits.
+      anchor: (lam, x), a weight and the features that hold z back, shape (n, f).
+      where: as `cross_entropy` takes it.
+
+    Returns:
+      A callable z -> scalar, the sum over rows. It is a `jax.tree_util.Partial`, a pytree whose
+      leaves are theta, targets, anchor, beta and where: it passes through `jax.jit` as an argument,
+      and the loss of other values of the same shapes compiles nothing new.
+
+    Raises:
+      ImrError: for concrete values, where theta is not finite, beta is not positive, a label is
+        negative, a row of targets is no distribution, or the anchor is malformed. What depends on
+        the shape of the logits is checked when the loss is called.
+
+    >>> import jax.numpy as jnp
+    >>> from imr import linear_logits
+    >>> loss = feature_loss(linear_logits, jnp.eye(2), jnp.array([0, 1]))
+    >>> loss(jnp.zeros((2, 2))).round(4).item()
+    1.3863
+
+    Reference: arXiv 2509.04653, Section 2.
+    """
+    check_finite("theta", theta)
+    check_positive("beta", beta)
+    if anchor is not None:
+        if not (isinstance(anchor, tuple) and len(anchor) == 2):
+            raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
+        check_finite("anchor", anchor)
+    if not callable(logits_fn):
+        raise ImrError(f"logits_fn must be callable as logits_fn(z, theta); found {logits_fn!r}.")
+    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    return Partial(_feature_loss, model, theta, targets, anchor, beta, where)
+
+
+def _feature_loss(model, theta, targets, anchor, beta, where, z):
+    loss = jnp.sum(cross_entropy(beta * model(z, theta), targets, where))
+    if anchor is None:
+        return loss
+    lam, x = anchor
+    if jnp.shape(x) != jnp.shape(z):
+        raise ImrError(
+            f"anchor's x must have the shape of z, {jnp.shape(z)}; found {jnp.shape(x)}."
+        )
+    return loss + 0.5 * lam * jnp.sum((z - x) ** 2)
+
+
+def check_targets(
+    shape: tuple[int, ...], targets: Any, where: Any = None, *, logits_name: str = "logits"
+) -> None:
+    """Demands targets (and a mask) that fit logits of that shape."""
+    if len(shape) != 2:
+        raise ImrError(
+            f"{logits_name} must have shape (n, m); found shape {shape}. "
+            "For leading batch axes use jax.vmap."
+        )
+    n, m = shape
+    targets_shape = jnp.shape(targets)
+    if where is not None and (
+        jnp.shape(where) != shape or jnp.result_type(where) != jnp.dtype(bool)
+    ):
+        raise ImrError(
+            f"where must be boolean with the shape of the logits, {shape}; found shape "
+            f"{jnp.shape(where)} and dtype {jnp.result_type(where)}."
+        )
+    if where is not None and is_concrete(where):
+        empty = ~np.asarray(where).any(axis=1)
+        if empty.any():
+            raise ImrError(
+                f"where must leave each row an entry; row {int(np.argmax(empty))} is fully masked. "
+                "Leave that row out."
+            )
+    if len(targets_shape) == 1:
+        if targets_shape[0] != n:
+            raise ImrError(
+                f"targets has {targets_shape[0]} labels, but {logits_name} has {n} rows: they "
+                "must be equal."
+            )
+        if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
+            raise ImrError(
+                f"targets of shape (n,) must be integer labels; found dtype "
+                f"{jnp.result_type(targets)}. Distributions have shape (n, m)."
+            )
+        _check_labels(targets, m, where)
+    else:
+        if targets_shape != shape:
+            raise ImrError(
+                f"targets must be labels, shape ({n},), or distributions, shape {shape} as "
+                f"{logits_name}; found shape {targets_shape}."
+            )
+        check_floating("targets of shape (n, m)", targets)
+        _check_distributions(targets, where)
+
+
+def _check_labels(labels: Any, m: int, where: Any) -> None:
+    if not is_concrete(labels):
+        return
+    values = np.asarray(labels)
+    bad = (values < 0) | (values >= m)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ImrError(
+            f"targets must be column indices of the logits, 0 to {m - 1}; found targets[{row}] = "
+            f"{int(values[row])}."
+        )
+    if where is not None and is_concrete(where):
+        hidden = ~np.asarray(where)[np.arange(values.size), values]
+        if hidden.any():
+            row = int(np.argmax(hidden))
+            raise ImrError(
+                f"targets[{row}] = {int(values[row])} is an entry that where excludes: its loss "
+                "would be infinite. Change the label or the mask."
+            )
+
+
+def _check_distributions(targets: Any, where: Any) -> None:
+    if not is_concrete(targets):
+        return
+    values = np.asarray(jnp.asarray(widen(jnp.asarray(targets))))
+    sums = values.sum(axis=1)
+    # A row of m numbers of precision eps sums to 1 within about m * eps.
+    tolerance = max(1e-6, 4 * values.shape[1] * float(jnp.finfo(jnp.result_type(targets)).eps))
+    bad = ~((values >= 0).all(axis=1) & (np.abs(sums - 1) <= tolerance))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ImrError(
+            "targets must be distributions, non-negative rows that sum to 1; row "
+            f"{row} has least entry {values[row].min():.6g} and sum {sums[row]:.6g}."
+        )
+    if where is not None and is_concrete(where):
+        hidden = np.where(np.asarray(where), 0, values).sum(axis=1) > 0
+        if hidden.any():
+            raise ImrError(
+                f"targets puts weight on entries that where excludes in row "
+                f"{int(np.argmax(hidden))}: its loss would be infinite. Change one of them."
+            )

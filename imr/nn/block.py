@@ -1,0 +1,111 @@
+"""A transformer block that is one Lie step of multinomial regression's feature flow."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imr._checks import check_at_least
+from imr._numerics import matmul
+from imr._typing import Array, Features, Field
+from imr.attention import cross_attention
+from imr.splitting import lie_step
+
+
+class MLP(nnx.Module):
+    """Two layers, $MLP(z) = GELU(z W_1 + b_1) W_2 + b_2$: the stand-in for the unknown labels.
+
+    Args:
+      num_features: f.
+      width: hidden units.
+      rngs: random streams of flax nnx; `params` draws W_1 from N(0, 1/f), W_2 from N(0, 0.01^2).
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> MLP(3, 8, rngs=nnx.Rngs(0))(jnp.ones((2, 3))).shape
+    (2, 3)
+    """
+
+    def __init__(self, num_features: int, width: int, *, rngs: nnx.Rngs):
+        check_at_least("num_features", num_features, 1)
+        check_at_least("width", width, 1)
+        scale = num_features**-0.5
+        self.w1 = nnx.Param(scale * jax.random.normal(rngs.params(), (num_features, width)))
+        self.b1 = nnx.Param(jnp.zeros(width))
+        self.w2 = nnx.Param(0.01 * jax.random.normal(rngs.params(), (width, num_features)))
+        self.b2 = nnx.Param(jnp.zeros(num_features))
+
+    def __call__(self, z: Features) -> Features:
+        """Shape (n, f) to shape (n, f)."""
+        hidden = jax.nn.gelu(matmul(z, self.w1[...]) + self.b1[...][None, :])
+        return matmul(hidden, self.w2[...]) + self.b2[...][None, :]
+
+
+class Block(nnx.Module):
+    """One Lie step of the feature flow, which is a residual transformer block.
+
+    $$Z' = Z - \\tau \\, CA(Z, \\theta), \\qquad Z^+ = Z' + \\tau \\, MLP(Z')$$
+
+    CA is `imr.cross_attention` with the bias of the logits. The label term of the flow, C theta, is
+    unknown at test time; the MLP stands in for it. There is no normalisation, and queries, keys and
+    values are tied: theta, bias and tau are the block's parameters.
+
+    Args:
+      num_features: f.
+      num_classes: k, the rows of theta.
+      attention: whether the block has its attention step.
+      mlp_width: hidden units of the MLP; None leaves the MLP out.
+      tau: the step size to start from; it is learned and may change sign.
+      rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
+
+    Raises:
+      ImrError: where a size is below 1.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> block = Block(num_features=3, num_classes=2, rngs=nnx.Rngs(0))
+    >>> block(jnp.ones((5, 3))).shape
+    (5, 3)
+
+    Reference: arXiv 2509.04653, Corollary on operator splitting.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        attention: bool = True,
+        mlp_width: int | None = 128,
+        tau: float = 0.5,
+        rngs: nnx.Rngs,
+    ):
+        check_at_least("num_features", num_features, 1)
+        check_at_least("num_classes", num_classes, 1)
+        self.attention = attention
+        shape = (num_classes, num_features)
+        self.theta = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(num_classes))
+        self.tau = nnx.Param(jnp.asarray(float(tau)))
+        self.mlp = None if mlp_width is None else MLP(num_features, mlp_width, rngs=rngs)
+
+    def fields(self) -> tuple[Field, ...]:
+        """The operators of the split flow, f(t, z, args), in order of application."""
+        fields = []
+        if self.attention:
+            fields.append(self._descend)
+        if self.mlp is not None:
+            fields.append(self._label_term)
+        return tuple(fields)
+
+    def __call__(self, z: Features) -> Features:
+        """One step; shape (n, f) to shape (n, f). Without attention and MLP it is the identity."""
+        fields = self.fields()
+        return lie_step(fields, z, self.tau[...]) if fields else z
+
+    def _descend(self, t: Array | float, z: Features, args: None) -> Features:
+        del t, args
+        return -cross_attention(z, self.theta[...], self.bias[...])
+
+    def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
+        del t, args
+        return self.mlp(z)  # pyright: ignore[reportOptionalCall]

@@ -1,0 +1,118 @@
+"""Blocks, and a read-out with the same theta."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, check_at_least
+from imr._numerics import log_sum_exp
+from imr._typing import Features
+from imr.logits import linear_logits
+from imr.nn.block import Block
+
+
+class Classifier(nnx.Module):
+    """Multinomial regression on evolved features: iterate a block, then read out with its theta.
+
+    $$Z_{l+1} = Block(Z_l), \\quad Z_0 = X; \\qquad N = Z_L \\theta^T + b$$
+
+    With `iterations=0` this is multinomial regression. With `prototypes` s > 1 each class c has s
+    rows of theta (latent classes), and $N_c = \\log \\sum_{j \\in c} \\exp N_j$: the softmax of the
+    result is the sum of the softmax over the prototypes of each class.
+
+    Args:
+      num_features: f.
+      num_classes: k.
+      iterations: depth L, blocks applied before the read-out.
+      prototypes: s, rows of theta for each class; class c owns rows c s to c s + s - 1.
+      attention: whether the blocks have their attention step.
+      mlp_width: hidden units of their MLP; None leaves it out.
+      tau: the step size to start from, learned.
+      tied: one block iterated (the autonomous flow), or a block for each iteration (theta(t)); the
+        read-out then shares the last one's theta.
+      rngs: random streams of flax nnx.
+
+    Raises:
+      ImrError: where a size is below 1 or `iterations` below 0.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = Classifier(num_features=4, num_classes=3, iterations=2, rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((5, 4))).shape
+    (5, 3)
+
+    Reference: arXiv 2509.04653; latent classes are an extension of imr.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        iterations: int,
+        prototypes: int = 1,
+        attention: bool = True,
+        mlp_width: int | None = 128,
+        tau: float = 0.5,
+        tied: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        check_at_least("num_classes", num_classes, 1)
+        check_at_least("iterations", iterations, 0)
+        check_at_least("prototypes", prototypes, 1)
+        self.num_classes = num_classes
+        self.iterations = iterations
+        self.tied = tied
+        self.blocks = nnx.List(
+            Block(
+                num_features,
+                num_classes * prototypes,
+                attention=attention,
+                mlp_width=mlp_width,
+                tau=tau,
+                rngs=rngs,
+            )
+            for _ in range(1 if tied else max(iterations, 1))
+        )
+
+    def __call__(self, x: Features) -> Float[Array, "n k"]:
+        """Class logits, shape (n, k), after `iterations` blocks from Z_0 = x, shape (n, f)."""
+        z = x
+        for l in range(self.iterations):
+            z = self.blocks[0 if self.tied else l](z)
+        return self.read_out(z)
+
+    def read_out(self, z: Features) -> Float[Array, "n k"]:
+        """Class logits of features, shape (n, f), as they stand."""
+        last = self.blocks[-1]
+        logits = linear_logits(z, last.theta[...], last.bias[...])
+        if logits.shape[1] == self.num_classes:
+            return logits
+        return log_sum_exp(logits.reshape(z.shape[0], self.num_classes, -1))
+
+    def trajectory(self, x: Features, iterations: int | None = None) -> Float[Array, "l n f"]:
+        """The features Z_0 ... Z_L, shape (iterations + 1, n, f).
+
+        Args:
+          x: features Z_0, shape (n, f).
+          iterations: how many blocks; the trained depth unless said. A tied classifier goes past
+            its trained depth, an untied one cannot.
+
+        Raises:
+          ImrError: where `iterations` is negative, or past the depth of an untied classifier.
+        """
+        count = self.iterations if iterations is None else iterations
+        check_at_least("iterations", count, 0)
+        if not self.tied:
+            if count > self.iterations:
+                raise ImrError(
+                    f"iterations must be at most {self.iterations}, the depth of this untied "
+                    f"classifier; found {count}. A tied one iterates its block for as long as asked."
+                )
+            states = [x]
+            for block in list(self.blocks)[:count]:
+                states.append(block(states[-1]))
+            return jax.numpy.stack(states)
+        block = self.blocks[0]
+        _, later = jax.lax.scan(lambda z, _: (z_ := block(z), z_), x, length=count)
+        return jax.numpy.concatenate([x[None], later])

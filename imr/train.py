@@ -1,0 +1,147 @@
+"""Training: many steps in one compiled scan, many runs in one vmapped program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from imr._checks import ImrError, check_at_least
+from imr._typing import PyTree
+
+
+class TrainState(NamedTuple):
+    """All that a stopped run needs to go on: parameters, optimizer state, step and random key.
+
+    The key never changes: step number t draws from `fold_in(key, t)`, so that a run that was stopped
+    and resumed is bit-identical to an unbroken one. In a batch of runs each leaf has a leading axis.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    step: Int[Array, "..."]
+    key: PRNGKeyArray
+
+
+def init_states(
+    init: Callable[[PRNGKeyArray], PyTree],
+    optimizer: optax.GradientTransformation,
+    keys: PRNGKeyArray,
+) -> TrainState:
+    """States of several runs at step 0.
+
+    Args:
+      init: from a key to parameters.
+      optimizer: of optax.
+      keys: a key for each run, shape (runs,).
+
+    Returns:
+      A `TrainState` whose leaves have a leading axis of runs.
+    """
+
+    def one(key):
+        init_key, key = jax.random.split(key)
+        params = init(init_key)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+
+    return jax.jit(jax.vmap(one))(keys)
+
+
+def make_chunk(
+    loss: Callable[[PyTree, PyTree, PyTree, Any, PRNGKeyArray], Array],
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[PyTree, PRNGKeyArray, Array], PyTree],
+) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]:
+    """One compiled function that trains every run for a chunk of steps.
+
+    Args:
+      loss: `loss(params, hyper, data, batch, key)`, a scalar; `batch` is one entry of the schedule.
+      optimizer: of optax.
+      schedule: `schedule(data, key, step)` gives the chunk that begins at `step`: a pytree whose
+        leading axis is the steps, such as the indices of shuffled minibatches.
+
+    Returns:
+      `chunk(states, hyper, data)`: states and `hyper` have a leading axis of runs, `data` is shared
+      by all of them. Returns the states after the chunk and the losses, shape (runs, steps). The
+      states handed in are consumed (their buffers are donated).
+    """
+
+    def one_run(state: TrainState, hyper: PyTree, data: PyTree) -> tuple[TrainState, Array]:
+        chunk_key, step_key = jax.random.split(state.key)
+        entries = schedule(data, jax.random.fold_in(chunk_key, state.step), state.step)
+
+        def one_step(carry, batch):
+            params, opt_state, step = carry
+            key = jax.random.fold_in(step_key, step)
+            value, grads = jax.value_and_grad(loss)(params, hyper, data, batch, key)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state, step + 1), value
+
+        carry, losses = jax.lax.scan(one_step, (state.params, state.opt_state, state.step), entries)
+        return TrainState(*carry, state.key), losses
+
+    return jax.jit(jax.vmap(one_run, in_axes=(0, 0, None)), donate_argnums=0)
+
+
+def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[Array, "steps b"]:
+    """Row indices of one epoch: a random permutation cut into full minibatches.
+
+    Args:
+      key: of this epoch.
+      num_rows: rows there are.
+      batch_size: rows in a minibatch; with fewer rows than that, there is one batch of all.
+
+    Returns:
+      Indices, shape (num_rows // batch_size, batch_size); the remainder, other rows each time, sits
+      this epoch out.
+
+    >>> import jax
+    >>> epoch_of_batches(jax.random.key(0), 10, 3).shape
+    (3, 3)
+    """
+    check_at_least("num_rows", num_rows, 1)
+    check_at_least("batch_size", batch_size, 1)
+    batch_size = min(batch_size, num_rows)
+    steps = num_rows // batch_size
+    return jax.random.permutation(key, num_rows)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def fit(
+    chunk: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]],
+    states: TrainState,
+    hyper: PyTree,
+    data: PyTree,
+    *,
+    num_steps: int,
+    on_chunk: Callable[[int, TrainState, Array], None] = lambda step, states, losses: None,
+) -> TrainState:
+    """Trains from wherever the states stand to `num_steps`, chunk by chunk.
+
+    Args:
+      chunk: of `make_chunk`.
+      states: fresh of `init_states`, or restored from a checkpoint.
+      hyper: hyper-parameters of each run, leading axis of runs.
+      data: shared by all runs, placed once.
+      num_steps: where to stop; a whole number of chunks.
+      on_chunk: called after each chunk with the step reached, the states and the losses, shape
+        (runs, steps): the place for metrics, checkpoints and progress.
+
+    Returns:
+      The states at `num_steps`.
+
+    Raises:
+      ImrError: where the chunks step over `num_steps`.
+    """
+    step = int(states.step[0])
+    while step < num_steps:
+        states, losses = chunk(states, hyper, data)
+        step += losses.shape[1]
+        if step > num_steps:
+            raise ImrError(
+                f"num_steps must be a whole number of chunks; {num_steps} lies inside the chunk "
+                f"that ends at step {step}."
+            )
+        on_chunk(step, states, losses)
+    return states
