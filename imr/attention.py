@@ -14,13 +14,13 @@ def cross_attention(
     *,
     beta: Float[Array, ""] | float = 1.0,
 ) -> Features:
-    """Cross-attention, the gradient of the log-sum-exp of the linear model.
+    r"""Cross-attention, the gradient of the log-sum-exp of the linear model.
 
-    $$CA(Z, \\theta) = softmax(\\beta (Z \\theta^T + b)) \\theta$$
+    $$CA(Z, \theta) = softmax(\beta (Z \theta^T + b)) \theta$$
 
     The queries are Z; theta is keys and values. With C the targets, the gradient flow of
     `feature_loss(linear_logits, theta, C, beta=beta)` is
-    $dZ/dt = \\beta (C \\theta - CA(Z, \\theta))$.
+    $dZ/dt = \beta (C \theta - CA(Z, \theta))$.
 
     Args:
       z: features, shape (n, f).

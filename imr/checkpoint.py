@@ -68,7 +68,7 @@ class Checkpoints:
         try:
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-            ).config
+            )["config"]
         except Exception as error:
             raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
         differing = sorted(
@@ -88,7 +88,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            ).state
+            )["state"]
         except Exception as error:
             raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
         return _with_keys(like, restored)

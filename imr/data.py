@@ -4,7 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         raise DataError(f"{path} cannot be read: {what}. Give a file that can be.") from error
 
 
-def _parse_idx(path: Path, stream: IO[bytes] | gzip.GzipFile) -> np.ndarray:
+def _parse_idx(path: Path, stream: Any) -> np.ndarray:
     """The array in an open IDX stream; it is read to its end, where gzip checks its CRC."""
     start = stream.read(4)
     if not start:

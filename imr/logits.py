@@ -15,7 +15,7 @@ from imr._typing import Bias, ClassWeights, Features
 def linear_logits(
     z: Features, theta: ClassWeights, bias: Bias | None = None
 ) -> Float[Array, "n k"]:
-    """Linear model, the logits of multinomial regression: $N = Z \\theta^T + b$.
+    r"""Linear model, the logits of multinomial regression: $N = Z \theta^T + b$.
 
     Args:
       z: features, shape (n, f).

@@ -22,9 +22,9 @@ from imr.logits import check_group
 
 
 def cross_entropy(logits: Logits, targets: Targets, where: Mask | None = None) -> Rows:
-    """Negative log-likelihood of a multinomial, row by row.
+    r"""Negative log-likelihood of a multinomial, row by row.
 
-    $$L_i = \\log \\sum_j \\exp N_{ij} - \\langle C_i, N_i \\rangle$$
+    $$L_i = \log \sum_j \exp N_{ij} - \langle C_i, N_i \rangle$$
 
     Args:
       logits: N, shape (n, m).
@@ -59,9 +59,9 @@ def _cross_entropy(logits: Array, targets: Array, where: Array | None) -> Array:
 
 
 def latent_cross_entropy(logits: Logits, labels: Labels, group: Array) -> Rows:
-    """Cross-entropy of latent classes: the label names a class, the model has prototypes of it.
+    r"""Cross-entropy of latent classes: the label names a class, the model has prototypes of it.
 
-    $$L_i = \\log \\sum_j \\exp N_{ij} - \\log \\sum_{j : group_j = label_i} \\exp N_{ij}$$
+    $$L_i = \log \sum_j \exp N_{ij} - \log \sum_{j : group_j = label_i} \exp N_{ij}$$
 
     With one prototype for each class this is `cross_entropy`.
 
@@ -103,9 +103,9 @@ def feature_loss(
     anchor: tuple[Any, Any] | None = None,
     where: Mask | None = None,
 ) -> Partial:
-    """The loss of the features under a fixed model: its gradient flow is what attention steps along.
+    r"""The loss of the features under a fixed model: its gradient flow is what attention steps along.
 
-    $$L(Z) = \\sum_i CE_i(\\beta N(Z, \\theta), C) + \\frac{\\lambda}{2} \\|Z - X\\|^2$$
+    $$L(Z) = \sum_i CE_i(\beta N(Z, \theta), C) + \frac{\lambda}{2} \|Z - X\|^2$$
 
     Args:
       logits_fn: the model; `logits_fn(z, theta)` gives logits, shape (n, m).

@@ -1,6 +1,6 @@
 """Multinomial regression fitted to its optimum: the parameters theta, the features fixed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def preconditioner(basis: Basis, l2: ScalarLike, noise: ScalarLike = 0.0) -> Flo
 def objective(
     theta: ClassWeights, bias: Bias, x: Features, labels: Labels, l2: ScalarLike
 ) -> Scalar:
-    """$F = mean_i CE_i(X \\theta^T + b) + l2 \\, \\|\\theta\\|^2$; the bias carries no penalty.
+    r"""$F = mean_i CE_i(X \theta^T + b) + l2 \, \|\theta\|^2$; the bias carries no penalty.
 
     scikit-learn's `LogisticRegression(C)` minimises the same with $l2 = 1 / (2 C n)$.
     """
@@ -80,9 +80,9 @@ def fit_regression(
     tol: float = 1e-5,
     max_steps: int = 2000,
 ) -> Regression:
-    """Multinomial regression at its optimum, by L-BFGS in preconditioned coordinates.
+    r"""Multinomial regression at its optimum, by L-BFGS in preconditioned coordinates.
 
-    Minimises $mean_i CE_i(X \\theta^T + b) + l2 \\, \\|\\theta\\|^2$, which is convex. The features are
+    Minimises $mean_i CE_i(X \theta^T + b) + l2 \, \|\theta\|^2$, which is convex. The features are
     rotated onto their principal axes and scaled by `preconditioner`; that is a change of variables
     only, and saves most of the steps. (Loop over penalties: under `jax.vmap` every line search
     costs as much as the longest.)
@@ -154,7 +154,8 @@ def _fit_regression(x, labels, num_classes, l2, tol, max_steps):
         jnp.zeros((), jnp.int32),
         jnp.asarray(jnp.inf, x.dtype),
     )
-    (phi, bias), _, count, norm = jax.lax.while_loop(unfinished, step, start)
+    result: Any = jax.lax.while_loop(unfinished, step, start)
+    (phi, bias), _, count, norm = result
     theta, bias = from_basis(basis, phi * scale[None, :], bias)
     return Regression(theta, bias, norm, count, norm <= tol)
 
@@ -169,7 +170,7 @@ def fit_noisy_regression(
     *,
     num_steps: int = 1000,
 ) -> tuple[ClassWeights, Bias]:
-    """Multinomial regression trained on noisy features, fresh noise at every step.
+    r"""Multinomial regression trained on noisy features, fresh noise at every step.
 
     Minimises $E_\epsilon\, mean_i CE_i((X + s \epsilon) \theta^T + b) + l2 \, \|\theta\|^2$,
     $\epsilon$ standard normal, which is convex, by Nesterov's method with cosine decay on all rows
@@ -234,6 +235,7 @@ def _fit_noisy(key, x, labels, l2, noise, num_classes, num_steps):
         return (optax.apply_updates((phi, bias), updates), state), None
 
     params = (jnp.zeros((num_classes, x.shape[1]), x.dtype), jnp.zeros(num_classes, x.dtype))
-    carry, _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(num_steps))
-    (phi, bias), _ = carry
+    start = (params, optimizer.init(params))
+    result: Any = jax.lax.scan(step, start, jnp.arange(num_steps))
+    phi, bias = result[0][0]
     return from_basis(basis, phi * scale[None, :], bias)

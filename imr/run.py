@@ -1,22 +1,18 @@
-"""Run folders of experiments: the configuration, metrics, results, progress, and the way in."""
+"""Run folders of experiments: the configuration, metrics and results."""
 
 import contextlib
 import dataclasses
 import enum
 import importlib
 import importlib.metadata
-import inspect
 import json
 import math
 import os
 import platform
 import shutil
 import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,29 +20,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from imr._checks import ImrError, RunError, missing_package
+from imr._checks import ImrError, RunError
 
 _CONTROL = ("out", "overwrite")  # where a run goes, not what it computes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 _MADE = ("summary.json", "table.md", "metrics.jsonl", "figures", "checkpoints", "config.json")
 _ABSENT = "(absent)"
-_PLAIN_SECONDS = 15.0
 
 
-def _plain(name: str, value: Any, spell: bool = False) -> Any:
+def json_ready(name: str, value: Any, spell: bool = False) -> Any:
     """The value as JSON has it; what is not finite becomes null, or its name with `spell`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(f"{name}.{key}", entry, spell) for key, entry in value.items()}
+        return {str(key): json_ready(f"{name}.{key}", entry, spell) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(name, entry, spell) for entry in value]
+        return [json_ready(name, entry, spell) for entry in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(name, np.asarray(value).tolist(), spell)
+        return json_ready(name, np.asarray(value).tolist(), spell)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value) if spell else None
     if value is None or isinstance(value, bool | int | float | str):
@@ -60,13 +55,6 @@ def _write(path: Path, value: Any) -> None:
     half = path.with_name(path.name + ".tmp")
     half.write_text(text, encoding="utf-8")
     os.replace(half, path)
-
-
-def _optional(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise missing_package(package, "experiments") from error
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -91,7 +79,7 @@ def config_dict(config: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ImrError(f"config must be a dataclass instance; found {config!r}. Pass Config(...).")
     names = [field.name for field in dataclasses.fields(config)]
-    return {n: _plain(n, getattr(config, n), spell=True) for n in names if n not in _CONTROL}
+    return {n: json_ready(n, getattr(config, n), spell=True) for n in names if n not in _CONTROL}
 
 
 def config_hash(config: Any) -> str:
@@ -253,7 +241,7 @@ class RunFolder:
                 not finite is written as null.
             table: the results to read, in Markdown.
         """
-        ready = _plain("summary", summary)
+        ready = json_ready("summary", summary)
         _write(self.path / "table.md", table.rstrip("\n") + "\n")
         _write(self.path / "summary.json", ready)
 
@@ -268,7 +256,7 @@ class Metrics:
 
     def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
         self.path = Path(path)
-        self.tags = _plain("tags", tags)
+        self.tags = json_ready("tags", tags)
         with contextlib.suppress(FileNotFoundError):
             data = self.path.read_bytes()
             if not data.endswith(b"\n"):
@@ -284,7 +272,7 @@ class Metrics:
         Raises:
             ImrError: for a value that is no scalar.
         """
-        row = {"step": int(step), **self.tags, **_plain("metrics", values)}
+        row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
         for key, value in row.items():
             if isinstance(value, list | dict):
                 raise ImrError(f"metrics.{key} must be a scalar; found {value!r}. Split it.")
@@ -317,127 +305,5 @@ class Metrics:
             raise RunError(f"{self.path} is damaged; run again with --overwrite.") from None
 
     def _carries(self, row: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
-        wanted = {**self.tags, **_plain("tags", tags)}
+        wanted = {**self.tags, **json_ready("tags", tags)}
         return all(key in row and row[key] == value for key, value in wanted.items())
-
-
-def markdown_table(
-    rows: Sequence[Mapping[str, Any]],
-    columns: Iterable[str] | None = None,
-    *,
-    formats: Mapping[str, str] | None = None,
-) -> str:
-    """Rows as a Markdown table whose columns line up in plain text too.
-
-    Args:
-        rows: one mapping a row, column name to value; None and what is missing shows as `-`.
-        columns: which and in what order; by default all, as they first appear.
-        formats: column name to format specification; `.3f` by default for floats.
-
-    Returns:
-        The table, without a newline at its end; columns of numbers are aligned right.
-
-    >>> print(markdown_table([{"data": "digits", "accuracy": 0.95}, {"data": "noise"}]))
-    | data   | accuracy |
-    | ------ | -------: |
-    | digits |    0.950 |
-    | noise  |        - |
-    """
-    names = list(dict.fromkeys(key for row in rows for key in row) if columns is None else columns)
-    body = []
-    for name in names:
-        values = [_scalar(row.get(name)) for row in rows]
-        right = all(v is None or type(v) in (int, float) for v in values)
-        cells = [name, *(_cell(value, (formats or {}).get(name)) for value in values)]
-        width = max(3, *map(len, cells))
-        cells = [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
-        body.append([cells[0], "-" * (width - 1) + (":" if right else "-"), *cells[1:]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*body, strict=True))
-
-
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, np.ndarray | np.generic | jax.Array) else value
-
-
-def _cell(value: Any, form: str | None) -> str:
-    if value is None:
-        return "-"
-    form = form or (".3f" if isinstance(value, float) else "")
-    return format(value, form).replace("|", "\\|").replace("\n", " ")
-
-
-class Progress:
-    """Progress on standard error: one live line on a terminal, else a plain line now and then.
-
-    Args:
-        total: how many units make the whole.
-        label: what is going on.
-        unit: what is counted.
-        initial: how many were done before, by the run that this one resumes.
-
-    Use it as a context manager, and call `update` as often as you like. On a terminal it needs
-    tqdm, and raises `MissingPackageError` without it.
-    """
-
-    def __init__(self, total: int, label: str, unit: str = "step", *, initial: int = 0) -> None:
-        self.total, self.label, self.unit, self.initial = total, label, unit, initial
-        self._done, self._values, self._bar, self._pending = initial, {}, None, True
-
-    def __enter__(self) -> "Progress":
-        self._start = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            bar = _optional("tqdm").tqdm
-            self._bar = bar(total=self.total, desc=self.label, unit=self.unit, initial=self.initial)
-        return self
-
-    def update(self, done: int, **values: Any) -> None:
-        """Says that `done` units are done since the beginning, beside values worth watching."""
-        plain = _plain("progress", values)
-        self._values = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in plain.items()}
-        if self._bar is not None:
-            self._bar.set_postfix(self._values, refresh=False)
-            self._bar.update(done - self._done)
-        self._done, self._pending = done, True
-        if self._bar is None and time.monotonic() - self._said >= _PLAIN_SECONDS:
-            self._say()
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif self._pending:
-            self._say()
-
-    def _say(self) -> None:
-        self._said, self._pending = time.monotonic(), False
-        rate = (self._done - self.initial) / max(self._said - self._start, 1e-9)
-        left = timedelta(seconds=round((self.total - self._done) / rate)) if rate > 0 else "?"
-        parts = [f"{self._done}/{self.total}", f"{rate:.3g} {self.unit}/s", f"{left} left"]
-        parts += [f"{name} {value}" for name, value in self._values.items()]
-        sys.stderr.write(f"{self.label}: {', '.join(parts)}\n")
-        sys.stderr.flush()
-
-
-def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = None) -> int:
-    """Runs an experiment from the command line: flags to a configuration, errors to one line.
-
-    Args:
-        main: takes the configuration; its docstring heads `--help`.
-        config_type: a dataclass; each field is a flag, described by its docstring or comment.
-        argv: the flags, those of the process by default.
-
-    Returns:
-        The exit code: 0, or 2 after an `ImrError`, or 130 after an interrupt.
-
-    Raises:
-        SystemExit: from tyro, after `--help` or for flags that do not fit.
-    """
-    try:
-        description = inspect.getdoc(main)
-        main(_optional("tyro").cli(config_type, description=description, args=argv))
-    except ImrError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: run the same command again to resume\n")
-        return 130
-    return 0

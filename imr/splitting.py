@@ -15,9 +15,9 @@ from imr._typing import Field, ScalarLike
 def lie_step(
     fields: Sequence[Field], z: Any, tau: ScalarLike, t: ScalarLike = 0.0, args: Any = None
 ) -> Any:
-    """Lie splitting: one explicit Euler step of each field in turn, first order in tau.
+    r"""Lie splitting: one explicit Euler step of each field in turn, first order in tau.
 
-    $$z \\leftarrow z + \\tau f_j(t, z, args), \\quad j = 1, 2, ...$$
+    $$z \leftarrow z + \tau f_j(t, z, args), \quad j = 1, 2, ...$$
 
     With one field it is an Euler step of the flow, a residual attention layer; with the attention
     term and an MLP it is a transformer block.

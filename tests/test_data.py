@@ -145,6 +145,7 @@ def test_load_images_from_folder(tmp_path, spell):
     np.testing.assert_array_equal(found.train_labels, np.arange(12) % 10)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_limits(tmp_path):
     folder = write(tmp_path, idx_files())
     whole = data.load_images("mnist", folder)
@@ -364,6 +365,7 @@ def test_noise():
         (np.zeros(3, np.uint8), 0.1, "images must be a floating array"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_noise_faults(images, std, message):
     with pytest.raises(ImrError, match=message):
         data.add_noise(jax.random.key(0), images, std)
@@ -407,6 +409,7 @@ def test_split_depends_on_the_seed():
         ([0.0, 1.0], 0.5, 0, "found float64"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_split_faults(labels, share, seed, message):
     with pytest.raises(ImrError, match=message):
         data.held_back_split(labels, share, seed)

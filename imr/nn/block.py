@@ -41,9 +41,9 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One Lie step of the feature flow, which is a residual transformer block.
+    r"""One Lie step of the feature flow, which is a residual transformer block.
 
-    $$Z' = Z - \\tau \\, CA(Z, \\theta), \\qquad Z^+ = Z' + \\tau \\, MLP(Z')$$
+    $$Z' = Z - \tau \, CA(Z, \theta), \qquad Z^+ = Z' + \tau \, MLP(Z')$$
 
     CA is `imr.cross_attention` with the bias of the logits. The label term of the flow, C theta, is
     unknown at test time; the MLP stands in for it. There is no normalisation, and queries, keys and

@@ -12,12 +12,12 @@ from imr.nn.block import Block
 
 
 class Classifier(nnx.Module):
-    """Multinomial regression on evolved features: iterate a block, then read out with its theta.
+    r"""Multinomial regression on evolved features: iterate a block, then read out with its theta.
 
-    $$Z_{l+1} = Block(Z_l), \\quad Z_0 = X; \\qquad N = Z_L \\theta^T + b$$
+    $$Z_{l+1} = Block(Z_l), \quad Z_0 = X; \qquad N = Z_L \theta^T + b$$
 
     With `iterations=0` this is multinomial regression. With `prototypes` s > 1 each class c has s
-    rows of theta (latent classes), and $N_c = \\log \\sum_{j \\in c} \\exp N_j$: the softmax of the
+    rows of theta (latent classes), and $N_c = \log \sum_{j \in c} \exp N_j$: the softmax of the
     result is the sum of the softmax over the prototypes of each class.
 
     Args:

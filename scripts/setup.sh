@@ -1,0 +1,106 @@
+# Makes .venv in the repository root and installs imr there; to be sourced, by bash.
+# shellcheck shell=bash
+#
+# setup EXTRA    EXTRA is `experiments`, or `dev`, which holds `experiments` too.
+#
+# What is installed is noted in .venv/installed, so that pip is asked only when something changed.
+
+root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
+venv=$root/.venv
+python=$venv/bin/python
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  shift
+  if [ $# -gt 0 ]; then printf '  %s\n' "$@" >&2; fi
+  exit 2
+}
+
+say() {
+  printf '%s\n' "$*" >&2
+}
+
+# Whether a Python runs and is new enough.
+is_new_enough() {
+  "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+# Prints the first Python that can make the environment.
+find_python() {
+  local candidate version found='' bare=''
+  for candidate in ${IMR_PYTHON:+"$IMR_PYTHON"} python3.14 python3.13 python3.12 python3.11 python3; do
+    if version=$("$candidate" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); then
+      found="$found${found:+, }$candidate is $version"
+    elif command -v -- "$candidate" >/dev/null || [ "$candidate" = "${IMR_PYTHON:-}" ]; then
+      found="$found${found:+, }$candidate does not run"
+      continue
+    fi
+    if ! is_new_enough "$candidate"; then
+      continue
+    elif "$candidate" -I -c 'import ensurepip, venv' 2>/dev/null; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+    bare=${bare:-$version}
+  done
+  if [ -n "$bare" ]; then
+    fail "Python $bare is here, but its venv module cannot make an environment (found: $found)." \
+      "On Debian or Ubuntu: sudo apt-get install python$bare-venv"
+  fi
+  fail "imr needs Python 3.11 or newer (found: ${found:-none})." \
+    "Install one (on Debian or Ubuntu: sudo apt-get install python3 python3-venv)," \
+    "or name one: IMR_PYTHON=/path/to/python $0"
+}
+
+make_venv() {
+  local base
+  base=$(find_python)
+  if [ -n "${IMR_PYTHON:-}" ] && [ "$base" != "$IMR_PYTHON" ]; then
+    say "IMR_PYTHON=$IMR_PYTHON cannot be used (it must run, be 3.11 or newer and have venv)."
+  fi
+  say "Making .venv with $base ..."
+  rm -rf -- "$venv"
+  "$base" -m venv "$venv" ||
+    fail "$base could not make an environment in $venv; see above." \
+      "On Debian or Ubuntu, its venv package may be missing: sudo apt-get install python3-venv"
+}
+
+has_pip() {
+  "$python" -m pip --version >/dev/null 2>&1
+}
+
+# What an installation depends on: the packages asked for, the Python, and where the tree lies.
+fingerprint() {
+  "$python" -I - "$root" <<'EOF'
+import hashlib, pathlib, sys
+root = sys.argv[1]
+text = pathlib.Path(root, "pyproject.toml").read_bytes() + f"{sys.version}\n{root}".encode()
+print(hashlib.sha256(text).hexdigest())
+EOF
+}
+
+setup() {
+  local extra=$1 wanted noted=''
+  if ! is_new_enough "$python"; then
+    make_venv
+  fi
+  wanted=$(fingerprint)
+  if [ -f "$venv/installed" ]; then
+    noted=$(<"$venv/installed")
+  fi
+  if [ "$noted" = "$extra $wanted" ] || [ "$noted" = "dev $wanted" ]; then
+    return
+  fi
+  rm -f -- "$venv/installed"
+  if ! has_pip; then
+    # Stopped half-way, or made by a tool that leaves pip out.
+    "$python" -m ensurepip >/dev/null 2>&1 || true
+    has_pip || make_venv
+    wanted=$(fingerprint)
+  fi
+  say "Installing imr[$extra] into .venv (a few minutes the first time) ..."
+  (cd -- "$root" && "$python" -m pip install --quiet --disable-pip-version-check -e ".[$extra]") ||
+    fail 'pip could not install imr; see above. Once that is put right, run the same again.'
+  printf '%s %s\n' "$extra" "$wanted" >"$venv/installed.tmp"
+  mv -- "$venv/installed.tmp" "$venv/installed"
+}

@@ -1,0 +1,49 @@
+"""Settings of the tests: 8 CPU devices, float64, no silent rank promotion, shapes checked.
+
+Doctests run as a reader would run them, in jax's own float32 settings.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+# Ours first: of two equal flags XLA takes the last, here the user's.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+)
+
+import beartype
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# As type checkers do, and beartype by itself does not, an int is taken for a float.
+typechecked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+# Before anything imports imr: every annotated shape is then checked at every call.
+jaxtyping.install_import_hook("imr", f"{__name__}.typechecked")
+
+
+class _Doctests:
+    """The doctests of imr/ and README.md lie outside tests/, where fixtures of this file end."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        if not isinstance(item, pytest.DoctestItem):
+            return (yield)
+        with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+            return (yield)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_Doctests())
+
+
+@pytest.fixture
+def unchecked():
+    """Calls go through without the shape checks, as users' calls do, to reach imr's own errors."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -1,0 +1,464 @@
+"""Run folders, the metrics file, tables, progress and the way in from the command line."""
+
+import dataclasses
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imr import console, run
+from imr._checks import ImrError, MissingPackageError, RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Flags of a test."""
+
+    rate: float = 0.1
+    """Step size."""
+    train_noise: tuple[float, ...] = (0.0, 0.5)
+    """Noise levels."""
+    data_dir: Path | None = None
+    """Where the data are."""
+    smoke: bool = False
+    """Whether to be quick."""
+    out: Path | None = None
+    """The run folder."""
+    overwrite: bool = False
+    """Whether to start again."""
+
+
+def opened(path, config=None, **flags):
+    return run.open_run("probe", config or Config(), out=path, **flags)
+
+
+# Configurations
+
+
+def test_config_dict_is_json_without_the_control_fields():
+    config = Config(data_dir=Path("a/b"), out=Path("c"), overwrite=True)
+    found = run.config_dict(config)
+    assert found == {"rate": 0.1, "train_noise": [0.0, 0.5], "data_dir": "a/b", "smoke": False}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_config_hash_ignores_where_and_sees_what():
+    base = run.config_hash(Config())
+    assert len(base) == 10
+    assert int(base, 16) >= 0
+    assert run.config_hash(Config(out=Path("x"), overwrite=True)) == base
+    assert run.config_hash(Config(rate=0.2)) != base
+    assert run.config_hash(Config(rate=math.inf)) != run.config_hash(Config(rate=math.nan))
+
+
+def test_config_of_another_kind_is_refused():
+    with pytest.raises(ImrError, match=r"dataclass instance.*Config"):
+        run.config_dict({"rate": 1.0})
+    with pytest.raises(ImrError, match=r"rate .* found a object"):
+        run.config_dict(dataclasses.replace(Config(), rate=object()))
+
+
+# Folders
+
+
+def test_default_folder_and_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run.open_run("probe", Config())
+    assert folder.path == tmp_path / "runs" / "probe" / run.config_hash(Config())
+    assert folder.figures.is_dir()
+    assert folder.checkpoints.is_dir()
+    assert folder.checkpoints.is_absolute()
+    record = json.loads((folder.path / "config.json").read_text())
+    assert record["experiment"] == "probe"
+    assert record["config"] == run.config_dict(Config())
+    packages = ["jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr"]
+    assert sorted(record["versions"]) == sorted(["python", *packages])
+    assert record["versions"]["jax"] == jax.__version__
+    assert sum(kind["count"] for kind in record["devices"]) == len(jax.devices())
+
+
+def test_commit_is_marked_dirty_and_null_outside_git(tmp_path, monkeypatch):
+    package = tmp_path / "imr"
+    package.mkdir()
+    for name in ("__init__.py", "run.py"):
+        (package / name).write_text("")
+    monkeypatch.setattr(run, "__file__", str(package / "run.py"))
+    # Whatever checkout the temporary folder may lie in does not track these files.
+    assert run._commit() is None
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    try:
+        git("init")
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    git("add", ".")
+    git("commit", "-m", "a")
+    clean = run._commit()
+    assert clean is not None
+    assert len(clean) == 40
+    (package / "run.py").write_text("x = 1\n")
+    assert run._commit() == f"{clean}-dirty"
+
+
+def test_same_configuration_resumes(tmp_path):
+    first = opened(tmp_path / "a")
+    (first.checkpoints / "100").mkdir()
+    first.metrics().append(1, loss=1.0)
+    before = (first.path / "config.json").read_bytes()
+    again = opened(tmp_path / "a", Config(out=tmp_path / "a"))
+    assert (again.path / "config.json").read_bytes() == before
+    assert (again.checkpoints / "100").is_dir()
+    assert again.metrics().rows() == [{"step": 1, "loss": 1.0}]
+    assert not again.finished
+
+
+def test_another_configuration_is_refused_with_both_values(tmp_path):
+    opened(tmp_path / "a")
+    with pytest.raises(RunError) as caught:
+        opened(tmp_path / "a", Config(rate=0.2))
+    text = str(caught.value)
+    assert str(tmp_path / "a") in text
+    assert "rate: 0.1 there, 0.2 now" in text
+    assert "smoke" not in text
+    assert "--out" in text
+    assert "--overwrite" in text
+    with pytest.raises(RunError, match="experiment: 'probe' there, 'other' now"):
+        run.open_run("other", Config(), out=tmp_path / "a")
+
+
+def test_a_field_that_was_added_since_is_named(tmp_path):
+    folder = opened(tmp_path)
+    record = json.loads((folder.path / "config.json").read_text())
+    del record["config"]["smoke"]
+    (folder.path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"smoke: '\(absent\)' there, False now"):
+        opened(tmp_path)
+
+
+def test_overwrite_removes_what_a_run_writes_and_no_more(tmp_path):
+    folder = opened(tmp_path)
+    folder.metrics().append(1, loss=1.0)
+    (folder.checkpoints / "1").mkdir()
+    folder.finish({"rows": []}, "old")
+    (tmp_path / "notes.txt").write_text("mine")
+    fresh = opened(tmp_path, Config(rate=0.2), overwrite=True)
+    assert not fresh.finished
+    assert fresh.metrics().rows() == []
+    assert list(fresh.checkpoints.iterdir()) == []
+    assert not (tmp_path / "table.md").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    opened(tmp_path, Config(rate=0.2))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("text", [None, "{", '{"config": 1}', "[]", '{"name": "npm"}', "\x00\xff"])
+def test_a_foreign_folder_is_never_touched(tmp_path, overwrite, text):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=r"left alone.*--out") as caught:
+        opened(tmp_path, overwrite=overwrite)
+    assert str(tmp_path) in str(caught.value)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_folder_that_cannot_be_is_an_error_of_ours(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match=r"cannot be used.*--out"):
+            opened(path)
+
+
+def test_a_run_killed_in_its_first_moment_can_be_opened(tmp_path):
+    (tmp_path / "config.json.tmp").write_text("{")
+    assert opened(tmp_path).path == tmp_path
+
+
+def test_finish_and_summary(tmp_path):
+    folder = opened(tmp_path)
+    with pytest.raises(RunError, match="not finished"):
+        folder.summary()
+    rows = [{"data": "digits", "accuracy": np.float32(0.5), "loss": jnp.nan, "n": jnp.arange(2)}]
+    folder.finish({"accuracy": rows}, "| a |")
+    assert folder.finished
+    wanted = {"accuracy": [{"data": "digits", "accuracy": 0.5, "loss": None, "n": [0, 1]}]}
+    assert folder.summary() == wanted
+    assert (tmp_path / "table.md").read_text() == "| a |\n"
+    assert opened(tmp_path).finished
+
+
+def test_finish_is_all_or_nothing(tmp_path, monkeypatch):
+    folder = opened(tmp_path)
+    with pytest.raises(ImrError, match=r"summary.bad must be JSON-ready"):
+        folder.finish({"bad": object()}, "table")
+    assert not (tmp_path / "table.md").exists()
+
+    def killed(source, target):
+        if target.name == "summary.json":
+            raise KeyboardInterrupt
+        source.rename(target)
+
+    monkeypatch.setattr(run.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.finish({"rows": []}, "table")
+    assert (tmp_path / "table.md").exists()
+    assert not folder.finished
+    monkeypatch.undo()
+    (tmp_path / "summary.json").write_text('{"rows": [')
+    assert not folder.finished
+    folder.finish({"rows": []}, "table")
+    assert folder.finished
+
+
+def test_save_figure_writes_both_files_and_closes(tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    folder = opened(tmp_path)
+    figure, axes = plt.subplots()
+    axes.plot([0, 1])
+    folder.save_figure("curve", figure, x=jnp.arange(3), y=np.ones(2))
+    assert not plt.fignum_exists(figure.number)
+    assert (folder.figures / "curve.png").stat().st_size > 0
+    with np.load(folder.figures / "curve.npz") as arrays:
+        np.testing.assert_array_equal(arrays["x"], [0, 1, 2])
+        assert sorted(arrays) == ["x", "y"]
+
+
+# Metrics
+
+
+def test_metrics_lines_are_flat_valid_json_with_step_first(tmp_path):
+    metrics = opened(tmp_path).metrics(data="digits")
+    metrics.append(jnp.int32(3), loss=jnp.float32(0.5), gap=math.nan, top=-math.inf, split="train")
+    line = (tmp_path / "metrics.jsonl").read_text()
+    wanted = (
+        '{"step": 3, "data": "digits", "loss": 0.5, "gap": null, "top": null, "split": "train"}\n'
+    )
+    assert line == wanted
+    with pytest.raises(ImrError, match=r"metrics.loss must be a scalar; found \[1.0, 1.0\]"):
+        metrics.append(4, loss=jnp.ones(2))
+    assert (tmp_path / "metrics.jsonl").read_text() == wanted
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path):
+    folder = opened(tmp_path)
+    folder.metrics().append(1, loss=1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    metrics = folder.metrics()
+    metrics.append(2, loss=2.0)
+    assert metrics.rows() == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text('{"st')
+    assert folder.metrics().rows() == []
+
+
+def test_rewind_drops_later_lines_with_the_same_tags(tmp_path):
+    folder = opened(tmp_path)
+    one, two = folder.metrics(data="one"), folder.metrics(data="two")
+    for step in (1, 2, 3):
+        one.append(step, loss=0.0)
+        two.append(step, loss=0.0)
+    one.rewind(1)
+    assert [row["step"] for row in one.rows()] == [1]
+    assert [row["step"] for row in two.rows()] == [1, 2, 3]
+    one.append(2, loss=1.0)
+    two.append(4, loss=1.0)
+    assert [row["step"] for row in one.rows()] == [1, 2]
+    folder.metrics().rewind(2, data="two")
+    assert [(row["data"], row["step"]) for row in folder.metrics().rows()] == [
+        ("one", 1),
+        ("two", 1),
+        ("two", 2),
+        ("one", 2),
+    ]
+    folder.metrics().rewind(0)
+    assert folder.metrics().rows() == []
+
+
+def test_rewind_of_no_file_and_of_a_damaged_one(tmp_path):
+    folder = opened(tmp_path)
+    folder.metrics().rewind(0)
+    assert folder.metrics().rows() == []
+    for text in ("nonsense\n", "3\n", '{"loss": 1}\n'):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with pytest.raises(RunError, match=r"metrics.jsonl is damaged.*--overwrite"):
+            folder.metrics().rewind(0)
+
+
+# Tables
+
+
+def test_markdown_table():
+    rows = [
+        {"data": "a|b", "n": 3, "loss": np.float32(0.12345)},
+        {"data": "c", "n": jnp.int32(12), "loss": None, "rate": math.inf},
+    ]
+    found = console.markdown_table(rows, formats={"n": "d"})
+    assert found.splitlines() == [
+        r"| data |   n |  loss | rate |",
+        r"| ---- | --: | ----: | ---: |",
+        r"| a\|b |   3 | 0.123 |    - |",
+        r"| c    |  12 |     - |  inf |",
+    ]
+    short = console.markdown_table(rows[:1], ["loss"], formats={"loss": ".1%"})
+    assert short.splitlines() == ["|  loss |", "| ----: |", "| 12.3% |"]
+    assert console.markdown_table([], ["loss"]).splitlines() == ["| loss |", "| ---: |"]
+
+
+# Progress
+
+
+def test_plain_progress_lines_are_at_most_one_in_15_seconds(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with console.Progress(1000, "digits", initial=400) as progress:
+        for done in range(401, 501):
+            clock[0] += 0.2
+            progress.update(done, loss=jnp.float32(0.25), seed=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "digits: 475/1000, 5 step/s, 0:01:45 left, loss 0.25, seed 1",
+        "digits: 500/1000, 5 step/s, 0:01:40 left, loss 0.25, seed 1",
+    ]
+
+
+def test_plain_progress_says_the_end_once_and_survives_no_time(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with console.Progress(2, "fit", "seed") as progress:
+        clock[0] = 20.0
+        progress.update(2)
+    assert capsys.readouterr().err.splitlines() == ["fit: 2/2, 0.1 seed/s, 0:00:00 left"]
+    with console.Progress(2, "fit", "seed"):
+        pass
+    assert capsys.readouterr().err.splitlines() == ["fit: 0/2, 0 seed/s, ? left"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_one_line(monkeypatch):
+    pytest.importorskip("tqdm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.Progress(10, "digits", initial=2) as progress:
+        for done in range(3, 11):
+            progress.update(done, loss=0.25)
+    assert terminal.getvalue().count("\n") == 1
+    assert "10/10" in terminal.getvalue()
+    assert "loss=0.25" in terminal.getvalue()
+
+
+def test_missing_packages_name_the_line_to_type(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert console.run_main(lambda config: None, Config, []) == 2
+    assert "pip install 'imr[experiments]'" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(MissingPackageError, match="tqdm"), console.Progress(1, "a"):
+        pass
+
+
+# The way in
+
+
+def test_run_main_parses_flags():
+    pytest.importorskip("tyro")
+    seen = []
+    flags = ["--rate", "1", "--train-noise", "0.0", "0.5", "1", "--smoke", "--out", "a/b"]
+    assert console.run_main(seen.append, Config, [*flags, "--overwrite"]) == 0
+    assert seen == [Config(1.0, (0.0, 0.5, 1.0), None, True, Path("a/b"), True)]
+    assert console.run_main(seen.append, Config, []) == 0
+    assert seen[1] == Config()
+
+
+def test_help_shows_what_the_flags_mean(capsys):
+    pytest.importorskip("tyro")
+
+    def main(config):
+        """Trains something."""
+
+    with pytest.raises(SystemExit) as caught:
+        console.run_main(main, Config, ["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "Trains something." in text
+    assert "Step size." in text
+    assert "--data-dir" in text
+
+
+def test_errors_are_one_line_and_exit_code_2(capsys):
+    pytest.importorskip("tyro")
+
+    def main(config):
+        raise RunError("the folder\nis not yours")
+
+    assert console.run_main(main, Config, []) == 2
+    assert capsys.readouterr().err == "error: the folder is not yours\n"
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    pytest.importorskip("tyro")
+
+    def main(config):
+        raise KeyboardInterrupt
+
+    assert console.run_main(main, Config, []) == 130
+    assert "same command again to resume" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback():
+    pytest.importorskip("tyro")
+
+    def main(config):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        console.run_main(main, Config, [])
+
+
+SCRIPT = """
+import dataclasses, pathlib, sys
+from imr.console import run_main
+from imr.run import open_run
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+    out: pathlib.Path | None = None
+    overwrite: bool = False
+
+def main(config):
+    open_run("probe", config, out=config.out, overwrite=config.overwrite)
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, Config))
+"""
+
+
+def test_exit_code_of_a_process_without_traceback(tmp_path):
+    pytest.importorskip("tyro")
+    script = tmp_path / "probe.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("")
+    command = [sys.executable, str(script), "--out", "taken", "--overwrite"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "taken" / "thesis.tex").exists()
