@@ -39,7 +39,14 @@ class Checkpoints:
                 f"checkpoint folder {self.directory} cannot be made: {error}."
             ) from error
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+            },
+        )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due."""
@@ -83,12 +90,15 @@ class Checkpoints:
             )
             raise RunError(f"{where} is of another configuration: {found}. {remedy}")
         raw = _raw(like)
-        self._check_shapes(step, raw, where, remedy)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
         try:
+            shapes = self._manager.item_metadata(step)["state"]
+            _check_shapes(getattr(shapes, "tree", shapes), raw, where, remedy)
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
             )["state"]
+        except RunError:
+            raise
         except Exception as error:
             raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
         return _with_keys(like, restored)
@@ -105,22 +115,28 @@ class Checkpoints:
         with contextlib.closing(self):
             pass
 
-    def _check_shapes(self, step: int, raw: PyTree, where: str, remedy: str) -> None:
-        # Orbax casts a differing dtype without a word.
-        saved = self._manager.item_metadata(step).state
-        saved = jax.tree_util.tree_leaves_with_path(getattr(saved, "tree", saved))
-        wanted = jax.tree_util.tree_leaves_with_path(raw)
-        if len(saved) != len(wanted):
-            raise RunError(
-                f"{where} holds {len(saved)} arrays, this run has {len(wanted)}. {remedy}"
-            )
-        for (_, there), (path, here) in zip(saved, wanted, strict=True):
-            if tuple(there.shape) != here.shape or there.dtype != here.dtype:
-                raise RunError(
-                    f"{where} has shape {tuple(there.shape)} and dtype {there.dtype} at "
-                    f"{jax.tree_util.keystr(path)}; this run has {here.shape} and {here.dtype}. "
-                    f"{remedy}"
-                )
+
+def _check_shapes(saved: PyTree, raw: PyTree, where: str, remedy: str) -> None:
+    # Orbax casts a differing dtype without a word.
+    saved, wanted = _by_path(saved), _by_path(raw)
+    for path in sorted(saved.keys() | wanted.keys()):
+        there, here = (_describe(tree.get(path)) for tree in (saved, wanted))
+        if there != here:
+            raise RunError(f"{where} has {there} at {path}; this run has {here}. {remedy}")
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    """Leaves by path; orbax keeps a named tuple or a state as a dictionary."""
+
+    def word(entry):
+        return str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry))))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(map(word, path)): leaf for path, leaf in leaves}
+
+
+def _describe(leaf: Any) -> str:
+    return "nothing" if leaf is None else f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}"
 
 
 def _is_key(x: Any) -> bool:

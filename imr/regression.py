@@ -128,10 +128,11 @@ def _fit_regression(x, labels, num_classes, l2, tol, max_steps):
     value_and_grad = optax.value_and_grad_from_state(loss)
 
     def gradient(state):
-        # d/dtheta from d/dphi; a rotation leaves the norm of theta's gradient as it is, and the
-        # largest entry below it.
+        # From the coordinates back to theta: undo the scale, the rotation and the centring.
         d_phi, d_bias = optax.tree.get(state, "grad")
-        d_theta = matmul(d_phi / scale[None, :], basis.axes.T)
+        d_theta = (
+            matmul(d_phi / scale[None, :], basis.axes.T) + d_bias[:, None] * basis.mean[None, :]
+        )
         return jnp.maximum(jnp.max(jnp.abs(d_theta)), jnp.max(jnp.abs(d_bias)))
 
     def step(carry):
@@ -218,16 +219,21 @@ def _fit_noisy(key, x, labels, l2, noise, num_classes, num_steps):
     optimizer = optax.sgd(rate, momentum=0.95, nesterov=True)
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=x.dtype)
     n = x.shape[0]
+    # Few rows get several draws each, so that a step averages about as many as many rows do.
+    num_draws = -(-8192 // n)
 
     def step(carry, count):
         (phi, bias), state = carry
         theta = phi * scale[None, :]
         variances, axes = jnp.linalg.eigh(matmul(theta, theta.T))
         root = axes * jnp.sqrt(jnp.maximum(variances, 0))[None, :]
-        draws = jax.random.normal(jax.random.fold_in(key, count), one_hot.shape, x.dtype)
-        logits = matmul(coordinates, theta.T) + bias[None, :] + noise * matmul(draws, root.T)
-        p = softmax(logits)
-        spread = jnp.diag(jnp.mean(p, axis=0)) - matmul(p.T, p) / n
+        shape = (num_draws, *one_hot.shape)
+        draws = jax.random.normal(jax.random.fold_in(key, count), shape, x.dtype)
+        logits = matmul(coordinates, theta.T) + bias[None, :]
+        p = softmax(logits[None] + noise * matmul(draws, root.T))
+        second = jnp.einsum("rni,rnj->ij", p, p, precision="highest") / (num_draws * n)
+        p = jnp.mean(p, axis=0)
+        spread = jnp.diag(jnp.mean(p, axis=0)) - second
         d_theta = matmul((p - one_hot).T, coordinates) / n
         d_theta = d_theta + noise**2 * matmul(spread, theta) + 2 * l2 * theta
         grads = (d_theta * scale[None, :], jnp.mean(p - one_hot, axis=0))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from imr._checks import ImrError, check_at_least
 from imr._typing import PyTree
@@ -22,13 +22,13 @@ class TrainState(NamedTuple):
     params: PyTree
     opt_state: PyTree
     step: Int[Array, "..."]
-    key: PRNGKeyArray
+    key: Key[Array, "..."]
 
 
 def init_states(
     init: Callable[[PRNGKeyArray], PyTree],
     optimizer: optax.GradientTransformation,
-    keys: PRNGKeyArray,
+    keys: Key[Array, "runs"],
 ) -> TrainState:
     """States of several runs at step 0.
 

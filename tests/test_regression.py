@@ -1,0 +1,112 @@
+"""Multinomial regression at its optimum, against scikit-learn and against its own conditions."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imr
+from imr.data import load_digits, load_images
+from imr.regression import fit_noisy_regression, fit_regression, objective
+from tests.problems import linear
+
+FASHION = Path(__file__).resolve().parents[2] / "shared" / "data" / "fashion_mnist_head"
+
+
+def scikit_learn(x, y, l2):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=1 / (2 * l2 * len(y)), tol=1e-8, max_iter=5000).fit(x, y)
+
+
+@pytest.mark.parametrize("l2", [1e-4, 1e-2])
+def test_digits_like_scikit_learn(l2):
+    data = load_digits()
+    x = data.train_images.astype(np.float64)
+    fit = fit_regression(jnp.asarray(x), jnp.asarray(data.train_labels), 10, l2, tol=1e-8)
+    assert fit.converged
+    peer = scikit_learn(x, data.train_labels, l2)
+    np.testing.assert_allclose(fit.theta, peer.coef_, atol=1e-4 * np.abs(peer.coef_).max())
+
+
+def test_fashion_mnist_within_half_a_point_of_scikit_learn():
+    """Float32 pixels and scikit-learn's C = 0.1, on real images."""
+    if not FASHION.is_dir():
+        pytest.skip(f"the first images of Fashion-MNIST are not there ({FASHION.name})")
+    from sklearn.linear_model import LogisticRegression
+
+    data = load_images("fashion_mnist", FASHION)
+    l2 = 1 / (2 * 0.1 * 8000)
+    x = jnp.asarray(data.train_images)
+    fit = fit_regression(x, jnp.asarray(data.train_labels), 10, l2, tol=1e-4)
+    assert fit.converged
+    assert fit.theta.dtype == jnp.float32
+    logits = imr.linear_logits(jnp.asarray(data.test_images), fit.theta, fit.bias)
+    ours = np.mean(np.argmax(logits, axis=1) == data.test_labels)
+    peer = LogisticRegression(C=0.1, max_iter=150, tol=1e-3)
+    peer.fit(data.train_images, data.train_labels)
+    assert abs(ours - peer.score(data.test_images, data.test_labels)) <= 0.005
+
+
+def test_the_gradient_vanishes_at_the_optimum():
+    p = linear(50, 6, 4)
+    fit = fit_regression(p.z, p.labels, 4, 0.01, tol=1e-9)
+    gradient = jax.grad(objective, argnums=(0, 1))(fit.theta, fit.bias, p.z, p.labels, 0.01)
+    largest = max(float(jnp.abs(g).max()) for g in gradient)
+    assert fit.converged
+    assert largest <= 2e-9
+    assert float(fit.gradient) == pytest.approx(largest, rel=1e-3, abs=1e-12)
+
+
+def test_giving_up_is_said():
+    p = linear(50, 6, 4)
+    fit = fit_regression(p.z, p.labels, 4, 1e-4, tol=1e-12, max_steps=3)
+    assert not fit.converged
+    assert fit.num_steps == 3
+
+
+def test_noisy_regression_minimises_the_expected_loss():
+    """Its gradient under noise in feature space, many draws: zero within the error of the mean."""
+    p = linear(40, 5, 3)
+    noise, l2 = 0.7, 0.01
+    theta, bias = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, l2, noise)
+
+    @jax.jit
+    def gradient(key, theta, bias):
+        x = p.z + noise * jax.random.normal(key, p.z.shape)
+        return jax.grad(objective, argnums=(0, 1))(theta, bias, x, p.labels, l2)
+
+    keys = jax.random.split(jax.random.key(1), 2_000)
+    at_fit = jax.vmap(lambda key: gradient(key, theta, bias))(keys)
+    elsewhere = jax.vmap(lambda key: gradient(key, 1.1 * theta, bias))(keys)
+
+    def deviations(draws):
+        mean = [jnp.abs(g.mean(axis=0)) for g in draws]
+        error = [g.std(axis=0) / np.sqrt(len(keys)) for g in draws]
+        return max(float((m / e).max()) for m, e in zip(mean, error, strict=True))
+
+    assert deviations(at_fit) <= 5
+    assert deviations(elsewhere) > 10
+
+
+def test_without_noise_both_fits_agree():
+    p = linear(60, 5, 3)
+    exact = fit_regression(p.z, p.labels, 3, 0.02, tol=1e-9)
+    theta, bias = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.02, 0.0)
+    np.testing.assert_allclose(theta, exact.theta, atol=1e-5)
+    np.testing.assert_allclose(bias, exact.bias, atol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors():
+    p = linear(10, 4, 3)
+    with pytest.raises(imr.ImrError, match="l2 must be at least 0; found -1"):
+        fit_regression(p.z, p.labels, 3, -1.0)
+    with pytest.raises(imr.ImrError, match=r"noise must be at least 0; found -0\.5"):
+        fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.1, -0.5)
+    with pytest.raises(imr.ImrError, match=r"0 to 1; found targets"):
+        fit_regression(p.z, p.labels.at[0].set(2), 2, 0.1)
+    with pytest.raises(imr.ImrError, match="labels has 9 rows, but x has 10"):
+        fit_regression(p.z, p.labels[:9], 3, 0.1)
