@@ -47,16 +47,18 @@ class Config:
     """Use the first so many training images."""
     test_limit: int | None = None
     """Use the first so many test images."""
-    iterations: tuple[int, ...] = (3, 8)
+    models: tuple[str, ...] = tuple(MODELS)
+    """Which models beside multinomial regression."""
+    iterations: tuple[int, ...] = (3,)
     """Trained depths: how many blocks the models are trained with."""
-    extra_iterations: int = 4
+    extra_iterations: int = 5
     """How far past the trained depth the block is iterated in the evaluation."""
     train_noise: tuple[float, ...] = (0.0, 0.5)
     """Standard deviations of the pixel noise in training, fresh at every step (pixels in [0, 1])."""
     test_noise: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
     """Standard deviations of the pixel noise in testing; 0 is clean."""
     epochs: int | None = None
-    """Passes over the training images; by default what makes 2,500 steps, and 10 at least."""
+    """Passes over the training images; by default 40, but 1,000 to 5,000 steps in all."""
     batch_size: int = 128
     """Images in a step."""
     learning_rate: float = 2e-3
@@ -65,6 +67,10 @@ class Config:
     """Penalties on the sum of squares of theta, W1 and W2; the models are trained with each."""
     mlp_width: int = 128
     """Hidden units of the MLP."""
+    tau: float = 0.25
+    """The step size that the blocks start from; it is learned, and positive."""
+    signed_step: bool = False
+    """Let the learned step change its sign."""
     prototypes: int = 8
     """Prototypes of each class in latent_attention."""
     penalties: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -111,6 +117,11 @@ def check(config: Config) -> None:
         if not values or any(v is not None and not v >= least for v in values):
             flag = name.replace("_", "-")
             raise ImrError(f"--{flag} takes values of at least {least}; found {value}.")
+    for name in config.models:
+        if name not in MODELS:
+            raise ImrError(f"--models must be among {', '.join(MODELS)}; found {name!r}.")
+    if not config.signed_step and not config.tau > 0:
+        raise ImrError(f"--tau must be positive (or --signed-step); found {config.tau}.")
     for name in ("learning_rate", "held_back"):
         if not 0 < getattr(config, name) < 1:
             flag = name.replace("_", "-")
@@ -155,7 +166,7 @@ def measure(config: Config, run: RunFolder) -> None:
 
     results, curves, selection = regression_results(config, arrays, test, keys, data)
     strips = []
-    for name, depth in product(MODELS, config.iterations):
+    for name, depth in product(config.models, config.iterations):
         model = build(config, name, depth, data)
         states, runs = train_model(config, run, name, depth, model, arrays, keys)
         results += test_model(config, name, depth, model, states, runs, test, keys)
@@ -184,51 +195,55 @@ def regression_results(config: Config, arrays, test, keys, data: ImageData):
     evaluate = jax.jit(
         jax.vmap(partial(evaluate_regression, config.test_noise), in_axes=(0, 0, None))
     )
-    total = len(config.train_noise) * (2 * len(config.penalties) + 1)
-    with Progress(total, "multinomial regression", "fit") as progress:
-        done = 0
-        for noise in config.train_noise:
-
-            def fit(l2, rows: Any = slice(None), keys=keys[:1], noise=noise):
-                return fit_penalty(x[rows], y[rows], k, l2, noise, keys)
-
-            scores = []
-            for l2 in config.penalties:
-                theta, bias = fit(l2, fit_rows)
-                scores.append(held_back_loss(theta[0], bias[0], x[held_rows], y[held_rows], noise))
-                progress.update(done := done + 1)
+    with Progress(3 * len(config.train_noise), "multinomial regression", "fit") as progress:
+        for count, noise in enumerate(config.train_noise):
+            theta, bias = fit_penalties(
+                x[fit_rows], y[fit_rows], k, config.penalties, noise, keys[0]
+            )
+            scores = [
+                held_back_loss(theta[p], bias[p], x[held_rows], y[held_rows], noise)
+                for p in range(len(config.penalties))
+            ]
+            progress.update(3 * count + 1)
             best = int(np.argmin([loss for loss, _ in scores]))
             for l2, (loss, accuracy) in zip(config.penalties, scores, strict=True):
                 selection.append(
                     {"train_noise": noise, "l2": l2, "held_back_cross_entropy": loss,
                      "held_back_accuracy": accuracy, "chosen": l2 == config.penalties[best]}
                 )  # fmt: skip
-            accuracies = []
-            for l2 in config.penalties:
-                theta, bias = (jnp.broadcast_to(a, (len(keys), *a.shape[1:])) for a in fit(l2))
-                accuracies.append(np.asarray(evaluate((theta, bias), keys, test)[0]))
-                progress.update(done := done + 1)
-            curves.append({"train_noise": noise, "accuracy": np.stack(accuracies)})
-            accuracy, loss = evaluate(fit(config.penalties[best], keys=keys), keys, test)
+
+            def on_every_seed(theta, bias):
+                same = (jnp.broadcast_to(a, (len(keys), *a.shape)) for a in (theta, bias))
+                return [np.asarray(a) for a in evaluate(tuple(same), keys, test)]
+
+            theta, bias = fit_penalties(x, y, k, config.penalties, noise, keys[0])
+            scores = [on_every_seed(theta[p], bias[p]) for p in range(len(config.penalties))]
+            curves.append({"train_noise": noise, "accuracy": np.stack([a for a, _ in scores])})
+            progress.update(3 * count + 2)
+            if noise > 0:  # the optimum without noise knows no seed
+                fit = jax.vmap(fit_noisy_regression, in_axes=(0, None, None, None, None, None))
+                params = fit(keys, x, y, k, config.penalties[best], noise)
+                scores[best] = [np.asarray(a) for a in evaluate(params, keys, test)]
+            accuracy, loss = scores[best]
             results.append(
                 {"model": "multinomial_regression", "train_noise": noise,
                  "l2": config.penalties[best], "trained_iterations": 0,
-                 "accuracy": np.asarray(accuracy)[:, :, None],
-                 "cross_entropy": np.asarray(loss)[:, :, None]}
+                 "accuracy": accuracy[:, :, None], "cross_entropy": loss[:, :, None]}
             )  # fmt: skip
-            progress.update(done := done + 1)
+            progress.update(3 * count + 3)
     return results, curves, selection
 
 
-def fit_penalty(x, y, num_classes: int, l2: float, noise: float, keys):
-    """theta (seeds, k, f) and bias (seeds, k). Without noise the optimum knows no seed."""
+def fit_penalties(x, y, num_classes: int, penalties: Sequence[float], noise: float, key):
+    """theta (penalties, k, f) and bias (penalties, k) of multinomial regression."""
     if noise > 0:
-        fit = jax.vmap(fit_noisy_regression, in_axes=(0, None, None, None, None, None))
-        return fit(keys, x, y, num_classes, l2, noise)
-    one = fit_regression(x, y, num_classes, l2)
-    if not one.converged:
-        say(f"multinomial regression, l2 {l2:g}: gradient still {one.gradient:.1e}")
-    return tuple(jnp.broadcast_to(a, (len(keys), *a.shape)) for a in (one.theta, one.bias))
+        fit = jax.vmap(fit_noisy_regression, in_axes=(None, None, None, None, 0, None))
+        return fit(key, x, y, num_classes, jnp.array(penalties, x.dtype), noise)
+    fits = [fit_regression(x, y, num_classes, l2) for l2 in penalties]
+    for l2, fit in zip(penalties, fits, strict=True):
+        if not fit.converged:
+            say(f"multinomial regression, l2 {l2:g}: gradient still {fit.gradient:.1e}")
+    return jnp.stack([fit.theta for fit in fits]), jnp.stack([fit.bias for fit in fits])
 
 
 def held_back_loss(theta, bias, x, y, noise: float) -> tuple[float, float]:
@@ -262,6 +277,8 @@ def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..
         len(data.class_names),
         iterations=depth,
         prototypes=config.prototypes if name == "latent_attention" else 1,
+        tau=config.tau,
+        signed_step=config.signed_step,
         **options,
     )
 
@@ -284,7 +301,8 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
     n = arrays[1].shape[0]
     batch_size = min(config.batch_size, n)
     steps_per_epoch = n // batch_size
-    epochs = config.epochs or max(10, -(-2500 // steps_per_epoch))
+    at_least, at_most = -(-1000 // steps_per_epoch), 5000 // steps_per_epoch
+    epochs = config.epochs or max(at_least, min(40, at_most), 1)
     # Small data: several epochs in one dispatch, as many as divide the whole and give 100 steps.
     wanted = -(-100 // steps_per_epoch)
     per_chunk = max(d for d in range(1, min(wanted, epochs) + 1) if epochs % d == 0)
@@ -583,6 +601,9 @@ def draw(config: Config, run: RunFolder, results, curves, points, strips, data: 
         drawn_points.append(
             {
                 "label": f"{describe(result)}, train noise {result['train_noise']:g}",
+                "colour": ["multinomial_regression", *MODELS].index(result["model"]),
+                "marker": [0, *config.iterations].index(result["trained_iterations"]),
+                "filled": result["train_noise"] > 0,
                 "clean": at[:, clean].mean(),
                 "clean_std": np.nan_to_num(std(at[:, clean])),
                 "noisy": at[:, levels].mean(axis=0),

@@ -70,10 +70,9 @@ def check_finite(name: str, array: Any) -> None:
     if not is_concrete(array):
         return
     for leaf in jax.tree.leaves(array):
-        leaf = jnp.asarray(leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        bad = ~np.asarray(jnp.isfinite(leaf))
+        bad = ~np.isfinite(np.asarray(leaf))
         if bad.any():
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise ImrError(

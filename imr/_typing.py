@@ -13,7 +13,6 @@ Bias = Float[Array, "k"]
 Logits = Float[Array, "n m"]
 Rows = Float[Array, "n"]
 Labels = Int[Array, "n"]
-Targets = Labels | Float[Array, "n m"]
 Mask = Bool[Array, "n m"]
 
 LogitsFn = Callable[[Any, Any], Array]
@@ -40,5 +39,4 @@ __all__ = [
     "Scalar",
     "ScalarLike",
     "Shaped",
-    "Targets",
 ]

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
@@ -11,17 +11,17 @@ from imr._checks import (
     ImrError,
     check_axis,
     check_finite,
-    check_floating,
     check_positive,
     check_rank,
     is_concrete,
 )
 from imr._numerics import log_sum_exp, widen
-from imr._typing import Labels, Logits, LogitsFn, Mask, Rows, Targets
+from imr._typing import Labels, Logits, LogitsFn, Mask, Rows
 from imr.logits import check_group
+from imr.targets import check_targets, target_logits
 
 
-def cross_entropy(logits: Logits, targets: Targets, where: Mask | None = None) -> Rows:
+def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Rows:
     r"""Negative log-likelihood of a multinomial, row by row.
 
     $$L_i = \log \sum_j \exp N_{ij} - \langle C_i, N_i \rangle$$
@@ -29,7 +29,7 @@ def cross_entropy(logits: Logits, targets: Targets, where: Mask | None = None) -
     Args:
       logits: N, shape (n, m).
       targets: integer labels, shape (n,), always column indices of the logits; or distributions C,
-        shape (n, m).
+        shape (n, m), dense, sparse (BCOO) or `LowRankTargets`.
       where: boolean, shape (n, m); True says that the entry takes part.
 
     Returns:
@@ -45,17 +45,9 @@ def cross_entropy(logits: Logits, targets: Targets, where: Mask | None = None) -
 
     Reference: arXiv 2509.04653, Section 2.
     """
-    check_targets(logits.shape, targets, where, logits_name="logits")
-    return _cross_entropy(logits, targets, where)
-
-
-def _cross_entropy(logits: Array, targets: Array, where: Array | None) -> Array:
+    check_targets(logits.shape, targets, where)
     logits = widen(logits)
-    lse = log_sum_exp(logits, where)
-    if targets.ndim == 1:
-        return lse - jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    # A logit of -inf under a target of zero contributes nothing: 0 * inf would be NaN.
-    return lse - jnp.sum(jnp.where(targets == 0, 0, targets * logits), axis=1)
+    return log_sum_exp(logits, where) - target_logits(targets, logits)
 
 
 def latent_cross_entropy(logits: Logits, labels: Labels, group: Array) -> Rows:
@@ -108,7 +100,8 @@ def feature_loss(
     $$L(Z) = \sum_i CE_i(\beta N(Z, \theta), C) + \frac{\lambda}{2} \|Z - X\|^2$$
 
     Args:
-      logits_fn: the model; `logits_fn(z, theta)` gives logits, shape (n, m).
+      logits_fn: the model; `logits_fn(z, theta)` gives logits, shape (n, m), or (h, n, m) for heads,
+        whose losses add.
       theta: its parameters, any pytree.
       targets: as `cross_entropy` takes them.
       beta: inverse temperature, multiplies the logits.
@@ -146,7 +139,9 @@ def feature_loss(
 
 
 def _feature_loss(model, theta, targets, anchor, beta, where, z):
-    loss = jnp.sum(cross_entropy(beta * model(z, theta), targets, where))
+    logits = beta * model(z, theta)
+    heads = logits if logits.ndim == 3 else logits[None]
+    loss = jnp.sum(jax.vmap(lambda one: cross_entropy(one, targets, where))(heads))
     if anchor is None:
         return loss
     lam, x = anchor
@@ -155,94 +150,3 @@ def _feature_loss(model, theta, targets, anchor, beta, where, z):
             f"anchor's x must have the shape of z, {jnp.shape(z)}; found {jnp.shape(x)}."
         )
     return loss + 0.5 * lam * jnp.sum((z - x) ** 2)
-
-
-def check_targets(
-    shape: tuple[int, ...], targets: Any, where: Any = None, *, logits_name: str = "logits"
-) -> None:
-    """Demands targets (and a mask) that fit logits of that shape."""
-    if len(shape) != 2:
-        raise ImrError(
-            f"{logits_name} must have shape (n, m); found shape {shape}. "
-            "For leading batch axes use jax.vmap."
-        )
-    n, m = shape
-    targets_shape = jnp.shape(targets)
-    if where is not None and (
-        jnp.shape(where) != shape or jnp.result_type(where) != jnp.dtype(bool)
-    ):
-        raise ImrError(
-            f"where must be boolean with the shape of the logits, {shape}; found shape "
-            f"{jnp.shape(where)} and dtype {jnp.result_type(where)}."
-        )
-    if where is not None and is_concrete(where):
-        empty = ~np.asarray(where).any(axis=1)
-        if empty.any():
-            raise ImrError(
-                f"where must leave each row an entry; row {int(np.argmax(empty))} is fully masked. "
-                "Leave that row out."
-            )
-    if len(targets_shape) == 1:
-        if targets_shape[0] != n:
-            raise ImrError(
-                f"targets has {targets_shape[0]} labels, but {logits_name} has {n} rows: they "
-                "must be equal."
-            )
-        if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
-            raise ImrError(
-                f"targets of shape (n,) must be integer labels; found dtype "
-                f"{jnp.result_type(targets)}. Distributions have shape (n, m)."
-            )
-        _check_labels(targets, m, where)
-    else:
-        if targets_shape != shape:
-            raise ImrError(
-                f"targets must be labels, shape ({n},), or distributions, shape {shape} as "
-                f"{logits_name}; found shape {targets_shape}."
-            )
-        check_floating("targets of shape (n, m)", targets)
-        _check_distributions(targets, where)
-
-
-def _check_labels(labels: Any, m: int, where: Any) -> None:
-    if not is_concrete(labels):
-        return
-    values = np.asarray(labels)
-    bad = (values < 0) | (values >= m)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ImrError(
-            f"targets must be column indices of the logits, 0 to {m - 1}; found targets[{row}] = "
-            f"{int(values[row])}."
-        )
-    if where is not None and is_concrete(where):
-        hidden = ~np.asarray(where)[np.arange(values.size), values]
-        if hidden.any():
-            row = int(np.argmax(hidden))
-            raise ImrError(
-                f"targets[{row}] = {int(values[row])} is an entry that where excludes: its loss "
-                "would be infinite. Change the label or the mask."
-            )
-
-
-def _check_distributions(targets: Any, where: Any) -> None:
-    if not is_concrete(targets):
-        return
-    values = np.asarray(jnp.asarray(widen(jnp.asarray(targets))))
-    sums = values.sum(axis=1)
-    # A row of m numbers of precision eps sums to 1 within about m * eps.
-    tolerance = max(1e-6, 4 * values.shape[1] * float(jnp.finfo(jnp.result_type(targets)).eps))
-    bad = ~((values >= 0).all(axis=1) & (np.abs(sums - 1) <= tolerance))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ImrError(
-            "targets must be distributions, non-negative rows that sum to 1; row "
-            f"{row} has least entry {values[row].min():.6g} and sum {sums[row]:.6g}."
-        )
-    if where is not None and is_concrete(where):
-        hidden = np.where(np.asarray(where), 0, values).sum(axis=1) > 0
-        if hidden.any():
-            raise ImrError(
-                f"targets puts weight on entries that where excludes in row "
-                f"{int(np.argmax(hidden))}: its loss would be infinite. Change one of them."
-            )

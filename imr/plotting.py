@@ -116,7 +116,8 @@ def frontier(
     Args:
       panels: the name of each panel, one for each noise level.
       curves: mappings with `label`, `clean` (penalties,) and `noisy` (panels, penalties).
-      points: mappings with `label`, `clean`, `noisy` (panels,), `clean_std`, `noisy_std` (panels,).
+      points: mappings with `label`, `clean`, `noisy` (panels,), `clean_std`, `noisy_std` (panels,)
+        and, to tell them apart, integers `colour` and `marker` and a boolean `filled`.
       title: above it all.
 
     Returns:
@@ -134,14 +135,16 @@ def frontier(
                 marker=".",
                 label=curve["label"],
             )
-        for number, point in enumerate(points):
+        for point in points:
+            colour = f"C{point['colour'] % 10}"
             axis.errorbar(
                 point["clean"],
                 point["noisy"][index],
                 xerr=point["clean_std"],
                 yerr=point["noisy_std"][index],
-                color=f"C{number % 10}",
-                marker=_MARKERS[number // 10 % len(_MARKERS)],
+                color=colour,
+                marker=_MARKERS[point["marker"] % len(_MARKERS)],
+                markerfacecolor=colour if point["filled"] else "white",
                 linestyle="none",
                 label=point["label"],
             )

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from imr._checks import check_at_least, check_axis, check_floating, check_rank
 from imr._numerics import matmul, softmax
 from imr._typing import Bias, ClassWeights, Features, Labels, Scalar, ScalarLike
-from imr.losses import check_targets, cross_entropy
+from imr.losses import cross_entropy
+from imr.targets import check_targets
 
 
 class Regression(NamedTuple):

@@ -18,7 +18,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "imr", "experiments", "te
 FLOORS = (
     ("_typing", "_checks", "_mesh"),
     ("_numerics",),
-    ("logits", "processes"),
+    ("logits", "targets", "processes"),
     ("losses", "attention"),
     ("dynamics", "regression", "beliefs", "constrained"),
     ("flow", "splitting"),

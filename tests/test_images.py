@@ -1,7 +1,6 @@
 """The images experiment end to end, in processes of its own."""
 
 import json
-import os
 import signal
 import subprocess
 import sys

@@ -29,7 +29,7 @@ def test_block_is_a_lie_step(attention, mlp_width):
     block = randomised(
         imr.nn.Block(5, 3, attention=attention, mlp_width=mlp_width, rngs=nnx.Rngs(0))
     )
-    tau, expected = block.tau[...], z
+    tau, expected = block.tau, z
     if attention:
         expected = expected - tau * imr.cross_attention(expected, block.theta[...], block.bias[...])
     if mlp_width is not None:
@@ -39,6 +39,15 @@ def test_block_is_a_lie_step(attention, mlp_width):
     assert error(block(z), expected) <= 1e-12
     if block.fields():
         assert error(imr.lie_step(block.fields(), z, tau), expected) <= 1e-12
+
+
+def test_a_step_is_positive_unless_its_sign_is_free():
+    positive = randomised(imr.nn.Block(5, 3, tau=0.3, rngs=nnx.Rngs(0)))
+    assert float(imr.nn.Block(5, 3, tau=0.3, rngs=nnx.Rngs(0)).tau) == pytest.approx(0.3)
+    positive.step[...] = jnp.asarray(-5.0)
+    assert float(positive.tau) == pytest.approx(np.exp(-5.0))
+    signed = imr.nn.Block(5, 3, tau=-0.3, signed_step=True, rngs=nnx.Rngs(0))
+    assert float(signed.tau) == pytest.approx(-0.3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -104,6 +113,8 @@ def test_gradients_reach_every_parameter():
 def test_errors():
     with pytest.raises(imr.ImrError, match="iterations must be at least 0; found -1"):
         imr.nn.Classifier(5, 3, iterations=-1, rngs=nnx.Rngs(0))
+    with pytest.raises(imr.ImrError, match="tau must be positive; found 0"):
+        imr.nn.Block(5, 3, tau=0.0, rngs=nnx.Rngs(0))
     with pytest.raises(imr.ImrError, match="width must be at least 1; found 0"):
         imr.nn.Block(5, 3, mlp_width=0, rngs=nnx.Rngs(0))
     model = imr.nn.Classifier(5, 3, iterations=2, tied=False, rngs=nnx.Rngs(0))

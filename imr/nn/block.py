@@ -1,10 +1,12 @@
 """A transformer block that is one Lie step of multinomial regression's feature flow."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imr._checks import check_at_least
+from imr._checks import check_at_least, check_positive
 from imr._numerics import matmul
 from imr._typing import Array, Features, Field
 from imr.attention import cross_attention
@@ -47,18 +49,21 @@ class Block(nnx.Module):
 
     CA is `imr.cross_attention` with the bias of the logits. The label term of the flow, C theta, is
     unknown at test time; the MLP stands in for it. There is no normalisation, and queries, keys and
-    values are tied: theta, bias and tau are the block's parameters.
+    values are tied: theta, bias and the step are the block's parameters.
 
     Args:
       num_features: f.
       num_classes: k, the rows of theta.
       attention: whether the block has its attention step.
       mlp_width: hidden units of the MLP; None leaves the MLP out.
-      tau: the step size to start from; it is learned and may change sign.
+      tau: the step size to start from; it is learned. A step in time is positive, so its logarithm
+        is the parameter.
+      signed_step: learn tau itself, which may then change its sign: a block that climbs the
+        log-sum-exp instead of descending it.
       rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
 
     Raises:
-      ImrError: where a size is below 1.
+      ImrError: where a size is below 1, or tau is not positive (unless signed).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -76,17 +81,26 @@ class Block(nnx.Module):
         *,
         attention: bool = True,
         mlp_width: int | None = 128,
-        tau: float = 0.5,
+        tau: float = 0.25,
+        signed_step: bool = False,
         rngs: nnx.Rngs,
     ):
         check_at_least("num_features", num_features, 1)
         check_at_least("num_classes", num_classes, 1)
+        if not signed_step:
+            check_positive("tau", tau)
         self.attention = attention
+        self.signed_step = signed_step
         shape = (num_classes, num_features)
         self.theta = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(num_classes))
-        self.tau = nnx.Param(jnp.asarray(float(tau)))
+        self.step = nnx.Param(jnp.asarray(float(tau) if signed_step else math.log(tau)))
         self.mlp = None if mlp_width is None else MLP(num_features, mlp_width, rngs=rngs)
+
+    @property
+    def tau(self) -> Array:
+        """The step size as it stands."""
+        return self.step[...] if self.signed_step else jnp.exp(self.step[...])
 
     def fields(self) -> tuple[Field, ...]:
         """The operators of the split flow, f(t, z, args), in order of application."""
@@ -100,7 +114,7 @@ class Block(nnx.Module):
     def __call__(self, z: Features) -> Features:
         """One step; shape (n, f) to shape (n, f). Without attention and MLP it is the identity."""
         fields = self.fields()
-        return lie_step(fields, z, self.tau[...]) if fields else z
+        return lie_step(fields, z, self.tau) if fields else z
 
     def _descend(self, t: Array | float, z: Features, args: None) -> Features:
         del t, args

@@ -27,7 +27,7 @@ class Classifier(nnx.Module):
       prototypes: s, rows of theta for each class; class c owns rows c s to c s + s - 1.
       attention: whether the blocks have their attention step.
       mlp_width: hidden units of their MLP; None leaves it out.
-      tau: the step size to start from, learned.
+      tau, signed_step: the step size to start from, and whether its sign is free; see `Block`.
       tied: one block iterated (the autonomous flow), or a block for each iteration (theta(t)); the
         read-out then shares the last one's theta.
       rngs: random streams of flax nnx.
@@ -53,7 +53,8 @@ class Classifier(nnx.Module):
         prototypes: int = 1,
         attention: bool = True,
         mlp_width: int | None = 128,
-        tau: float = 0.5,
+        tau: float = 0.25,
+        signed_step: bool = False,
         tied: bool = True,
         rngs: nnx.Rngs,
     ):
@@ -70,6 +71,7 @@ class Classifier(nnx.Module):
                 attention=attention,
                 mlp_width=mlp_width,
                 tau=tau,
+                signed_step=signed_step,
                 rngs=rngs,
             )
             for _ in range(1 if tied else max(iterations, 1))

@@ -1,0 +1,356 @@
+"""Solving the flows with diffrax: any field, or the models' own in reduced coordinates."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from imr._checks import ImrError, check_finite, check_positive, is_concrete
+from imr._typing import Field, Loss, PyTree, ScalarLike
+
+
+class Result(enum.IntEnum):
+    """How a flow ended; the code in `Flow.result`."""
+
+    SUCCESS = 0
+    STEP_LIMIT = 1
+    """`max_steps` steps did not reach the end."""
+    DIVERGED = 2
+    """The features left the finite numbers, or what was handed in was not finite."""
+    STEP_TOO_SMALL = 3
+    """The error control asked for steps that cannot be told from zero."""
+    BAD_TIMES = 4
+    """Under a trace, where nothing can be raised: t1 not after t0, or unsorted times."""
+
+
+class FlowError(ImrError):
+    """A flow that did not reach its end, raised where `throw=True` asks for it."""
+
+
+class Flow(NamedTuple):
+    """A solved flow; a pytree, so that it comes out of `jax.jit` and `jax.vmap`.
+
+    Attributes:
+      ts: times, shape (s,); s = 1, the end, where no times were asked for. Steady state: the time
+        at which it was found.
+      z: the features at the end, or the last good state where the end was not reached.
+      zs: the features at the times asked for, a leading axis of s; None where none were.
+      loss: at ts, shape (s,), or None.
+      grad_norm: the Frobenius norm of the field at ts, shape (s,).
+      num_steps: steps of the solver, rejected ones counted.
+      result: a code, see `Result`.
+      converged: whether it solved to t1, or found the steady state.
+
+    What was not reached is inf.
+    """
+
+    ts: Float[Array, "s"]
+    z: PyTree
+    zs: PyTree | None
+    loss: Float[Array, "s"] | None
+    grad_norm: Float[Array, "s"]
+    num_steps: Int[Array, ""]
+    result: Int[Array, ""]
+    converged: Bool[Array, ""]
+
+
+def solve(
+    field: Field,
+    z0: PyTree,
+    *,
+    t1: ScalarLike,
+    t0: ScalarLike = 0.0,
+    ts: Any = None,
+    loss: Loss | None = None,
+    args: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    rtol: ScalarLike = 1e-5,
+    atol: ScalarLike = 1e-7,
+    dt0: ScalarLike | None = None,
+    noise: tuple[ScalarLike, Any] | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    max_steps: int = 4096,
+    throw: bool = False,
+) -> Flow:
+    r"""Solves $dz/dt = f(t, z, args)$ from z0 at t0 to t1.
+
+    Args:
+      field: f(t, z, args); of `gradient_field` and its like, or any function.
+      z0: features, shape (n, f), or any pytree of arrays.
+      t1: the end, after t0.
+      t0: the start.
+      ts: times to save at, increasing, within [t0, t1], shape (s,).
+      loss: z -> scalar, evaluated at the saved times.
+      args: handed to the field.
+      solver: of diffrax; Tsit5 unless said (Euler under noise).
+      rtol: relative tolerance of the adaptive steps; the error norm is the root mean square over
+        all entries of z.
+      atol: absolute tolerance.
+      dt0: constant steps of this size, instead of adaptive ones.
+      noise: (sigma, key), the SDE $dz = f dt + \sigma dW$ in the sense of Itô; needs dt0.
+      adjoint: of diffrax; RecursiveCheckpointAdjoint unless said. With BacksolveAdjoint the field
+        must be a pytree that holds its parameters (`jax.tree_util.Partial`), or take them in args.
+      max_steps: step limit.
+      throw: raise `FlowError` where the end is not reached; not under `jax.jit`.
+
+    Returns:
+      A `Flow`. Two calls with other values of the same shapes compile once, if the field is a
+      pytree or the same function.
+
+    Raises:
+      ImrError: for concrete values, where z0 is not finite, t1 is not after t0, or the times are
+        unsorted or outside of [t0, t1].
+      FlowError: where asked for.
+
+    >>> import jax.numpy as jnp
+    >>> flow = solve(lambda t, z, args: -z, jnp.ones((1, 1)), t1=1.0, rtol=1e-6)
+    >>> round(flow.z.item(), 4), bool(flow.converged)
+    (0.3679, True)
+    """
+    if noise is not None:
+        if dt0 is None:
+            raise ImrError(
+                "noise needs dt0, the constant step of the stochastic solver; found None."
+            )
+        check_positive("noise's sigma", noise[0])
+    check_finite("z0", z0)
+    field = field if isinstance(field, jax.tree_util.Partial) else jax.tree_util.Partial(field)
+    end = integrate(
+        field, z0, t0=t0, t1=t1, ts=ts, args=args, solver=solver, rtol=rtol, atol=atol, dt0=dt0,
+        noise=noise, adjoint=adjoint, max_steps=max_steps,
+    )  # fmt: skip
+    flow = measured(field, end, args, loss, saved=ts is not None)
+    return raised(flow) if throw else flow
+
+
+class Path(NamedTuple):
+    """What the integration of a state gives, before anything is read off it."""
+
+    ts: Array
+    y: PyTree
+    ys: PyTree
+    num_steps: Array
+    result: Array
+
+
+def integrate(
+    field: Any,
+    y0: PyTree,
+    *,
+    t0: ScalarLike,
+    t1: ScalarLike,
+    ts: Any,
+    args: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    rtol: ScalarLike = 1e-5,
+    atol: ScalarLike = 1e-7,
+    dt0: ScalarLike | None = None,
+    noise: tuple[ScalarLike, Any] | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    max_steps: int = 4096,
+) -> Path:
+    check_times(t0, t1, ts)
+    check_positive("rtol", rtol)
+    check_positive("atol", atol)
+    if dt0 is not None:
+        check_positive("dt0", dt0)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ImrError(f"max_steps must be an integer of at least 1; found {max_steps!r}.")
+    dtype = jnp.result_type(*jax.tree.leaves(y0), jnp.float32)
+    time = lambda t: None if t is None else jnp.asarray(t, dtype)  # noqa: E731
+    if noise is not None:
+        noise = (jnp.asarray(noise[0], dtype), noise[1])
+    if solver is None:
+        solver = dfx.Euler() if noise is not None else dfx.Tsit5()
+    adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    return _diffeqsolve(
+        field, y0, time(t0), time(t1), time(ts), args, solver, time(rtol), time(atol), time(dt0),
+        noise, adjoint, max_steps,
+    )  # fmt: skip
+
+
+@eqx.filter_jit
+def _diffeqsolve(
+    field, y0, t0, t1, ts, args, solver, rtol, atol, dt0, noise, adjoint, max_steps
+) -> Path:
+    # Bad times would make diffrax raise from inside the program: solve a moment instead, and say so.
+    bad_times = ~(t1 > t0)
+    if ts is not None:
+        ordered = jnp.all(jnp.diff(ts) > 0) & jnp.all((ts >= t0) & (ts <= t1))
+        bad_times = bad_times | ~ordered
+        even = jnp.linspace(t0, t1, ts.shape[0], dtype=ts.dtype)
+        ts = jnp.where(bad_times, even, ts)
+    t1 = jnp.where(bad_times & ~(t1 > t0), t0 + 1, t1)
+    bad_start = ~_all_finite(y0)
+    safe_y0 = jax.tree.map(lambda y: jnp.where(bad_start, jnp.zeros_like(y), y), y0)
+
+    terms: Any = dfx.ODETerm(field)
+    if noise is not None:
+        sigma, key = noise
+        shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
+        motion = dfx.VirtualBrownianTree(t0, t1, tol=dt0 / 2, shape=shape, key=key)
+        diffusion = dfx.ControlTerm(_Times(sigma), motion)
+        terms = dfx.MultiTerm(terms, diffusion)
+    controller = dfx.PIDController(rtol=rtol, atol=atol) if dt0 is None else dfx.ConstantStepSize()
+    # Backsolve has no way to save the end beside the times.
+    both = ts is not None and not isinstance(adjoint, dfx.BacksolveAdjoint)
+    if ts is None:
+        saveat = dfx.SaveAt(t1=True)
+    elif both:
+        saveat = dfx.SaveAt(ts=ts, t1=True)
+    else:
+        saveat = dfx.SaveAt(ts=jnp.append(ts, t1))
+    solution: Any = dfx.diffeqsolve(
+        terms, solver, t0, t1, dt0, safe_y0, args, saveat=saveat,
+        stepsize_controller=_StopWhereNotFinite(controller), adjoint=adjoint, max_steps=max_steps,
+        throw=False,
+    )  # fmt: skip
+
+    # Saved states stand in order of time; behind the last one reached, everything is inf.
+    reached = jnp.isfinite(solution.ts)
+    last = jnp.maximum(jnp.sum(reached) - 1, 0)
+    some = reached[0]
+    y = jax.tree.map(lambda ys, y: jnp.where(some, ys[last], y), solution.ys, safe_y0)
+    ys, times = None, jnp.where(some, solution.ts[last], t0)[None]
+    success = solution.result == dfx.RESULTS.successful
+    if ts is not None:
+        good = reached[:-1] & (success | (jnp.arange(ts.shape[0]) < jnp.sum(reached) - both))
+        ys = jax.tree.map(lambda x: jnp.where(_over(good, x[:-1]), x[:-1], jnp.inf), solution.ys)
+        times = jnp.where(good, ts, jnp.inf)
+    result = _code(solution.result)
+    result = jnp.where(_all_finite(y), result, Result.DIVERGED)
+    result = jnp.where(bad_start, Result.DIVERGED, result)
+    result = jnp.where(bad_times, Result.BAD_TIMES, result)
+    y = jax.tree.map(lambda new, old: jnp.where(bad_times | bad_start, old, new), y, y0)
+    stopped = jnp.where(bad_times | bad_start, jnp.inf, 0)
+    times = times + stopped.astype(times.dtype)
+    ys = jax.tree.map(lambda x: x + stopped.astype(x.dtype), ys)
+    return Path(times, y, ys, solution.stats["num_steps"], result.astype(jnp.int32))
+
+
+class _Times(eqx.Module):
+    """The diffusion of additive noise: sigma times the identity."""
+
+    sigma: Array
+
+    def __call__(self, t, y, args):
+        del t, args
+        return jax.tree.map(lambda x: _Scaled(self.sigma.astype(x.dtype)), y)
+
+
+class _Scaled(eqx.Module):
+    factor: Array
+
+
+class _StopWhereNotFinite(dfx.AbstractStepSizeController):
+    """Refuses a step that leaves the finite numbers, so that the state before it is what is left.
+
+    An adaptive controller is asked for a smaller step instead, by an error that is finite and large;
+    a constant step has no smaller one, and the solve ends.
+    """
+
+    controller: dfx.AbstractStepSizeController
+
+    def wrap(self, direction):
+        return type(self)(self.controller.wrap(direction))
+
+    def init(self, *inputs):
+        return self.controller.init(*inputs)
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
+        finite = _all_finite(y1_candidate)
+        if isinstance(self.controller, dfx.ConstantStepSize):
+            keep, *rest, result = self.controller.adapt_step_size(
+                t0, t1, y0, y1_candidate, args, y_error, error_order, state
+            )
+            stop = dfx.RESULTS.where(finite, result, dfx.RESULTS.dt_min_reached)
+            return keep & finite, *rest, stop
+        safe = jax.tree.map(lambda y, y1: jnp.where(finite, y1, y), y0, y1_candidate)
+        large = jax.tree.map(
+            lambda e, y: jnp.where(finite, e, jnp.full_like(y, 1e6) * (1 + jnp.abs(y))), y_error, y0
+        )
+        keep, t0_next, t1_next, jump, state, result = self.controller.adapt_step_size(
+            t0, t1, y0, safe, args, large, error_order, state
+        )
+        stuck = ~(t1_next > t0_next)
+        result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
+        return keep & finite, t0_next, t1_next, jump, state, result
+
+
+def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> Flow:
+    """Loss and norm of the field at the saved states, one after the other."""
+
+    def at(t, y):
+        norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(field(t, y, args))))
+        return norm, None if loss is None else loss(y)
+
+    if saved:
+        norms, losses = jax.lax.map(lambda pair: at(*pair), (path.ts, path.ys))
+    else:
+        norms, losses = jax.tree.map(lambda x: x[None], at(path.ts[0], path.y))
+    reached = jnp.isfinite(path.ts)
+    norms, losses = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (norms, losses))
+    return Flow(
+        path.ts, path.y, path.ys if saved else None, losses, norms, path.num_steps, path.result,
+        path.result == Result.SUCCESS,
+    )  # fmt: skip
+
+
+def raised(flow: Flow) -> Flow:
+    if not is_concrete(flow.result):
+        raise ImrError(
+            "throw=True needs concrete values; under jax.jit or jax.vmap look at result."
+        )
+    codes = np.atleast_1d(np.asarray(flow.result))
+    if codes.any():
+        result = Result(int(codes[codes != 0][0]))
+        raise FlowError(
+            f"the flow did not reach its end: {result.name} after {flow.num_steps} steps. "
+            "Look at the Flow without throw=True; more steps (max_steps), looser tolerances or a "
+            "regulariser (anchor) may help."
+        )
+    return flow
+
+
+def check_times(t0: Any, t1: Any, ts: Any) -> None:
+    """Demands t0 < t1 and increasing times between, where they are concrete."""
+    if is_concrete(t0, t1) and not np.all(np.asarray(t1) > np.asarray(t0)):
+        raise ImrError(f"t1 must be after t0 = {t0}; found t1 = {t1}.")
+    if ts is None:
+        return
+    if jnp.ndim(ts) != 1 or jnp.shape(ts)[0] == 0:
+        raise ImrError(f"ts must hold one or more times, shape (s,); found shape {jnp.shape(ts)}.")
+    if is_concrete(t0, t1, ts):
+        values = np.asarray(ts)
+        if not np.all(np.diff(values) > 0):
+            at = int(np.argmin(np.diff(values) > 0))
+            raise ImrError(
+                f"ts must increase; found ts[{at}] = {values[at]} and ts[{at + 1}] = {values[at + 1]}."
+            )
+        if not (values[0] >= t0 and values[-1] <= t1):
+            raise ImrError(
+                f"ts must lie within [t0, t1] = [{t0}, {t1}]; found {values[0]} to {values[-1]}."
+            )
+
+
+def _code(result: Any) -> Array:
+    """diffrax's result as one of ours."""
+    code = jnp.where(
+        result == dfx.RESULTS.max_steps_reached, Result.STEP_LIMIT, Result.STEP_TOO_SMALL
+    )
+    return jnp.where(result == dfx.RESULTS.successful, Result.SUCCESS, code)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _over(mask: Array, x: Array) -> Array:
+    """A mask over the leading axis, broadcast to the shape of x."""
+    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x.shape)
