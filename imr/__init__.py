@@ -10,13 +10,35 @@ from imr._checks import DataError as DataError
 from imr._checks import ImrError as ImrError
 from imr._checks import MissingPackageError as MissingPackageError
 from imr._checks import RunError as RunError
+from imr.attention import attention_weights as attention_weights
 from imr.attention import cross_attention as cross_attention
+from imr.attention import reverse_attention as reverse_attention
+from imr.attention import self_attention as self_attention
 from imr.dynamics import gradient_field as gradient_field
+from imr.dynamics import joint_field as joint_field
+from imr.dynamics import latent_field as latent_field
+from imr.dynamics import linear_field as linear_field
+from imr.dynamics import linear_path as linear_path
+from imr.dynamics import path_field as path_field
+from imr.dynamics import quadratic_field as quadratic_field
+from imr.dynamics import sphere_field as sphere_field
+from imr.flow import Flow as Flow
+from imr.flow import FlowError as FlowError
+from imr.flow import Result as Result
+from imr.flow import solve as solve
 from imr.logits import linear_logits as linear_logits
+from imr.logits import low_rank_logits as low_rank_logits
+from imr.logits import polynomial_logits as polynomial_logits
+from imr.logits import quadratic_logits as quadratic_logits
 from imr.losses import cross_entropy as cross_entropy
 from imr.losses import feature_loss as feature_loss
 from imr.losses import latent_cross_entropy as latent_cross_entropy
+from imr.reduced import linear_flow as linear_flow
+from imr.reduced import quadratic_flow as quadratic_flow
 from imr.splitting import lie_step as lie_step
 from imr.splitting import strang_step as strang_step
+from imr.steady import solve_to_steady_state as solve_to_steady_state
+from imr.targets import LowRankTargets as LowRankTargets
+from imr.targets import same_class_targets as same_class_targets
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -92,11 +93,12 @@ def solve(
       rtol: relative tolerance of the adaptive steps; the error norm is the root mean square over
         all entries of z.
       atol: absolute tolerance.
-      dt0: constant steps of this size, instead of adaptive ones.
+      dt0: constant steps instead of adaptive ones, of this size, or a little less where that makes
+        them even between the times asked for.
       noise: (sigma, key), the SDE $dz = f dt + \sigma dW$ in the sense of Itô; needs dt0.
       adjoint: of diffrax; RecursiveCheckpointAdjoint unless said. With BacksolveAdjoint the field
         must be a pytree that holds its parameters (`jax.tree_util.Partial`), or take them in args.
-      max_steps: step limit.
+      max_steps: step limit, from one time asked for to the next.
       throw: raise `FlowError` where the end is not reached; not under `jax.jit`.
 
     Returns:
@@ -130,9 +132,10 @@ def solve(
 
 
 class Path(NamedTuple):
-    """What the integration of a state gives, before anything is read off it."""
+    """What the integration of a state gives, before anything is read off it: y is at `end`."""
 
     ts: Array
+    end: Array
     y: PyTree
     ys: PyTree
     num_steps: Array
@@ -154,7 +157,9 @@ def integrate(
     noise: tuple[ScalarLike, Any] | None = None,
     adjoint: dfx.AbstractAdjoint | None = None,
     max_steps: int = 4096,
+    steady: bool = False,
 ) -> Path:
+    """Integrates a state of any kind; with `steady`, until its field is below the tolerances."""
     check_times(t0, t1, ts)
     check_positive("rtol", rtol)
     check_positive("atol", atol)
@@ -171,84 +176,91 @@ def integrate(
     adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
     return _diffeqsolve(
         field, y0, time(t0), time(t1), time(ts), args, solver, time(rtol), time(atol), time(dt0),
-        noise, adjoint, max_steps,
+        noise, adjoint, max_steps, steady,
     )  # fmt: skip
 
 
 @eqx.filter_jit
 def _diffeqsolve(
-    field, y0, t0, t1, ts, args, solver, rtol, atol, dt0, noise, adjoint, max_steps
+    field, y0, t0, t1, ts, args, solver, rtol, atol, dt0, noise, adjoint, max_steps, steady
 ) -> Path:
-    # Bad times would make diffrax raise from inside the program: solve a moment instead, and say so.
-    bad_times = ~(t1 > t0)
+    """From one time asked for to the next, so that diffrax has no times of its own to check.
+
+    Its checks raise from inside the program, which then runs on no platform but the one it was
+    traced for. What is wrong here comes out as a code.
+    """
+    ordered = t1 > t0
     if ts is not None:
-        ordered = jnp.all(jnp.diff(ts) > 0) & jnp.all((ts >= t0) & (ts <= t1))
-        bad_times = bad_times | ~ordered
-        even = jnp.linspace(t0, t1, ts.shape[0], dtype=ts.dtype)
-        ts = jnp.where(bad_times, even, ts)
-    t1 = jnp.where(bad_times & ~(t1 > t0), t0 + 1, t1)
-    bad_start = ~_all_finite(y0)
-    safe_y0 = jax.tree.map(lambda y: jnp.where(bad_start, jnp.zeros_like(y), y), y0)
+        ordered &= jnp.all(jnp.diff(ts) > 0) & jnp.all((ts >= t0) & (ts <= t1))
+    finite = _all_finite(y0)
+    code = jnp.where(finite, Result.SUCCESS, Result.DIVERGED)
+    code = jnp.where(ordered, code, Result.BAD_TIMES).astype(jnp.int32)
 
     terms: Any = dfx.ODETerm(field)
     if noise is not None:
         sigma, key = noise
         shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
         motion = dfx.VirtualBrownianTree(t0, t1, tol=dt0 / 2, shape=shape, key=key)
-        diffusion = dfx.ControlTerm(_Times(sigma), motion)
-        terms = dfx.MultiTerm(terms, diffusion)
+        terms = dfx.MultiTerm(terms, dfx.ControlTerm(_Diffusion(sigma), motion))
     controller = dfx.PIDController(rtol=rtol, atol=atol) if dt0 is None else dfx.ConstantStepSize()
-    # Backsolve has no way to save the end beside the times.
-    both = ts is not None and not isinstance(adjoint, dfx.BacksolveAdjoint)
+    event = (
+        dfx.Event(dfx.steady_state_event(rtol, atol, norm=_root_mean_square)) if steady else None
+    )
+
+    def stretch(t, y, steps, end):
+        solution: Any = dfx.diffeqsolve(
+            terms, solver, t, end, None, y, args, saveat=dfx.SaveAt(t1=True), adjoint=adjoint,
+            stepsize_controller=_Guarded(controller, dt0), max_steps=max_steps, throw=False,
+            event=event,
+        )  # fmt: skip
+        wanted = dfx.RESULTS.event_occurred if steady else dfx.RESULTS.successful
+        failure = jnp.where(
+            solution.result == dfx.RESULTS.max_steps_reached,
+            Result.STEP_LIMIT,
+            Result.STEP_TOO_SMALL if dt0 is None else Result.DIVERGED,
+        )
+        new = jax.tree.map(lambda x: x[0], solution.ys)
+        # Of nothing reached at all diffrax saves inf.
+        some = _all_finite(new)
+        new = jax.tree.map(lambda x, old: jnp.where(some, x, old), new, y)
+        code = jnp.where(solution.result == wanted, Result.SUCCESS, failure)
+        code = jnp.where(some, code, Result.DIVERGED).astype(jnp.int32)
+        at = jnp.where(some, solution.ts[0], t)
+        return at, new, steps + solution.stats["num_steps"].astype(jnp.int32), code
+
+    def step(carry, end):
+        t, y, steps, code = carry
+        t, y, steps, code = jax.lax.cond(
+            code == Result.SUCCESS,
+            stretch,
+            lambda t, y, steps, end: (t, y, steps, code),
+            t, y, steps, end,
+        )  # fmt: skip
+        reached = code == Result.SUCCESS
+        saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (t if steady else end, y))
+        return (t, y, steps, code), saved
+
+    start = (t0, y0, jnp.zeros((), jnp.int32), code)
     if ts is None:
-        saveat = dfx.SaveAt(t1=True)
-    elif both:
-        saveat = dfx.SaveAt(ts=ts, t1=True)
-    else:
-        saveat = dfx.SaveAt(ts=jnp.append(ts, t1))
-    solution: Any = dfx.diffeqsolve(
-        terms, solver, t0, t1, dt0, safe_y0, args, saveat=saveat,
-        stepsize_controller=_StopWhereNotFinite(controller), adjoint=adjoint, max_steps=max_steps,
-        throw=False,
-    )  # fmt: skip
-
-    # Saved states stand in order of time; behind the last one reached, everything is inf.
-    reached = jnp.isfinite(solution.ts)
-    last = jnp.maximum(jnp.sum(reached) - 1, 0)
-    some = reached[0]
-    y = jax.tree.map(lambda ys, y: jnp.where(some, ys[last], y), solution.ys, safe_y0)
-    ys, times = None, jnp.where(some, solution.ts[last], t0)[None]
-    success = solution.result == dfx.RESULTS.successful
-    if ts is not None:
-        good = reached[:-1] & (success | (jnp.arange(ts.shape[0]) < jnp.sum(reached) - both))
-        ys = jax.tree.map(lambda x: jnp.where(_over(good, x[:-1]), x[:-1], jnp.inf), solution.ys)
-        times = jnp.where(good, ts, jnp.inf)
-    result = _code(solution.result)
-    result = jnp.where(_all_finite(y), result, Result.DIVERGED)
-    result = jnp.where(bad_start, Result.DIVERGED, result)
-    result = jnp.where(bad_times, Result.BAD_TIMES, result)
-    y = jax.tree.map(lambda new, old: jnp.where(bad_times | bad_start, old, new), y, y0)
-    stopped = jnp.where(bad_times | bad_start, jnp.inf, 0)
-    times = times + stopped.astype(times.dtype)
-    ys = jax.tree.map(lambda x: x + stopped.astype(x.dtype), ys)
-    return Path(times, y, ys, solution.stats["num_steps"], result.astype(jnp.int32))
+        (t, y, steps, code), _ = step(start, t1)
+        return Path(jnp.where(code == Result.BAD_TIMES, jnp.inf, t)[None], t, y, None, steps, code)
+    carry, (times, ys) = jax.lax.scan(step, start, ts)
+    (t, y, steps, code), _ = step(carry, t1)
+    return Path(times, t, y, ys, steps, code)
 
 
-class _Times(eqx.Module):
-    """The diffusion of additive noise: sigma times the identity."""
+class _Diffusion(eqx.Module):
+    """The diffusion of additive noise, sigma times the identity."""
 
     sigma: Array
 
     def __call__(self, t, y, args):
         del t, args
-        return jax.tree.map(lambda x: _Scaled(self.sigma.astype(x.dtype)), y)
+        entries = jax.tree.map(lambda x: jnp.full_like(x, self.sigma), y)
+        return lineax.DiagonalLinearOperator(entries)
 
 
-class _Scaled(eqx.Module):
-    factor: Array
-
-
-class _StopWhereNotFinite(dfx.AbstractStepSizeController):
+class _Guarded(dfx.AbstractStepSizeController):
     """Refuses a step that leaves the finite numbers, so that the state before it is what is left.
 
     An adaptive controller is asked for a smaller step instead, by an error that is finite and large;
@@ -256,12 +268,13 @@ class _StopWhereNotFinite(dfx.AbstractStepSizeController):
     """
 
     controller: dfx.AbstractStepSizeController
+    dt0: Array | None
 
     def wrap(self, direction):
-        return type(self)(self.controller.wrap(direction))
+        return type(self)(self.controller.wrap(direction), self.dt0)
 
-    def init(self, *inputs):
-        return self.controller.init(*inputs)
+    def init(self, terms, t0, t1, y0, dt0, *inputs):
+        return self.controller.init(terms, t0, t1, y0, self.dt0, *inputs)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
         finite = _all_finite(y1_candidate)
@@ -339,18 +352,10 @@ def check_times(t0: Any, t1: Any, ts: Any) -> None:
             )
 
 
-def _code(result: Any) -> Array:
-    """diffrax's result as one of ours."""
-    code = jnp.where(
-        result == dfx.RESULTS.max_steps_reached, Result.STEP_LIMIT, Result.STEP_TOO_SMALL
-    )
-    return jnp.where(result == dfx.RESULTS.successful, Result.SUCCESS, code)
+def _root_mean_square(tree: PyTree) -> Array:
+    leaves = jax.tree.leaves(tree)
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
 
 
 def _all_finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
-
-
-def _over(mask: Array, x: Array) -> Array:
-    """A mask over the leading axis, broadcast to the shape of x."""
-    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x.shape)

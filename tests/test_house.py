@@ -22,6 +22,7 @@ FLOORS = (
     ("losses", "attention"),
     ("dynamics", "regression", "beliefs", "constrained"),
     ("flow", "splitting"),
+    ("reduced", "steady"),
     ("nn", "train", "checkpoint", "parallel"),
     ("metrics", "lens", "data", "plotting"),
     ("run",),
@@ -29,7 +30,11 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
-ONLY_IN = {"diffrax": {"flow", "splitting"}, "orbax": {"checkpoint"}, "experiments": set()}
+ONLY_IN = {
+    "diffrax": {"flow", "splitting", "steady"},
+    "orbax": {"checkpoint"},
+    "experiments": set(),
+}
 # Heavy or optional: imported, if at all, by the functions that need them.
 NEVER_AT_THE_TOP = {"torch", "matplotlib", "sklearn", "pooch", "tyro", "tqdm"}
 

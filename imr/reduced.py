@@ -1,0 +1,360 @@
+r"""Exact reduced flows: integrate coordinates, rebuild features only where they are asked for.
+
+The flow of the linear model never leaves $Z_0 + span(rows of \theta)$, that of the quadratic model
+never leaves $Z_0 + span(columns of Q and K)$. With the vectors V (m, f) that span it,
+
+$$Z(t) = X + e^{-\lambda t} (Z_0 - X) + B(t) V, \qquad dB/dt = g(Z V^T) - \lambda B, \quad B(0) = 0,$$
+
+and Z V^T follows from B and from products taken once. Without an anchor lambda = 0.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from imr._checks import ImrError, check_axis, check_choice, check_finite, check_positive, check_rank
+from imr._numerics import log_sum_exp, matmul, softmax
+from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike
+from imr.attention import Projection, attention_products
+from imr.flow import Flow, Result, integrate, raised
+from imr.logits import check_projections, linear_logits
+from imr.targets import (
+    check_targets,
+    target_logits,
+    target_product,
+    transposed_target_product,
+)
+
+Norm = Literal["coordinates", "features"]
+
+
+class Frame(NamedTuple):
+    """What the reduced equations need of the features, all of it computed once.
+
+    V: vectors (m, f). S = B M + S_0: the integrated state, (n, d); Z = decayed + (S - S_0) U.
+    """
+
+    basis: Array  # U (d, f)
+    change: Array  # M (m, d), dS = dB M
+    gram: Array  # U V^T (d, m)
+    start: Array  # S_0 (n, d)
+    at_start: Array  # Z_0 V^T (n, m)
+    at_anchor: Array | None  # X V^T (n, m)
+
+
+def linear_flow(
+    z0: Features,
+    theta: ClassWeights,
+    targets: Any,
+    *,
+    t1: ScalarLike,
+    t0: ScalarLike = 0.0,
+    ts: Any = None,
+    bias: Bias | None = None,
+    beta: ScalarLike = 1.0,
+    anchor: tuple[ScalarLike, Features] | None = None,
+    group: Array | None = None,
+    norm: Norm = "coordinates",
+    throw: bool = False,
+    **options: Any,
+) -> Flow:
+    r"""The flow of the linear model, exactly, in n x k coordinates instead of n x f features.
+
+    $$Z(t) = Z_0 + B \theta, \quad dB/dt = \beta (C - softmax(\beta (Z_0 \theta^T + B G + b))),
+      \quad G = \theta \theta^T$$
+
+    Args:
+      z0: features, shape (n, f).
+      theta: class weights, shape (k, f); prototypes, where `group` is given.
+      targets: labels (n,) or distributions (n, k).
+      t1, t0, ts: as in `imr.solve`.
+      bias: of the logits, shape (k,).
+      beta: inverse temperature.
+      anchor: (lam, x), adds (lam/2) ||Z - x||^2 to the loss.
+      group: the class of each prototype, shape (k,): latent classes. `targets` are then labels of
+        classes, and the label term is the softmax over the label's own prototypes.
+      norm: what the error control acts on. `coordinates`: the root mean square over the entries of
+        B. `features`: over the coordinates of Z in an orthonormal basis of the span, so that errors
+        are lengths in feature space and are relative to Z's part in the span.
+      throw: raise `FlowError` where the end is not reached.
+      options: solver, rtol, atol, dt0, adjoint and max_steps, as in `imr.solve`.
+
+    Returns:
+      A `Flow`, with its loss.
+
+    Raises:
+      ImrError: where shapes do not fit, targets are no distributions, values are not finite, or
+        times are out of order.
+
+    >>> import jax.numpy as jnp
+    >>> theta = jnp.eye(2)
+    >>> flow = linear_flow(jnp.zeros((1, 2)), theta, jnp.array([0]), t1=3.0, rtol=1e-6)
+    >>> u = flow.z[0, 0] - flow.z[0, 1]  # u + exp(u) = 1 + 2 t
+    >>> round((u + jnp.exp(u)).item(), 3)
+    7.000
+
+    Reference: arXiv 2509.04653, Theorem 1; the reduction is imr's own.
+    """
+    linear_logits(z0, theta, bias)
+    _check_start(z0, theta, beta, anchor)
+    if group is None:
+        check_targets((z0.shape[0], theta.shape[0]), targets)
+    else:
+        check_rank("group", group, 1, "(k,)")
+        check_axis("group", group.shape[0], "theta", theta.shape[0], "prototypes")
+        check_rank("targets", targets, 1, "(n,), labels of classes, with group")
+        check_axis("targets", targets.shape[0], "z0", z0.shape[0], "rows")
+        targets = group[None, :] == targets[:, None]  # the label's own prototypes
+    drift = Partial(_latent_drift if group is not None else _linear_drift, targets, bias, beta)
+    loss = Partial(_latent_loss if group is not None else _linear_loss, targets, bias, beta)
+    return _reduced(
+        z0, theta, drift, loss, anchor=anchor, norm=norm, t0=t0, t1=t1, ts=ts, throw=throw,
+        **options,
+    )  # fmt: skip
+
+
+def quadratic_flow(
+    z0: Features,
+    phi: Projection,
+    k: Projection | None,
+    targets: Any,
+    *,
+    t1: ScalarLike,
+    t0: ScalarLike = 0.0,
+    ts: Any = None,
+    beta: ScalarLike = 1.0,
+    anchor: tuple[ScalarLike, Features] | None = None,
+    where: Mask | None = None,
+    block: int | None = None,
+    norm: Norm = "coordinates",
+    throw: bool = False,
+    **options: Any,
+) -> Flow:
+    r"""The flow of the quadratic model, exactly, in coordinates of the span of Q and K.
+
+    $$Z(t) = Z_0 + B_1 Q^T + B_2 K^T, \quad dB_1/dt = \beta A Z K, \quad dB_2/dt = \beta A^T Z Q,
+      \quad A = C - softmax(\beta Z Q K^T Z^T)$$
+
+    Symmetric (k=None): $Z(t) = Z_0 + B \phi^T$, $dB/dt = \beta (A + A^T) Z \phi$. The n x n softmax
+    is made in blocks of rows and never held; labels, sparse and low-rank targets are never expanded.
+
+    Args:
+      z0: features, shape (n, f).
+      phi: Q, shape (f, r), or (h, f, r) for heads.
+      k: K, of the same shape; None is symmetric.
+      targets: C, shape (n, n): labels (n,), `same_class_targets`, sparse (BCOO) or dense.
+      t1, t0, ts: as in `imr.solve`.
+      beta: inverse temperature.
+      anchor: (lam, x), adds (lam/2) ||Z - x||^2 to the loss.
+      where: boolean, shape (n, n).
+      block: rows of the softmax at a time; see `imr.attention.attention_products`.
+      norm: as in `linear_flow`.
+      throw: raise `FlowError` where the end is not reached.
+      options: solver, rtol, atol, dt0, adjoint and max_steps, as in `imr.solve`.
+
+    Returns:
+      A `Flow`, with its loss.
+
+    Raises:
+      ImrError: as `linear_flow`, and where the rank is larger than f.
+
+    >>> import jax, jax.numpy as jnp
+    >>> z0 = jax.random.normal(jax.random.key(0), (4, 3))
+    >>> flow = quadratic_flow(z0, jnp.eye(3)[:, :2], None, jnp.arange(4), t1=1.0)
+    >>> flow.z.shape, bool(flow.converged)
+    ((4, 3), True)
+
+    Reference: arXiv 2509.04653, Theorem 2; the reduction is imr's own.
+    """
+    check_projections(z0, phi, k)
+    _check_start(z0, (phi, k), beta, anchor)
+    check_targets((z0.shape[0], z0.shape[0]), targets, where)
+    f, r = phi.shape[-2:]
+    heads = phi.reshape(-1, f, r).shape[0]
+    stacked = phi.reshape(heads, f, r)
+    if k is not None:
+        stacked = jnp.concatenate([stacked, k.reshape(heads, f, r)])
+    vectors = jnp.swapaxes(stacked, 1, 2).reshape(-1, f)
+    shape = _Heads(heads, r, k is None, block)
+    drift = Partial(_quadratic_drift, shape, targets, where, beta)
+    loss = Partial(_quadratic_loss, shape, targets, where, beta)
+    return _reduced(
+        z0, vectors, drift, loss, anchor=anchor, norm=norm, t0=t0, t1=t1, ts=ts, throw=throw,
+        **options,
+    )  # fmt: skip
+
+
+def _reduced(z0, vectors, drift, loss, *, anchor, norm, t0, t1, ts, throw, **options: Any) -> Flow:
+    """Integrates the coordinates, and reads features, loss and norm of the field off them."""
+    check_choice("norm", norm, ("coordinates", "features"))
+    lam, x = (jnp.zeros((), z0.dtype), None) if anchor is None else anchor
+    frame = _frame(z0, vectors, x, norm)
+    field = Partial(_coordinate_field, drift, frame, jnp.asarray(lam, z0.dtype), t0)
+    path = integrate(field, frame.start, t0=t0, t1=t1, ts=ts, **options)
+    flow = _read_off(path, z0, x, vectors, frame, field, loss, saved=ts is not None)
+    return raised(flow) if throw else flow
+
+
+@partial(jax.jit, static_argnames="norm")
+def _frame(z0: Array, vectors: Array, x: Array | None, norm: Norm) -> Frame:
+    at_start = matmul(z0, vectors.T)
+    at_anchor = None if x is None else matmul(x, vectors.T)
+    if norm == "coordinates":
+        m = vectors.shape[0]
+        start = jnp.zeros((z0.shape[0], m), z0.dtype)
+        change = jnp.eye(m, dtype=z0.dtype)
+        return Frame(vectors, change, matmul(vectors, vectors.T), start, at_start, at_anchor)
+    orthonormal, upper = jnp.linalg.qr(vectors.T)
+    return Frame(orthonormal.T, upper.T, upper, matmul(z0, orthonormal), at_start, at_anchor)
+
+
+def _coordinate_field(drift, frame, lam, t0, t, state, args):
+    """dS/dt = g M - lam (S - S_0)."""
+    del args
+    moved = state - frame.start
+    return matmul(drift(_products(frame, lam, t - t0, moved)), frame.change) - lam * moved
+
+
+def _products(frame, lam, elapsed, moved):
+    """Z V^T of the state."""
+    products = frame.at_start + matmul(moved, frame.gram)
+    if frame.at_anchor is None:
+        return products
+    return products + (jnp.exp(-lam * elapsed) - 1) * (frame.at_start - frame.at_anchor)
+
+
+@partial(jax.jit, static_argnames="saved")
+def _read_off(path, z0, x, vectors, frame, field, loss, *, saved) -> Flow:
+    _, _, lam, t0 = field.args
+    distance: Any = None if x is None else z0 - x
+
+    def features(t, state):
+        z = z0 + matmul(state - frame.start, frame.basis)
+        return z if x is None else z + (jnp.exp(-lam * (t - t0)) - 1) * distance
+
+    def measure(pair):
+        """Loss and norm of the field from the coordinates, without the features."""
+        t, state = pair
+        slope = field(t, state, None)
+        moved = state - frame.start
+        value = loss(_products(frame, lam, t - t0, moved))
+        # The field is F = S' U - lam e (Z_0 - X), and Z - X = (S - S_0) U + e (Z_0 - X).
+        gram = matmul(frame.basis, frame.basis.T)
+        square = jnp.sum(matmul(slope, gram) * slope)
+        if x is None:
+            return value, jnp.sqrt(square)
+        decay = jnp.exp(-lam * (t - t0))
+        apart = matmul(distance, frame.basis.T)
+        length = jnp.sum(distance**2)
+        square += decay * lam * (decay * lam * length - 2 * jnp.sum(slope * apart))
+        stretch = jnp.sum(matmul(moved, gram) * moved)
+        stretch += decay * (decay * length + 2 * jnp.sum(moved * apart))
+        return value + 0.5 * lam * stretch, jnp.sqrt(jnp.maximum(square, 0))
+
+    reached = jnp.isfinite(path.ts)
+    states = path.ys if saved else path.y[None]
+    losses, norms = jax.lax.map(measure, (path.ts, states))
+    losses, norms = (jnp.where(reached, v, jnp.inf) for v in (losses, norms))
+    zs = None
+    if saved:
+        zs = jax.vmap(features)(path.ts, states)
+        zs = jnp.where(reached[:, None, None], zs, jnp.inf)
+    z = features(path.end, path.y)
+    return Flow(
+        path.ts, z, zs, losses, norms, path.num_steps, path.result, path.result == Result.SUCCESS
+    )
+
+
+# The drifts g, and the losses, as functions of Y = Z V^T
+
+
+def _linear_drift(targets, bias, beta, y):
+    p = softmax(beta * _biased(y, bias))
+    if targets.ndim == 1:
+        return beta * (jax.nn.one_hot(targets, y.shape[1], dtype=y.dtype) - p)
+    return beta * (targets.astype(y.dtype) - p)
+
+
+def _linear_loss(targets, bias, beta, y):
+    logits = beta * _biased(y, bias)
+    return jnp.sum(log_sum_exp(logits) - target_logits(targets, logits))
+
+
+def _latent_drift(own, bias, beta, y):
+    logits = beta * _biased(y, bias)
+    return beta * (softmax(logits, own) - softmax(logits))
+
+
+def _latent_loss(own, bias, beta, y):
+    logits = beta * _biased(y, bias)
+    return jnp.sum(log_sum_exp(logits) - log_sum_exp(logits, own))
+
+
+def _biased(y, bias):
+    return y if bias is None else y + bias[None, :]
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Heads:
+    """How the columns of Y = Z V^T fall into heads: queries first, then keys unless symmetric."""
+
+    count: int
+    rank: int
+    symmetric: bool
+    block: int | None
+
+    def split(self, y):
+        """Queries and keys, shape (h, n, r)."""
+        blocks = jnp.moveaxis(y.reshape(y.shape[0], -1, self.rank), 1, 0)
+        return (blocks, blocks) if self.symmetric else (blocks[: self.count], blocks[self.count :])
+
+
+def _quadratic_drift(heads, targets, where, beta, y):
+    def one(queries, keys):
+        row, column = attention_products(queries, keys, beta=beta, where=where, block=heads.block)
+        b1 = target_product(targets, keys) - row
+        b2 = transposed_target_product(targets, queries, y.shape[0]) - column
+        return b1, b2
+
+    b1, b2 = jax.vmap(one)(*heads.split(y))
+    parts = b1 + b2 if heads.symmetric else jnp.concatenate([b1, b2])
+    return beta * jnp.moveaxis(parts, 0, 1).reshape(y.shape)
+
+
+def _quadratic_loss(heads, targets, where, beta, y):
+    """Sum over heads and rows, a block of rows at a time."""
+    n = y.shape[0]
+
+    def one(queries, keys):
+        label = jnp.sum(queries * target_product(targets, keys))
+        rows = lambda pair: log_sum_exp(beta * matmul(pair[0], keys.T), pair[1])  # noqa: E731
+        size = min(n, max(1, 2**22 // n) if heads.block is None else heads.block)
+        lse = jax.lax.map(
+            lambda pair: rows(jax.tree.map(lambda a: a[None], pair))[0],
+            (queries, where),
+            batch_size=size,
+        )
+        return jnp.sum(lse) - beta * label
+
+    return jnp.sum(jax.vmap(one)(*heads.split(y)))
+
+
+def _check_start(z0, parameters, beta, anchor):
+    check_finite("z0", z0)
+    check_finite("theta or phi", parameters)
+    check_positive("beta", beta)
+    if anchor is None:
+        return
+    if not (isinstance(anchor, tuple) and len(anchor) == 2):
+        raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
+    check_finite("anchor", anchor)
+    if jnp.shape(anchor[1]) != z0.shape:
+        raise ImrError(
+            f"anchor's x must have the shape of z0, {z0.shape}; found {jnp.shape(anchor[1])}."
+        )

@@ -1,0 +1,118 @@
+"""The steady state of a flow, with an implicit derivative."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from imr._checks import ImrError, check_finite, check_positive
+from imr._typing import Field, Loss, PyTree, ScalarLike
+from imr.flow import Flow, Path, integrate, measured, raised
+
+
+def solve_to_steady_state(
+    field: Field,
+    z0: PyTree,
+    *,
+    rtol: ScalarLike = 1e-5,
+    atol: ScalarLike = 1e-6,
+    loss: Loss | None = None,
+    args: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    max_steps: int = 4096,
+    throw: bool = False,
+) -> Flow:
+    r"""Follows $dz/dt = f(z)$ to where it stands still: $\|f(z)\| < atol + rtol \, \|z\|$.
+
+    The derivative of the result is that of the implicit function, $dz = -(df/dz)^{-1} \, df$: it
+    needs memory for one state, not for the way there, and does not depend on z0. The linear system
+    is solved by BiCGSTAB with products of the Jacobian.
+
+    Args:
+      field: f(t, z, args), taken at t = 0; it must not depend on time. The limit must exist: a
+        multinomial's features run away for ever unless an anchor holds them.
+      z0: features, shape (n, f), or any pytree of arrays.
+      rtol: relative tolerance, of the norm and of the steps.
+      atol: absolute tolerance, of the norm and of the steps; norms are root mean squares.
+      loss: z -> scalar, evaluated at the end.
+      args: handed to the field.
+      solver: of diffrax; Tsit5 unless said.
+      max_steps: step limit.
+      throw: raise `FlowError` where no steady state was found; not under `jax.jit`.
+
+    Returns:
+      A `Flow` whose ts holds the time at which the steady state was found.
+
+    Raises:
+      ImrError: for concrete values, where z0 is not finite or a tolerance is not positive.
+      FlowError: where asked for.
+
+    >>> import jax, jax.numpy as jnp
+    >>> pull = lambda t, z, args: args - z
+    >>> limit = lambda x: solve_to_steady_state(pull, jnp.zeros(1), args=x).z[0]
+    >>> round(jax.grad(limit)(jnp.array([3.0])).item(), 4)
+    1.0
+    """
+    check_finite("z0", z0)
+    check_positive("rtol", rtol)
+    check_positive("atol", atol)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ImrError(f"max_steps must be an integer of at least 1; found {max_steps!r}.")
+    field = field if isinstance(field, jax.tree_util.Partial) else jax.tree_util.Partial(field)
+
+    path = _steady_state(field, z0, args, solver, rtol, atol, max_steps)
+    flow = measured(field, path, args, loss, saved=False)
+    return raised(flow) if throw else flow
+
+
+@eqx.filter_jit
+def _steady_state(field, z0, args, solver, rtol, atol, max_steps) -> Path:
+    start = jax.lax.stop_gradient(z0)
+    return _relaxed((field, args), start, solver, rtol, atol, max_steps)
+
+
+@eqx.filter_custom_vjp
+def _relaxed(field_and_args, z0, solver, rtol, atol, max_steps) -> Path:
+    field, args = field_and_args
+    return integrate(
+        jax.tree_util.Partial(_autonomous, field), z0, t0=0.0, t1=jnp.inf, ts=None, args=args,
+        solver=solver, rtol=rtol, atol=atol, max_steps=max_steps, steady=True,
+    )  # fmt: skip
+
+
+@_relaxed.def_fwd
+def _relaxed_forward(perturbed, field_and_args, z0, solver, rtol, atol, max_steps):
+    del perturbed
+    path = _relaxed(field_and_args, z0, solver, rtol, atol, max_steps)
+    return path, path.y
+
+
+@_relaxed.def_bwd
+def _relaxed_backward(z, cotangent, perturbed, field_and_args, z0, solver, rtol, atol, max_steps):
+    """Of f(z(p), p) = 0: the cotangent of p is -(df/dp)^T (df/dz)^-T that of z."""
+    del perturbed, z0, solver, rtol, atol, max_steps
+    leaves, rest = eqx.partition(field_and_args, eqx.is_inexact_array)
+
+    def still(z, leaves):
+        field, args = eqx.combine(leaves, rest)
+        return _autonomous(field, jnp.zeros(()), z, args)
+
+    _, transposed = jax.vjp(still, z, leaves)
+    right = jax.tree.map(
+        lambda c, x: jnp.zeros_like(x) if c is None else c, cotangent.y, z, is_leaf=_is_none
+    )
+    tolerance = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(z))).eps) ** 0.75
+    w, _ = jax.scipy.sparse.linalg.bicgstab(
+        lambda v: transposed(v)[0], right, tol=tolerance, maxiter=1000
+    )
+    return jax.tree.map(jnp.negative, transposed(w)[1])
+
+
+def _autonomous(field, t, z, args):
+    return field(jnp.zeros_like(t), z, args)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
