@@ -316,6 +316,7 @@ def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> 
 
 
 def raised(flow: Flow) -> Flow:
+    """The flow, or a `FlowError` where it did not reach its end."""
     if not is_concrete(flow.result):
         raise ImrError(
             "throw=True needs concrete values; under jax.jit or jax.vmap look at result."
