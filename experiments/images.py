@@ -546,7 +546,7 @@ def strip(config: Config, model, states, runs, data: ImageData):
     classifier = nnx.merge(graph_of(model), jax.tree.map(lambda p: p[index], states.params))
     image = jnp.asarray(data.test_images[:1])
     z = add_noise(jax.random.key(config.seed), image, noise or 0.5)
-    count = classifier.iterations + config.extra_iterations
+    count = classifier.iterations + min(config.extra_iterations, 2)
     shape = data.image_shape
     trajectory = classifier.trajectory(z, count)[:, 0].reshape(count + 1, *shape)
     return np.asarray(image.reshape(shape)), np.asarray(trajectory)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax.nnx.nn.attention import dot_product_attention_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.sparse import BCOO
@@ -107,12 +107,12 @@ def test_self_attention_is_the_standard_layer():
     where = jnp.tril(jnp.ones((7, 7), bool))
     ours = imr.self_attention(p.z, q, k, beta=0.7, where=where)
     queries, keys = (p.z @ w for w in (q, k))
-    heads = [a[None, :, None, :] for a in (queries, keys, keys)]
+    heads = [a[None, :, None, :] for a in (queries, keys)]
     scaled = heads[0] * 0.7 * np.sqrt(2)  # flax divides by the square root of the rank
-    layer = nnx.dot_product_attention(scaled, *heads[1:], mask=where[None, None])
-    assert error(ours, layer[0, :, 0] @ q.T) <= 1e-12
-    # jax's own works in float32.
-    layer = jax.nn.dot_product_attention(*heads, scale=0.7, is_causal=True)
+    weights = dot_product_attention_weights(scaled, heads[1], mask=where[None, None])
+    assert error(ours, weights[0, 0] @ keys @ q.T) <= 1e-12
+    # The fused one works in float32 inside.
+    layer = jax.nn.dot_product_attention(*heads, heads[1], scale=0.7, is_causal=True)
     assert error(ours, layer[0, :, 0] @ q.T) <= 1e-6
 
 
