@@ -1,6 +1,7 @@
 """Checkpoints by orbax: the state of a run and the configuration that it belongs to."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Checkpoints:
         self, directory: str | Path, config: dict[str, Any], *, every: int = 1, keep: int = 1
     ):
         self.directory = Path(directory).resolve()
-        self.config = config
+        # As it will come back: JSON has no tuples.
+        self.config = json.loads(json.dumps(config))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,7 +73,7 @@ class Checkpoints:
         if step is None:
             return None
         where = f"checkpoint {step} in {self.directory}"
-        remedy = "Choose another output folder, or overwrite this one."
+        remedy = "Move or delete that checkpoint folder, or choose another output folder."
         try:
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(config=ocp.args.JsonRestore())

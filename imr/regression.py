@@ -52,6 +52,12 @@ def from_basis(basis: Basis, theta: ClassWeights, bias: Bias) -> tuple[ClassWeig
     return theta, bias - matmul(theta, basis.mean)
 
 
+def largest_gradient(basis: Basis, d_theta: ClassWeights, d_bias: Bias) -> Scalar:
+    """Largest entry of the gradient on the features, from that on principal coordinates."""
+    d_theta = matmul(d_theta, basis.axes.T) + d_bias[:, None] * basis.mean[None, :]
+    return jnp.maximum(jnp.max(jnp.abs(d_theta)), jnp.max(jnp.abs(d_bias)))
+
+
 def preconditioner(basis: Basis, l2: ScalarLike, noise: ScalarLike = 0.0) -> Float[Array, "f"]:
     """Scale of each principal coordinate that makes the objective nearly round.
 
@@ -171,7 +177,8 @@ def fit_noisy_regression(
     noise: ScalarLike,
     *,
     num_steps: int = 1000,
-) -> tuple[ClassWeights, Bias]:
+    tol: float = 1e-3,
+) -> Regression:
     r"""Multinomial regression trained on noisy features, fresh noise at every step.
 
     Minimises $E_\epsilon\, mean_i CE_i((X + s \epsilon) \theta^T + b) + l2 \, \|\theta\|^2$,
@@ -193,9 +200,11 @@ def fit_noisy_regression(
       l2: penalty on the sum of squares of theta.
       noise: s, standard deviation of the noise, in units of the features.
       num_steps: steps, each over all rows.
+      tol: converged where no entry of the gradient, averaged over the last quarter of the steps,
+        exceeds it.
 
     Returns:
-      theta (k, f) and bias (k,).
+      A `Regression`; its gradient is that average.
 
     Raises:
       ImrError: where shapes do not fit, labels are out of range, or l2 or noise is negative.
@@ -207,11 +216,11 @@ def fit_noisy_regression(
     check_at_least("l2", l2, 0)
     check_at_least("noise", noise, 0)
     check_at_least("num_steps", num_steps, 1)
-    return _fit_noisy(key, x, labels, l2, noise, num_classes, num_steps)
+    return _fit_noisy(key, x, labels, l2, noise, tol, num_classes, num_steps)
 
 
-@jax.jit(static_argnums=(5, 6))
-def _fit_noisy(key, x, labels, l2, noise, num_classes, num_steps):
+@jax.jit(static_argnums=(6, 7))
+def _fit_noisy(key, x, labels, l2, noise, tol, num_classes, num_steps):
     basis = principal_basis(x)
     coordinates = to_basis(basis, x)
     scale = preconditioner(basis, l2, noise)
@@ -223,8 +232,10 @@ def _fit_noisy(key, x, labels, l2, noise, num_classes, num_steps):
     # Few rows get several draws each, so that a step averages about as many as many rows do.
     num_draws = -(-8192 // n)
 
+    late = num_steps - max(1, num_steps // 4)
+
     def step(carry, count):
-        (phi, bias), state = carry
+        (phi, bias), state, sums = carry
         theta = phi * scale[None, :]
         variances, axes = jnp.linalg.eigh(matmul(theta, theta.T))
         root = axes * jnp.sqrt(jnp.maximum(variances, 0))[None, :]
@@ -237,12 +248,17 @@ def _fit_noisy(key, x, labels, l2, noise, num_classes, num_steps):
         spread = jnp.diag(jnp.mean(p, axis=0)) - second
         d_theta = matmul((p - one_hot).T, coordinates) / n
         d_theta = d_theta + noise**2 * matmul(spread, theta) + 2 * l2 * theta
-        grads = (d_theta * scale[None, :], jnp.mean(p - one_hot, axis=0))
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates((phi, bias), updates), state), None
+        d_bias = jnp.mean(p - one_hot, axis=0)
+        updates, state = optimizer.update((d_theta * scale[None, :], d_bias), state)
+        sums = jax.tree.map(
+            lambda s, d: s + jnp.where(count >= late, d, 0), sums, (d_theta, d_bias)
+        )
+        return (optax.apply_updates((phi, bias), updates), state, sums), None
 
     params = (jnp.zeros((num_classes, x.shape[1]), x.dtype), jnp.zeros(num_classes, x.dtype))
-    start = (params, optimizer.init(params))
+    start = (params, optimizer.init(params), params)
     result: Any = jax.lax.scan(step, start, jnp.arange(num_steps))
-    phi, bias = result[0][0]
-    return from_basis(basis, phi * scale[None, :], bias)
+    (phi, bias), _, sums = result[0]
+    gradient = largest_gradient(basis, *(s / (num_steps - late) for s in sums))
+    theta, bias = from_basis(basis, phi * scale[None, :], bias)
+    return Regression(theta, bias, gradient, jnp.asarray(num_steps), gradient <= tol)

@@ -211,7 +211,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end: summary.json is there, and whole."""
         with contextlib.suppress(RunError):
-            return isinstance(self.summary(), dict)
+            return isinstance(self.summary(), dict) and (self.path / "table.md").is_file()
         return False
 
     def summary(self) -> dict[str, Any]:
@@ -226,11 +226,8 @@ class RunFolder:
         return Metrics(self.path / "metrics.jsonl", **tags)
 
     def save_figure(self, name: str, figure: Any, **arrays: Any) -> None:
-        """Writes figures/NAME.png and the arrays it shows to NAME.npz; closes the figure."""
-        import matplotlib.pyplot as plt
-
+        """Writes figures/NAME.png and the arrays it shows to NAME.npz."""
         figure.savefig(self.figures / f"{name}.png", dpi=150)
-        plt.close(figure)
         np.savez_compressed(self.figures / f"{name}.npz", **arrays)
 
     def finish(self, summary: Mapping[str, Any], table: str) -> None:

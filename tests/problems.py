@@ -1,9 +1,22 @@
 """Reference problems: random features, models and targets of fixed keys, for every test."""
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import pytest
+
+# Real images in IDX format; what needs them says so and skips where they are not there.
+IMAGES = Path(os.environ.get("IMR_TEST_IMAGES", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def images_folder(name: str) -> Path:
+    """A folder of real images, or a skip that says what is missing."""
+    if not (IMAGES / name).is_dir():
+        pytest.skip(f"no folder {name} of IDX files; IMR_TEST_IMAGES names the folder above it")
+    return IMAGES / name
 
 
 class Linear(NamedTuple):

@@ -19,8 +19,8 @@ from hypothesis.extra import numpy as hnp
 
 from imr import data
 from imr._checks import DataError, ImrError, MissingPackageError
+from tests.problems import images_folder
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = [f"{stem}.gz" for stem in data._STEMS]
 
 
@@ -415,15 +415,8 @@ def test_split_faults(labels, share, seed, message):
         data.held_back_split(labels, share, seed)
 
 
-def shared_folder(name):
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"the folder {folder} with the real images is missing")
-    return folder
-
-
 def test_real_mnist():
-    folder = shared_folder("mnist")
+    folder = images_folder("mnist")
     for file, md5 in (
         (NAMES[0], "6bbc9ace898e44ae57da46a324031adb"),
         (NAMES[2], "2646ac647ad5339dbf082846283269ea"),
@@ -440,7 +433,7 @@ def test_real_mnist():
 
 
 def test_real_fashion_mnist_head():
-    folder = shared_folder("fashion_mnist_head")
+    folder = images_folder("fashion_mnist_head")
     fashion = data.load_images("fashion_mnist", folder, train_limit=8000)
     assert fashion.train_images.shape == (8000, 784)
     assert fashion.test_images.shape == (1500, 784)

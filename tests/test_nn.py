@@ -73,7 +73,7 @@ def test_classifier_reads_out_with_the_theta_of_its_block(tied):
 
 
 def test_attention_alone_depends_on_the_logits_alone():
-    """THEORY A7: depth without an MLP reaches nothing that the first logits do not hold."""
+    """Depth without an MLP reaches nothing that the first logits do not hold."""
     p = linear(9, 6, 3)
     model = randomised(imr.nn.Classifier(6, 3, iterations=5, mlp_width=None, rngs=nnx.Rngs(0)))
     theta = model.blocks[0].theta[...]

@@ -1,7 +1,5 @@
 """Multinomial regression at its optimum, against scikit-learn and against its own conditions."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,7 @@ import pytest
 import imr
 from imr.data import load_digits, load_images
 from imr.regression import fit_noisy_regression, fit_regression, objective
-from tests.problems import linear
-
-FASHION = Path(__file__).resolve().parents[2] / "shared" / "data" / "fashion_mnist_head"
+from tests.problems import images_folder, linear
 
 
 def scikit_learn(x, y, l2):
@@ -33,11 +29,10 @@ def test_digits_like_scikit_learn(l2):
 
 def test_fashion_mnist_within_half_a_point_of_scikit_learn():
     """Float32 pixels and scikit-learn's C = 0.1, on real images."""
-    if not FASHION.is_dir():
-        pytest.skip(f"the first images of Fashion-MNIST are not there ({FASHION.name})")
+    folder = images_folder("fashion_mnist_head")
     from sklearn.linear_model import LogisticRegression
 
-    data = load_images("fashion_mnist", FASHION)
+    data = load_images("fashion_mnist", folder)
     l2 = 1 / (2 * 0.1 * 8000)
     x = jnp.asarray(data.train_images)
     fit = fit_regression(x, jnp.asarray(data.train_labels), 10, l2, tol=1e-4)
@@ -71,7 +66,7 @@ def test_noisy_regression_minimises_the_expected_loss():
     """Its gradient under noise in feature space, many draws: zero within the error of the mean."""
     p = linear(40, 5, 3)
     noise, l2 = 0.7, 0.01
-    theta, bias = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, l2, noise)
+    theta, bias, *_ = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, l2, noise)
 
     @jax.jit
     def gradient(key, theta, bias):
@@ -94,9 +89,22 @@ def test_noisy_regression_minimises_the_expected_loss():
 def test_without_noise_both_fits_agree():
     p = linear(60, 5, 3)
     exact = fit_regression(p.z, p.labels, 3, 0.02, tol=1e-9)
-    theta, bias = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.02, 0.0)
-    np.testing.assert_allclose(theta, exact.theta, atol=1e-5)
-    np.testing.assert_allclose(bias, exact.bias, atol=1e-5)
+    fit = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.02, 0.0)
+    np.testing.assert_allclose(fit.theta, exact.theta, atol=1e-5)
+    np.testing.assert_allclose(fit.bias, exact.bias, atol=1e-5)
+    assert fit.converged
+
+
+def test_noisy_regression_knows_when_it_has_not_converged():
+    data = load_digits()
+    x, y = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
+    few, many = (
+        fit_noisy_regression(jax.random.key(0), x, y, 10, 1e-4, 0.5, num_steps=steps)
+        for steps in (20, 1000)
+    )
+    assert not few.converged
+    assert many.converged
+    assert many.gradient < few.gradient / 10
 
 
 @pytest.mark.usefixtures("unchecked")

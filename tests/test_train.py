@@ -1,5 +1,7 @@
 """Training: one program for all runs, resumed bit by bit, and checkpoints that refuse strangers."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,26 @@ def test_stopped_and_resumed_is_bit_identical(tmp_path):
     assert restored.step.tolist() == [3 * STEPS] * RUNS
     assert same(restored.key, fresh.key)
     assert same(train.fit(chunk, restored, hyper, data, num_steps=6 * STEPS), whole)
+
+
+def test_a_checkpoint_survives_the_chunks_that_follow(tmp_path):
+    """Saving is asynchronous, and the next chunk consumes the buffers it was handed."""
+    states, hyper, chunk, data, _ = problem()
+    seen = {}
+
+    def on_chunk(step, states, losses):
+        seen[step] = np.asarray(states.params["theta"])
+        checkpoints.save(step, states)
+
+    with Checkpoints(tmp_path, {}, every=STEPS, keep=5) as checkpoints:
+        train.fit(chunk, states, hyper, data, num_steps=5 * STEPS, on_chunk=on_chunk)
+    fresh, *_ = problem()
+    for step in sorted(seen, reverse=True):
+        with Checkpoints(tmp_path, {}) as checkpoints:
+            restored = checkpoints.restore(fresh)
+        assert restored.step[0] == step
+        np.testing.assert_array_equal(restored.params["theta"], seen[step])
+        shutil.rmtree(tmp_path / str(step))
 
 
 def test_checkpoints_save_when_due_and_at_the_end(tmp_path):
