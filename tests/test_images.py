@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# One worker runs them all: they share a run, and compiled programs.
+pytestmark = pytest.mark.xdist_group("images")
+
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     "model", "train_noise", "test_noise", "l2", "trained_iterations", "iteration", "accuracy",
@@ -194,7 +197,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     ],
 )
 def test_bad_flags_are_one_clear_line(tmp_path, flags, message):
-    result = run(*flags, "--smoke", "--out", tmp_path / "run")
+    result = run(*flags, "--out", tmp_path / "run")
     assert result.returncode == 2
     assert message in result.stderr.replace(",", "") or message in result.stderr
     assert "Traceback" not in result.stderr
