@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# One worker runs them all: they share a run, and compiled programs.
-pytestmark = pytest.mark.xdist_group("images")
-
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     "model", "train_noise", "test_noise", "l2", "trained_iterations", "iteration", "accuracy",
@@ -134,7 +131,7 @@ def test_another_configuration_is_refused(smoke):
 
 SHORT = (
     "--train-limit", "400", "--test-limit", "100", "--epochs", "400", "--checkpoint-every", "10",
-    "--models", "attention", "--seeds", "2", "--penalties", "1e-3", "1e-2",
+    "--models", "attention", "--seeds", "2", "--penalties", "1e-3", "1e-2", "--train-noise", "0",
 )  # fmt: skip
 
 
