@@ -14,7 +14,7 @@ from tests.problems import central_difference, error, linear
 sizes = st.integers(1, 6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sizes, sizes, sizes, st.integers(0, 10**6), st.booleans(), st.floats(0.2, 3.0))
 def test_linear_flow_is_cross_attention(n, f, k, seed, with_bias, beta):
     """Theorem 1, for random shapes: autodiff, formula and central differences."""
@@ -31,7 +31,7 @@ def test_linear_flow_is_cross_attention(n, f, k, seed, with_bias, beta):
     assert jnp.max(jnp.abs(by_autodiff - by_differences)) <= 1e-6 * max(scale, 1.0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sizes, sizes, st.integers(0, 10**6))
 def test_cross_entropy_against_the_definition(n, m, seed):
     p = linear(n, 2, m, seed)

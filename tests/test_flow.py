@@ -34,7 +34,7 @@ KINDS = ("symmetric", "query_key", "heads")
 # Fields against autodiff
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.integers(2, 6), st.integers(2, 5), st.sampled_from(KINDS), st.integers(0, 10**6),
     st.floats(0.3, 2.0), st.booleans(),
