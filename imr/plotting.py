@@ -10,7 +10,7 @@ from imr._checks import ImrError, missing_package
 _MARKERS = "osD^vPX*hp"
 
 
-def _figure(**options: Any) -> Any:
+def new_figure(**options: Any) -> Any:
     """A Figure without a window or any state of pyplot's."""
     try:
         from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def iteration_strip(image: Any, states: Any, *, title: str = "", trained: int | 
             f"{states.shape}."
         )
     columns = len(states) + 1
-    figure = _figure(figsize=(1.25 * columns + 1.0, 3.2))
+    figure = new_figure(figsize=(1.25 * columns + 1.0, 3.2))
     axes = figure.subplots(2, columns, squeeze=False)
     low, high = min(0.0, states[0].min()), max(1.0, states[0].max())
     differences = states - states[0]
@@ -80,7 +80,7 @@ def accuracy_by_iteration(
     Returns:
       A matplotlib Figure; bands are one standard deviation over seeds.
     """
-    figure = _figure(figsize=(3.4 * len(panels), 3.9))
+    figure = new_figure(figsize=(3.4 * len(panels), 3.9))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for index, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         for number, line in enumerate(lines):
@@ -124,7 +124,7 @@ def frontier(
       A matplotlib Figure; error bars are one standard deviation over seeds. Up and to the right is
       better; what lies beyond the curve no penalty reaches.
     """
-    figure = _figure(figsize=(5.2 * len(panels), 5.6))
+    figure = new_figure(figsize=(5.2 * len(panels), 5.6))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for index, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         for number, curve in enumerate(curves):
