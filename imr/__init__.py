@@ -1,11 +1,13 @@
 """imr: transformers as gradient flows of multinomial regression, in JAX.
 
 Pure functions on arrays; shapes are z (n, f), theta (k, f), targets (n,) or (n, k). `imr.nn` holds
-flax modules of the learned setting, `imr.train`, `imr.checkpoint` and `imr.run` what an experiment
+flax modules of the learned setting, `imr.metrics` the diagnostics, `imr.train`, `imr.checkpoint` and `imr.run` what an experiment
 needs.
 """
 
+from imr import metrics as metrics
 from imr import nn as nn
+from imr import splitting as splitting
 from imr._checks import DataError as DataError
 from imr._checks import ImrError as ImrError
 from imr._checks import MissingPackageError as MissingPackageError
@@ -14,6 +16,8 @@ from imr.attention import attention_weights as attention_weights
 from imr.attention import cross_attention as cross_attention
 from imr.attention import reverse_attention as reverse_attention
 from imr.attention import self_attention as self_attention
+from imr.depth import DepthIsTime as DepthIsTime
+from imr.depth import depth_is_time as depth_is_time
 from imr.dynamics import gradient_field as gradient_field
 from imr.dynamics import joint_field as joint_field
 from imr.dynamics import latent_field as latent_field
@@ -36,6 +40,7 @@ from imr.losses import latent_cross_entropy as latent_cross_entropy
 from imr.reduced import linear_flow as linear_flow
 from imr.reduced import quadratic_flow as quadratic_flow
 from imr.splitting import lie_step as lie_step
+from imr.splitting import split_step as split_step
 from imr.splitting import strang_step as strang_step
 from imr.steady import solve_to_steady_state as solve_to_steady_state
 from imr.targets import LowRankTargets as LowRankTargets

@@ -124,23 +124,24 @@ def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = Non
     """Runs an experiment from the command line: flags to a configuration, errors to one line.
 
     Args:
-        main: takes the configuration; its docstring heads `--help`.
+        main: takes the configuration; its docstring heads `--help`. What it returns, if anything, is
+            the exit code.
         config_type: a dataclass; each field is a flag, described by its docstring or comment.
         argv: the flags, those of the process by default.
 
     Returns:
-        The exit code: 0, or 2 after an `ImrError`, or 130 after an interrupt.
+        The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt.
 
     Raises:
         SystemExit: from tyro, after `--help` or for flags that do not fit.
     """
     try:
         description = inspect.getdoc(main)
-        main(_optional("tyro").cli(config_type, description=description, args=argv))
+        code = main(_optional("tyro").cli(config_type, description=description, args=argv))
     except ImrError as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: run the same command again to resume\n")
         return 130
-    return 0
+    return code or 0

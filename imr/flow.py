@@ -1,7 +1,7 @@
 """Solving the flows with diffrax: any field, or the models' own in reduced coordinates."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from imr._checks import ImrError, check_finite, check_positive, is_concrete
 from imr._typing import Field, Loss, PyTree, ScalarLike
+from imr.splitting import Splitting, check_fields, midpoint, strang_stages
 
 
 class Result(enum.IntEnum):
@@ -62,7 +63,7 @@ class Flow(NamedTuple):
 
 
 def solve(
-    field: Field,
+    field: Field | Sequence[Field],
     z0: PyTree,
     *,
     t1: ScalarLike,
@@ -82,14 +83,16 @@ def solve(
     r"""Solves $dz/dt = f(t, z, args)$ from z0 at t0 to t1.
 
     Args:
-      field: f(t, z, args); of `gradient_field` and its like, or any function.
+      field: f(t, z, args); of `gradient_field` and its like, or any function. Several of them are
+        solved by operator splitting, in steps of dt0; f is their sum.
       z0: features, shape (n, f), or any pytree of arrays.
       t1: the end, after t0.
       t0: the start.
       ts: times to save at, increasing, within [t0, t1], shape (s,).
       loss: z -> scalar, evaluated at the saved times.
       args: handed to the field.
-      solver: of diffrax; Tsit5 unless said (Euler under noise).
+      solver: of diffrax; Tsit5 unless said (Euler under noise; of several fields Strang's splitting
+        by `imr.splitting.Splitting`).
       rtol: relative tolerance of the adaptive steps; the error norm is the root mean square over
         all entries of z.
       atol: absolute tolerance.
@@ -122,13 +125,25 @@ def solve(
             )
         check_positive("noise's sigma", noise[0])
     check_finite("z0", z0)
-    field = field if isinstance(field, jax.tree_util.Partial) else jax.tree_util.Partial(field)
+    parts = as_partials(field)
+    if isinstance(parts, tuple):
+        if dt0 is None or noise is not None:
+            raise ImrError(
+                "several fields are split in constant steps without noise: give dt0, and no noise."
+            )
+        solver = Splitting(strang_stages(len(parts)), midpoint) if solver is None else solver
     end = integrate(
-        field, z0, t0=t0, t1=t1, ts=ts, args=args, solver=solver, rtol=rtol, atol=atol, dt0=dt0,
+        parts, z0, t0=t0, t1=t1, ts=ts, args=args, solver=solver, rtol=rtol, atol=atol, dt0=dt0,
         noise=noise, adjoint=adjoint, max_steps=max_steps,
     )  # fmt: skip
-    flow = measured(field, end, args, loss, saved=ts is not None)
+    flow = measured(parts, end, args, loss, saved=ts is not None)
     return raised(flow) if throw else flow
+
+
+def as_partials(field: Field | Sequence[Field]) -> Any:
+    """A field as a pytree, or several as a tuple of pytrees."""
+    partial = lambda f: f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)  # noqa: E731
+    return partial(field) if callable(field) else tuple(map(partial, check_fields(field)))
 
 
 class Path(NamedTuple):
@@ -196,21 +211,27 @@ def _diffeqsolve(
     code = jnp.where(finite, Result.SUCCESS, Result.DIVERGED)
     code = jnp.where(ordered, code, Result.BAD_TIMES).astype(jnp.int32)
 
-    terms: Any = dfx.ODETerm(field)
+    several = isinstance(field, tuple)
+    terms: Any = dfx.MultiTerm(*map(dfx.ODETerm, field)) if several else dfx.ODETerm(field)
     if noise is not None:
         sigma, key = noise
         shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
         motion = dfx.VirtualBrownianTree(t0, t1, tol=dt0 / 2, shape=shape, key=key)
         terms = dfx.MultiTerm(terms, dfx.ControlTerm(_Diffusion(sigma), motion))
-    controller = dfx.PIDController(rtol=rtol, atol=atol) if dt0 is None else dfx.ConstantStepSize()
+    controller = (
+        _Guarded(dfx.PIDController(rtol=rtol, atol=atol)) if dt0 is None else _GuardedConstant(dt0)
+    )
     event = (
         dfx.Event(dfx.steady_state_event(rtol, atol, norm=_root_mean_square)) if steady else None
     )
 
-    def stretch(t, y, steps, end):
+    def step(carry, end):
+        """From t to `end`, or nowhere once something has gone wrong."""
+        t, y, steps, code = carry
+        going = code == Result.SUCCESS
         solution: Any = dfx.diffeqsolve(
-            terms, solver, t, end, None, y, args, saveat=dfx.SaveAt(t1=True), adjoint=adjoint,
-            stepsize_controller=_Guarded(controller, dt0), max_steps=max_steps, throw=False,
+            terms, solver, t, jnp.where(going, end, t), None, y, args, saveat=dfx.SaveAt(t1=True),
+            adjoint=adjoint, stepsize_controller=controller, max_steps=max_steps, throw=False,
             event=event,
         )  # fmt: skip
         wanted = dfx.RESULTS.event_occurred if steady else dfx.RESULTS.successful
@@ -222,20 +243,13 @@ def _diffeqsolve(
         new = jax.tree.map(lambda x: x[0], solution.ys)
         # Of nothing reached at all diffrax saves inf.
         some = _all_finite(new)
-        new = jax.tree.map(lambda x, old: jnp.where(some, x, old), new, y)
-        code = jnp.where(solution.result == wanted, Result.SUCCESS, failure)
-        code = jnp.where(some, code, Result.DIVERGED).astype(jnp.int32)
-        at = jnp.where(some, solution.ts[0], t)
-        return at, new, steps + solution.stats["num_steps"].astype(jnp.int32), code
-
-    def step(carry, end):
-        t, y, steps, code = carry
-        t, y, steps, code = jax.lax.cond(
-            code == Result.SUCCESS,
-            stretch,
-            lambda t, y, steps, end: (t, y, steps, code),
-            t, y, steps, end,
-        )  # fmt: skip
+        ended = jnp.where(solution.result == wanted, Result.SUCCESS, failure)
+        ended = jnp.where(some, ended, Result.DIVERGED).astype(jnp.int32)
+        moved = going & some
+        y = jax.tree.map(lambda x, old: jnp.where(moved, x, old), new, y)
+        t = jnp.where(moved, solution.ts[0], t)
+        steps = steps + solution.stats["num_steps"].astype(jnp.int32)
+        code = jnp.where(going, ended, code)
         reached = code == Result.SUCCESS
         saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (t if steady else end, y))
         return (t, y, steps, code), saved
@@ -260,30 +274,41 @@ class _Diffusion(eqx.Module):
         return lineax.DiagonalLinearOperator(entries)
 
 
-class _Guarded(dfx.AbstractStepSizeController):
-    """Refuses a step that leaves the finite numbers, so that the state before it is what is left.
+class _Guarded(dfx.AbstractAdaptiveStepSizeController):
+    """Error control that never accepts a step out of the finite numbers.
 
-    An adaptive controller is asked for a smaller step instead, by an error that is finite and large;
-    a constant step has no smaller one, and the solve ends.
+    It asks for a smaller step instead, by an error that is finite and large, so that the state
+    before it is what is left in the end.
     """
 
-    controller: dfx.AbstractStepSizeController
-    dt0: Array | None
+    controller: Any
+
+    def __init__(self, controller: Any):
+        self.controller = controller
+
+    @property
+    def rtol(self):
+        """An implicit solver takes its own tolerances from these three."""
+        return self.controller.rtol
+
+    @property
+    def atol(self):
+        """See rtol."""
+        return self.controller.atol
+
+    @property
+    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See rtol."""
+        return self.controller.norm
 
     def wrap(self, direction):
-        return type(self)(self.controller.wrap(direction), self.dt0)
+        return _Guarded(self.controller.wrap(direction))
 
-    def init(self, terms, t0, t1, y0, dt0, *inputs):
-        return self.controller.init(terms, t0, t1, y0, self.dt0, *inputs)
+    def init(self, *inputs):
+        return self.controller.init(*inputs)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
         finite = _all_finite(y1_candidate)
-        if isinstance(self.controller, dfx.ConstantStepSize):
-            keep, *rest, result = self.controller.adapt_step_size(
-                t0, t1, y0, y1_candidate, args, y_error, error_order, state
-            )
-            stop = dfx.RESULTS.where(finite, result, dfx.RESULTS.dt_min_reached)
-            return keep & finite, *rest, stop
         safe = jax.tree.map(lambda y, y1: jnp.where(finite, y1, y), y0, y1_candidate)
         large = jax.tree.map(
             lambda e, y: jnp.where(finite, e, jnp.full_like(y, 1e6) * (1 + jnp.abs(y))), y_error, y0
@@ -296,11 +321,36 @@ class _Guarded(dfx.AbstractStepSizeController):
         return keep & finite, t0_next, t1_next, jump, state, result
 
 
+class _GuardedConstant(dfx.AbstractStepSizeController):
+    """Constant steps, which end where one leaves the finite numbers: there is no smaller one."""
+
+    dt0: Array
+
+    def wrap(self, direction):
+        del direction
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, *inputs):
+        return dfx.ConstantStepSize().init(terms, t0, t1, y0, self.dt0, *inputs)
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, *inputs):
+        keep, *rest, result = dfx.ConstantStepSize().adapt_step_size(
+            t0, t1, y0, y1_candidate, *inputs
+        )
+        finite = _all_finite(y1_candidate)
+        stop = dfx.RESULTS.where(finite, result, dfx.RESULTS.dt_min_reached)
+        return keep & finite, *rest, stop
+
+
+@eqx.filter_jit
 def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> Flow:
     """Loss and norm of the field at the saved states, one after the other."""
 
+    fields = field if isinstance(field, tuple) else (field,)
+
     def at(t, y):
-        norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(field(t, y, args))))
+        slope = jax.tree.map(lambda *parts: sum(parts), *(f(t, y, args) for f in fields))
+        norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(slope)))
         return norm, None if loss is None else loss(y)
 
     if saved:

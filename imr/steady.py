@@ -38,7 +38,8 @@ def solve_to_steady_state(
       atol: absolute tolerance, of the norm and of the steps; norms are root mean squares.
       loss: z -> scalar, evaluated at the end.
       args: handed to the field.
-      solver: of diffrax; Tsit5 unless said.
+      solver: of diffrax; Dopri8 unless said: near rest, a method of lower order is held to its limit
+        of stability, and its errors keep the norm above the tolerance.
       max_steps: step limit.
       throw: raise `FlowError` where no steady state was found; not under `jax.jit`.
 
@@ -70,6 +71,7 @@ def solve_to_steady_state(
 @eqx.filter_jit
 def _steady_state(field, z0, args, solver, rtol, atol, max_steps) -> Path:
     start = jax.lax.stop_gradient(z0)
+    solver = dfx.Dopri8() if solver is None else solver
     return _relaxed((field, args), start, solver, rtol, atol, max_steps)
 
 

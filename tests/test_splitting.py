@@ -1,0 +1,140 @@
+"""Splitting: orders of your own, exact sub-flows, a solver of diffrax, and depth as time."""
+
+from functools import partial
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imr
+from imr.splitting import (
+    Splitting,
+    euler,
+    exact,
+    lie_stages,
+    midpoint,
+    rk4,
+    split_step,
+    strang_stages,
+    triple_jump,
+)
+from tests.problems import error, linear
+
+SIXTH = triple_jump(triple_jump(strang_stages(3), 2), 4)
+
+
+def three_fields():
+    """Label term with a clock, attention and a spring: their sum has no closed form."""
+    p = linear(4, 3)
+    label = lambda t, z, args: jnp.cos(t) * p.targets @ p.theta  # noqa: E731
+    attend = lambda t, z, args: -imr.cross_attention(z, p.theta)  # noqa: E731
+    spring = lambda t, z, args: -0.5 * z  # noqa: E731
+    return p, (label, attend, spring)
+
+
+@pytest.mark.parametrize(
+    ("stages", "substep", "order", "depths"),
+    [
+        (lie_stages(3), euler, 1, (64, 128, 256)),
+        (lie_stages(3), rk4, 1, (64, 128, 256)),
+        (strang_stages(3), midpoint, 2, (64, 128, 256)),
+        (((2, 0.25), (0, 1.0), (1, 1.0), (2, 0.75)), rk4, 1, (64, 128, 256)),
+        (triple_jump(strang_stages(3), 2), rk4, 4, (16, 24, 32)),
+    ],
+    ids=["lie", "lie of exact parts", "strang", "of one's own", "triple jump"],
+)
+def test_measured_order(stages, substep, order, depths):
+    p, fields = three_fields()
+    step = partial(split_step, stages=stages, substep=substep)
+    found = imr.depth_is_time(fields, p.z, t1=1.0, depths=depths, step=step)
+    assert abs(found.order - order) <= 0.1
+
+
+def test_exact_sub_flows():
+    """Label term and spring have known flows; by them only the splitting itself errs."""
+    p, (_, _, spring) = three_fields()
+    push = lambda t, z, args: p.targets @ p.theta  # noqa: E731
+    by_hand = (
+        exact(lambda z, tau, t, args: z + tau * p.targets @ p.theta),
+        exact(lambda z, tau, t, args: jnp.exp(-0.5 * tau) * z),
+    )
+    z = split_step((push, spring), p.z, 0.3, stages=lie_stages(2), substep=by_hand)
+    assert error(z, jnp.exp(-0.15) * (p.z + 0.3 * p.targets @ p.theta)) <= 1e-14
+    step = partial(split_step, stages=strang_stages(2), substep=by_hand)
+    assert abs(imr.depth_is_time((push, spring), p.z, t1=1.0, step=step).order - 2) <= 0.1
+
+
+def test_triple_jumps_are_symmetric_and_whole():
+    assert SIXTH[::-1] == SIXTH
+    for index in range(3):
+        assert abs(sum(share for i, share in SIXTH if i == index) - 1) <= 1e-12
+    shares = np.array([share for _, share in triple_jump(((0, 1.0),), 2)])
+    assert abs(np.sum(shares**3)) <= 1e-12  # the error of order 3 cancels
+
+
+def test_a_solver_of_diffrax():
+    p, fields = three_fields()
+    stages = strang_stages(3)
+    terms = dfx.MultiTerm(*map(dfx.ODETerm, fields))
+    solver = Splitting(stages, midpoint)
+    end = dfx.diffeqsolve(terms, solver, 0.0, 1.0, 0.125, p.z).ys[0]
+    z = p.z
+    for step in range(8):
+        z = split_step(fields, z, 0.125, step * 0.125, stages=stages, substep=midpoint)
+    assert error(end, z) <= 1e-14
+    flow = imr.solve(fields, p.z, t1=1.0, dt0=0.125, ts=jnp.array([0.5, 1.0]))
+    assert flow.num_steps == 8
+    assert error(flow.z, z) <= 1e-14
+    whole = sum(field(1.0, z, None) for field in fields)
+    assert error(flow.grad_norm[1], jnp.linalg.norm(whole)) <= 1e-12
+    lie = imr.solve(fields, p.z, t1=1.0, dt0=0.5, solver=Splitting(lie_stages(3), euler))
+    assert error(lie.z, imr.lie_step(fields, imr.lie_step(fields, p.z, 0.5), 0.5, 0.5)) <= 1e-14
+
+
+def test_the_tied_transformer_is_the_flow():
+    """Blocks of attention and label term, tau = T / n: the difference goes as 1 / n."""
+    p = linear()
+    attend = lambda t, z, args: -imr.cross_attention(z, p.theta)  # noqa: E731
+    know = lambda t, z, args: p.theta[p.labels]  # noqa: E731
+    found = imr.depth_is_time([attend, know], p.z, t1=2.0, depths=(32, 64, 128, 256))
+    assert abs(found.order - 1) <= 0.1
+    assert error(found.taus * found.depths, jnp.full(4, 2.0)) <= 1e-14
+    flow = imr.linear_flow(p.z, p.theta, p.labels, t1=2.0, rtol=1e-11, atol=1e-11)
+    assert error(found.z, flow.z) <= 1e-9
+    z = jax.lax.fori_loop(0, 32, lambda l, z: imr.lie_step([attend, know], z, 2.0 / 32), p.z)
+    assert abs(found.errors[0] - error(z, flow.z)) <= 1e-9
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestErrors:
+    field = staticmethod(lambda t, z, args: -z)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"stages": ((1, 1.0),)}, "by their index, 0 to 0; found 1"),
+            ({"stages": ((0, 0.5),)}, "shares of field 0 add up to 0.5"),
+            ({"stages": lie_stages(1), "substep": (euler, euler)}, "one for each of the 1 fields"),
+        ],
+    )
+    def test_steps(self, options, words):
+        with pytest.raises(imr.ImrError, match=words):
+            split_step([self.field], jnp.ones(2), 0.1, **options)
+
+    def test_jumps(self):
+        with pytest.raises(imr.ImrError, match="the same read backwards"):
+            triple_jump(lie_stages(2), 2)
+        with pytest.raises(imr.ImrError, match="even and at least 2; found 3"):
+            triple_jump(strang_stages(2), 3)
+
+    def test_several_fields_need_a_step(self):
+        with pytest.raises(imr.ImrError, match=r"several fields .* give dt0"):
+            imr.solve([self.field, self.field], jnp.ones(2), t1=1.0)
+        with pytest.raises(imr.ImrError, match="fields must be a sequence"):
+            imr.solve([], jnp.ones(2), t1=1.0, dt0=0.1)
+
+    def test_depths(self):
+        with pytest.raises(imr.ImrError, match=r"increasing numbers from 1; found \(4, 2\)"):
+            imr.depth_is_time([self.field], jnp.ones(2), t1=1.0, depths=(4, 2))
