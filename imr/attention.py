@@ -164,7 +164,9 @@ def _over_heads(z, phi, k, beta, where, normalise, reverse):
 
     def one(q, k):
         queries, keys = matmul(z, q), matmul(z, k)
-        weights = attention_weights(beta * matmul(queries, keys.T), normalise, where)
+        # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
+        # difference, where large logits would be rounded otherwise than their maximum.
+        weights = attention_weights(matmul(beta * queries, keys.T), normalise, where)
         if reverse:
             return matmul(matmul(weights.T, queries), k.T)
         return matmul(matmul(weights, keys), q.T)
@@ -199,7 +201,7 @@ def attention_products(
     size = min(n, max(1, 2**22 // m) if block is None else block)
 
     def rows(q, mask):
-        return softmax(beta * matmul(q, keys.T), mask)
+        return softmax(matmul(beta * q, keys.T), mask)
 
     if size == n:
         p = rows(queries, where)

@@ -26,7 +26,8 @@ class Result(enum.IntEnum):
     DIVERGED = 2
     """The features left the finite numbers, or what was handed in was not finite."""
     STEP_TOO_SMALL = 3
-    """The error control asked for steps that cannot be told from zero."""
+    """The error control asked for steps that cannot be told from zero: a kink, features that run to
+    infinity in finite time, or precision that is used up."""
     BAD_TIMES = 4
     """Under a trace, where nothing can be raised: t1 not after t0, or unsorted times."""
 
@@ -218,21 +219,21 @@ def _diffeqsolve(
         shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
         motion = dfx.VirtualBrownianTree(t0, t1, tol=dt0 / 2, shape=shape, key=key)
         terms = dfx.MultiTerm(terms, dfx.ControlTerm(_Diffusion(sigma), motion))
-    controller = (
-        _Guarded(dfx.PIDController(rtol=rtol, atol=atol)) if dt0 is None else _GuardedConstant(dt0)
-    )
+    control = dfx.PIDController(rtol=rtol, atol=atol)
     event = (
         dfx.Event(dfx.steady_state_event(rtol, atol, norm=_root_mean_square)) if steady else None
     )
 
-    def step(carry, end):
-        """From t to `end`, or nowhere once something has gone wrong."""
-        t, y, steps, code = carry
+    def step(carry, times):
+        """From one time to the next, or nowhere once something has gone wrong."""
+        start, end = times
+        t, y, size, steps, code = carry
         going = code == Result.SUCCESS
+        controller = _Guarded(control, size) if dt0 is None else _GuardedConstant(dt0)
         solution: Any = dfx.diffeqsolve(
-            terms, solver, t, jnp.where(going, end, t), None, y, args, saveat=dfx.SaveAt(t1=True),
-            adjoint=adjoint, stepsize_controller=controller, max_steps=max_steps, throw=False,
-            event=event,
+            terms, solver, start, jnp.where(going, end, start), None, y, args,
+            saveat=dfx.SaveAt(t1=True), adjoint=adjoint, stepsize_controller=controller,
+            max_steps=max_steps, throw=False, event=event,
         )  # fmt: skip
         wanted = dfx.RESULTS.event_occurred if steady else dfx.RESULTS.successful
         failure = jnp.where(
@@ -249,17 +250,20 @@ def _diffeqsolve(
         y = jax.tree.map(lambda x, old: jnp.where(moved, x, old), new, y)
         t = jnp.where(moved, solution.ts[0], t)
         steps = steps + solution.stats["num_steps"].astype(jnp.int32)
+        size = jax.lax.stop_gradient(end - start) / solution.stats["num_accepted_steps"]
         code = jnp.where(going, ended, code)
         reached = code == Result.SUCCESS
         saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (t if steady else end, y))
-        return (t, y, steps, code), saved
+        return (t, y, jnp.where(end > start, size, 0), steps, code), saved
 
-    start = (t0, y0, jnp.zeros((), jnp.int32), code)
+    # The times asked for and the end in one scan, so that there is one solve to compile.
+    ends = t1[None] if ts is None else jnp.append(ts, t1)
+    stretches = jnp.append(t0, ends[:-1]), ends
+    first = (t0, y0, jnp.zeros_like(t0), jnp.zeros((), jnp.int32), code)
+    (t, y, _, steps, code), (times, ys) = jax.lax.scan(step, first, stretches)
     if ts is None:
-        (t, y, steps, code), _ = step(start, t1)
         return Path(jnp.where(code == Result.BAD_TIMES, jnp.inf, t)[None], t, y, None, steps, code)
-    carry, (times, ys) = jax.lax.scan(step, start, ts)
-    (t, y, steps, code), _ = step(carry, t1)
+    times, ys = jax.tree.map(lambda x: x[:-1], (times, ys))
     return Path(times, t, y, ys, steps, code)
 
 
@@ -282,9 +286,10 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
     """
 
     controller: Any
+    size: Array
 
-    def __init__(self, controller: Any):
-        self.controller = controller
+    def __init__(self, controller: Any, size: Array):
+        self.controller, self.size = controller, size
 
     @property
     def rtol(self):
@@ -302,10 +307,13 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
         return self.controller.norm
 
     def wrap(self, direction):
-        return _Guarded(self.controller.wrap(direction))
+        return _Guarded(self.controller.wrap(direction), self.size)
 
-    def init(self, *inputs):
-        return self.controller.init(*inputs)
+    def init(self, terms, t0, *inputs):
+        """Starts with steps of the size that went before, and of one that can be told from zero."""
+        t1, state = self.controller.init(terms, t0, *inputs)
+        least = jnp.maximum(self.size, 100 * jnp.finfo(t1.dtype).eps * jnp.abs(t0))
+        return jnp.maximum(t1, t0 + least), state
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
         finite = _all_finite(y1_candidate)

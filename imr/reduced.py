@@ -276,7 +276,10 @@ def _read_off(path, z0, x, vectors, frame, field, loss, *, saved) -> Flow:
 def _linear_drift(targets, bias, beta, y):
     p = softmax(beta * _biased(y, bias))
     if targets.ndim == 1:
-        return beta * (jax.nn.one_hot(targets, y.shape[1], dtype=y.dtype) - p)
+        # 1 - p of the label as the sum of the others: late in a flow the difference has no digits.
+        own = targets[:, None] == jnp.arange(y.shape[1])[None, :]
+        others = jnp.where(own, 0, p)
+        return beta * (jnp.where(own, others.sum(axis=1, keepdims=True), 0) - others)
     return beta * (targets.astype(y.dtype) - p)
 
 
@@ -333,7 +336,7 @@ def _quadratic_loss(heads, targets, where, beta, y):
 
     def one(queries, keys):
         label = jnp.sum(queries * target_product(targets, keys))
-        rows = lambda pair: log_sum_exp(beta * matmul(pair[0], keys.T), pair[1])  # noqa: E731
+        rows = lambda pair: log_sum_exp(matmul(beta * pair[0], keys.T), pair[1])  # noqa: E731
         size = min(n, max(1, 2**22 // n) if heads.block is None else heads.block)
         lse = jax.lax.map(
             lambda pair: rows(jax.tree.map(lambda a: a[None], pair))[0],

@@ -43,7 +43,9 @@ def init_states(
 
     def one(key):
         init_key, key = jax.random.split(key)
-        params = init(init_key)
+        # A weakly typed leaf, made of a Python number, would come back strong from the first steps
+        # and have them compiled again.
+        params = jax.tree.map(lambda x: x.astype(x.dtype), init(init_key))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
     return jax.jit(jax.vmap(one))(keys)

@@ -116,6 +116,13 @@ def test_self_attention_is_the_standard_layer():
     assert error(ours, layer[0, :, 0] @ q.T) <= 1e-6
 
 
+def test_compiled_attention_of_huge_logits_is_finite():
+    """A product fused into the softmax's difference once made it overflow."""
+    z = 1e6 * jax.random.normal(jax.random.key(0), (12, 2), jnp.float32)
+    attend = jax.jit(lambda z: imr.self_attention(z, jnp.eye(2, dtype=jnp.float32), beta=0.1))
+    assert jnp.isfinite(attend(z)).all()
+
+
 def test_double_normalisation_explains_nothing_away():
     logits = 3 * jax.random.normal(jax.random.key(0), (6, 6))
     where = jnp.tril(jnp.ones((6, 6), bool))
@@ -415,6 +422,16 @@ def test_constant_euler_steps_are_gradient_descent():
         z = imr.lie_step([field], z, 0.1)
     assert flow.num_steps == 10
     assert error(flow.z, z) <= 1e-14
+
+
+def test_late_times_in_float32():
+    """z = log(1 + t) at a million: each stretch goes on with steps of the size that went before."""
+    ts = jnp.geomspace(0.1, 1e6, 30, dtype=jnp.float32).at[-1].set(1e6)
+    field = lambda t, z, args: jnp.exp(-z)  # noqa: E731
+    flow = imr.solve(field, jnp.zeros((1, 1), jnp.float32), t1=1e6, ts=ts)
+    assert flow.converged
+    assert flow.num_steps <= 70
+    assert error(flow.zs[:, 0, 0], jnp.log1p(ts)) <= 1e-5
 
 
 def test_noise_has_the_right_spread():

@@ -1,13 +1,17 @@
 """The nnx modules are the pure functions, composed."""
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 import imr
-from tests.problems import error, linear
+import imr.train
+from tests.problems import central_difference, error, linear
 
 
 def randomised(model, seed=1):
@@ -124,3 +128,154 @@ def test_errors():
         model.trajectory(jnp.ones((1, 5)), 3)
     with pytest.raises(imr.ImrError, match=r"z has 4 .* theta has 5"):
         model(jnp.ones((1, 4)))
+
+
+# The flow in the place of a block
+
+
+def test_a_flow_block_is_the_limit_of_its_lie_steps():
+    """Depth is time, for a learned block too: the same parameters, ever shorter steps."""
+    z = linear(6, 5).z
+    flow = randomised(imr.nn.FlowBlock(5, 3, mlp_width=6, rtol=1e-10, atol=1e-10, rngs=nnx.Rngs(0)))
+    attend = lambda t, z, args: -imr.cross_attention(z, flow.theta, flow.bias[...])  # noqa: E731
+    label = lambda t, z, args: flow.mlp(z)  # noqa: E731
+    found = imr.depth_is_time([attend, label], z, t1=flow.tau, depths=(64, 128, 256))
+    assert error(flow(z), found.z) <= 1e-8
+    assert abs(found.order - 1) <= 0.1
+
+
+@pytest.mark.parametrize(
+    "adjoint", [None, dfx.BacksolveAdjoint()], ids=["checkpoints", "backsolve"]
+)
+@pytest.mark.parametrize("knots", [1, 3])
+def test_gradients_through_the_flow(adjoint, knots):
+    """To theta (or its knots), bias, MLP and the duration T, against central differences."""
+    p = linear(4, 3)
+    block = imr.nn.FlowBlock(
+        3, 3, mlp_width=2, knots=knots, rtol=1e-10, atol=1e-10, adjoint=adjoint, rngs=nnx.Rngs(0)
+    )
+    graph, params = nnx.split(randomised(block), nnx.Param)
+    flat, unravel = ravel_pytree(params)
+
+    def loss(flat):
+        model = nnx.merge(graph, unravel(flat))
+        return imr.cross_entropy(imr.linear_logits(model(p.z), model.theta), p.labels).sum()
+
+    assert error(jax.grad(loss)(flat), central_difference(loss, flat)) <= 1e-6
+
+
+def test_constant_steps_are_those_of_diffrax():
+    """The midpoint rule in a plain scan: the same features and the same gradients."""
+    p = linear(4, 3)
+    block = imr.nn.FlowBlock(3, 3, mlp_width=2, knots=3, steps=4, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(randomised(block), nnx.Param)
+    plain = lambda params: nnx.merge(graph, params)(p.z)  # noqa: E731
+    field = lambda t, z, params: nnx.merge(graph, params).slope(t, z)  # noqa: E731
+    options = {"t1": 1.0, "dt0": 0.25, "solver": dfx.Midpoint()}
+    solved = lambda params: imr.solve(field, p.z, args=params, **options).z  # noqa: E731
+    assert error(plain(params), solved(params)) <= 1e-12
+    found, wanted = (
+        jax.jit(jax.grad(lambda params, f=f: jnp.sum(f(params) ** 3)))(params)
+        for f in (plain, solved)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert error(a, b) <= 1e-10
+
+
+def test_a_path_of_theta_moves_the_flow():
+    """Three knots are theta(0), theta(T/2), theta(T); equal ones are the autonomous flow."""
+    z = linear(6, 5).z
+    tied = randomised(
+        imr.nn.FlowBlock(5, 3, mlp_width=None, rtol=1e-10, atol=1e-10, rngs=nnx.Rngs(0))
+    )
+    path = imr.nn.FlowBlock(5, 3, mlp_width=None, knots=3, rtol=1e-10, atol=1e-10, rngs=nnx.Rngs(0))
+    path.bias, path.step = tied.bias, tied.step
+    path.thetas[...] = jnp.stack([tied.theta] * 3)
+    assert error(path(z), tied(z)) <= 1e-8
+    path.thetas[...] = jnp.stack([tied.theta, 2 * tied.theta, -tied.theta])
+    now = 1.5 * tied.theta
+    wanted = -path.tau * imr.cross_attention(z, now, path.bias[...])
+    assert error(path.slope(0.25, z), wanted) <= 1e-12
+    assert error(path.theta, -tied.theta) == 0
+
+
+def test_a_flow_that_fails_is_nan_and_says_so():
+    z = 10 * linear(6, 5).z
+    block = randomised(imr.nn.FlowBlock(5, 3, mlp_width=6, max_steps=1, rngs=nnx.Rngs(0)))
+    assert block.solve(z).result == imr.Result.STEP_LIMIT
+    assert jnp.isnan(block(z)).all()
+
+
+def test_a_flow_block_trains_in_one_compilation():
+    p = linear(8, 5)
+    optimizer = optax.adam(0.05)
+    make = lambda key: imr.nn.Classifier(  # noqa: E731
+        5, 3, iterations=1, block=imr.nn.FlowBlock, mlp_width=6, steps=3, rngs=nnx.Rngs(key)
+    )
+    graph = nnx.split(make(0), nnx.Param)[0]
+    traces = []
+
+    def loss(params, hyper, data, batch, key):
+        traces.append(1)
+        return imr.cross_entropy(nnx.merge(graph, params)(data[0]), data[1]).mean()
+
+    states = imr.train.init_states(
+        lambda key: nnx.state(make(key), nnx.Param),
+        optimizer,
+        jax.random.split(jax.random.key(0), 2),
+    )
+    chunk = imr.train.make_chunk(loss, optimizer, lambda data, key, step: jnp.zeros((20, 1)))
+    states, first = chunk(states, jnp.zeros(2), (p.z, p.labels))
+    before = len(traces)
+    for _ in range(2):
+        states, losses = chunk(states, jnp.zeros(2), (p.z, p.labels))
+    assert len(traces) == before
+    assert (losses[:, -1] < 0.5 * first[:, 0]).all()
+    durations = jax.vmap(lambda params: nnx.merge(graph, params).blocks[0].tau)(states.params)
+    assert (jnp.abs(durations - 0.25) > 1e-3).all(), "T is learned"
+
+
+# Patches as tokens
+
+
+def patch_block(**options):
+    return randomised(
+        imr.nn.PatchBlock(24, 3, image_shape=(4, 6), grid=2, rank=2, rngs=nnx.Rngs(0), **options)
+    )
+
+
+def test_patches_are_the_patches_of_the_image():
+    image = jnp.arange(24.0).reshape(4, 6)
+    block = patch_block()
+    tokens = block.tokens(image.reshape(1, 24))
+    np.testing.assert_array_equal(tokens[0, 1], image[:2, 3:].ravel())
+    np.testing.assert_array_equal(tokens[0, 2], image[2:, :3].ravel())
+    np.testing.assert_array_equal(block.pixels(tokens)[0], image.ravel())
+
+
+@pytest.mark.parametrize("column_term", [True, False])
+def test_a_patch_block_is_a_lie_step_of_the_quadratic_model(column_term):
+    """Each image by itself: the gradient of its log-sum-exp, or ordinary attention."""
+    z = linear(3, 24).z
+    block = patch_block(mlp_width=5, column_term=column_term)
+    phi, position = block.phi[...], block.position[...]
+    field = imr.quadratic_field(phi, None, None, beta=2**-0.5, column_term=column_term)
+    for image, wanted in zip(block.tokens(z), block.tokens(block(z)), strict=True):
+        moved = image + block.tau * 2**0.5 * field(0.0, image + position, None)
+        assert error(moved + block.tau * block.mlp(moved), wanted) <= 1e-12
+    assert error(block(z)[1:2], block(z[1:2])) <= 1e-12
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestErrors:
+    def test_patches(self):
+        with pytest.raises(imr.ImrError, match=r"grid 3, image_shape \(4, 6\), num_features 24"):
+            imr.nn.PatchBlock(24, 3, image_shape=(4, 6), grid=3, rngs=nnx.Rngs(0))
+        with pytest.raises(imr.ImrError, match=r"rank must be at most the 6 pixels .* found 8"):
+            imr.nn.PatchBlock(24, 3, image_shape=(4, 6), grid=2, rngs=nnx.Rngs(0))
+
+    def test_flows(self):
+        with pytest.raises(imr.ImrError, match="tau must be positive"):
+            imr.nn.FlowBlock(5, 3, tau=0.0, rngs=nnx.Rngs(0))
+        with pytest.raises(imr.ImrError, match="knots must be at least 1"):
+            imr.nn.FlowBlock(5, 3, knots=0, rngs=nnx.Rngs(0))

@@ -5,12 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imr import ImrError
+from imr.nn import Block, FlowBlock, PatchBlock
 
+# The block of each model and what it is made with; what is not said here comes from the flags.
 MODELS = {
-    "attention": {"attention": True, "mlp_width": None},
-    "mlp": {"attention": False},
-    "attention_mlp": {"attention": True},
-    "latent_attention": {"attention": True, "mlp_width": None},
+    "attention": (Block, {"mlp_width": None}),
+    "mlp": (Block, {"attention": False}),
+    "attention_mlp": (Block, {}),
+    "latent_attention": (Block, {"mlp_width": None}),
+    "flow": (FlowBlock, {}),
+    "self_attention": (PatchBlock, {}),
+    "self_attention_row": (PatchBlock, {"column_term": False}),
+    "patch_mlp": (PatchBlock, {"attention": False}),
 }
 
 
@@ -45,7 +51,15 @@ class Config:
     l2: tuple[float, ...] = (1e-4,)
     """Penalties on the sum of squares of theta, W1 and W2; the models are trained with each."""
     mlp_width: int = 128
-    """Hidden units of the MLP."""
+    """Hidden units of the MLP; an eighth of it for the MLP of a patch."""
+    flow_steps: int = 1
+    """Midpoint steps of the flow model between one read-out and the next, a duration of tau."""
+    grid: int = 4
+    """Patches along each side of an image, the tokens of the self_attention models."""
+    heads: int = 2
+    """Heads of the self_attention models."""
+    rank: int = 8
+    """Rank of their heads; at most the pixels of a patch."""
     tau: float = 0.25
     """The step size that the blocks start from; it is learned, and positive."""
     signed_step: bool = False
@@ -75,7 +89,8 @@ def check(config: Config) -> None:
     for name, least in (
         ("iterations", 0), ("train_noise", 0), ("test_noise", 0), ("l2", 0), ("penalties", 0),
         ("extra_iterations", 0), ("seeds", 1), ("batch_size", 1), ("mlp_width", 1),
-        ("prototypes", 1), ("epochs", 1), ("checkpoint_every", 1),
+        ("prototypes", 1), ("epochs", 1), ("checkpoint_every", 1), ("flow_steps", 1), ("grid", 1),
+        ("heads", 1), ("rank", 1),
     ):  # fmt: skip
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)

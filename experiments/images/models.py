@@ -16,21 +16,31 @@ from imr import cross_entropy, train
 from imr.checkpoint import Checkpoints
 from imr.console import Progress
 from imr.data import ImageData, add_noise
-from imr.nn import Classifier
+from imr.nn import Classifier, FlowBlock, PatchBlock
 from imr.run import RunFolder, config_dict
 
 
 def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..., Classifier]:
     """A function from random streams to a classifier of that name and depth."""
-    options = {"mlp_width": config.mlp_width, **MODELS[name]}
+    block, options = MODELS[name]
+    options = {"tau": config.tau, "mlp_width": config.mlp_width, **options}
+    if block is FlowBlock:
+        options["steps"] = config.flow_steps
+    else:
+        options["signed_step"] = config.signed_step
+    if block is PatchBlock:
+        pixels = data.train_images.shape[1] // config.grid**2
+        options |= {
+            "image_shape": data.image_shape, "grid": config.grid, "heads": config.heads,
+            "rank": min(config.rank, pixels), "mlp_width": max(1, config.mlp_width // 8),
+        }  # fmt: skip
     return partial(
         Classifier,
         data.train_images.shape[1],
         len(data.class_names),
         iterations=depth,
         prototypes=config.prototypes if name == "latent_attention" else 1,
-        tau=config.tau,
-        signed_step=config.signed_step,
+        block=block,
         **options,
     )
 

@@ -3,3 +3,5 @@
 from imr.nn.block import MLP as MLP
 from imr.nn.block import Block as Block
 from imr.nn.classifier import Classifier as Classifier
+from imr.nn.flow import FlowBlock as FlowBlock
+from imr.nn.patches import PatchBlock as PatchBlock

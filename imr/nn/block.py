@@ -94,7 +94,7 @@ class Block(nnx.Module):
         shape = (num_classes, num_features)
         self.theta = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(num_classes))
-        self.step = nnx.Param(jnp.asarray(float(tau) if signed_step else math.log(tau)))
+        self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
         self.mlp = None if mlp_width is None else MLP(num_features, mlp_width, rngs=rngs)
 
     @property

@@ -1,5 +1,8 @@
 """Blocks, and a read-out with the same theta."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -25,9 +28,10 @@ class Classifier(nnx.Module):
       num_classes: k.
       iterations: depth L, blocks applied before the read-out.
       prototypes: s, rows of theta for each class; class c owns rows c s to c s + s - 1.
-      attention: whether the blocks have their attention step.
-      mlp_width: hidden units of their MLP; None leaves it out.
-      tau, signed_step: the step size to start from, and whether its sign is free; see `Block`.
+      block: what is iterated: `Block`, `FlowBlock`, `PatchBlock`, or any module of the same kind, made
+        by block(num_features, rows of theta, rngs=rngs, **options), from (n, f) to (n, f), with
+        theta (rows, f) and bias.
+      options: of the block.
       tied: one block iterated (the autonomous flow), or a block for each iteration (theta(t)); the
         read-out then shares the last one's theta.
       rngs: random streams of flax nnx.
@@ -51,12 +55,10 @@ class Classifier(nnx.Module):
         *,
         iterations: int,
         prototypes: int = 1,
-        attention: bool = True,
-        mlp_width: int | None = 128,
-        tau: float = 0.25,
-        signed_step: bool = False,
+        block: Callable[..., Any] = Block,
         tied: bool = True,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         check_at_least("num_classes", num_classes, 1)
         check_at_least("iterations", iterations, 0)
@@ -65,15 +67,7 @@ class Classifier(nnx.Module):
         self.iterations = iterations
         self.tied = tied
         self.blocks = nnx.List(
-            Block(
-                num_features,
-                num_classes * prototypes,
-                attention=attention,
-                mlp_width=mlp_width,
-                tau=tau,
-                signed_step=signed_step,
-                rngs=rngs,
-            )
+            block(num_features, num_classes * prototypes, rngs=rngs, **options)
             for _ in range(1 if tied else max(iterations, 1))
         )
 

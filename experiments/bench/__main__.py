@@ -1,0 +1,72 @@
+"""The way in: `python -m experiments.bench`. The cores are chosen before jax is imported."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of the benchmark."""
+
+    n: int = 8000
+    """Rows of Z."""
+    features: int = 784
+    """Features f of a row."""
+    classes: int = 10
+    """Classes k."""
+    t1: float = 5.0
+    """The end of the flow."""
+    rtol: float = 1e-5
+    """Relative tolerance."""
+    atol: float = 1e-7
+    """Absolute tolerance."""
+    repetitions: int = 7
+    """Rounds; in each, every way runs once, warm, one after the other."""
+    all_cores: bool = False
+    """Use every core instead of one."""
+    seed: int = 0
+    """Of the random problem."""
+    smoke: bool = False
+    """A small problem and two rounds, for tests."""
+    out: Path | None = None
+    """Run folder; runs/bench/<hash of the configuration> by default."""
+    overwrite: bool = False
+    """Measure anew in that folder."""
+
+
+def main(config: Config) -> None:
+    """Times the exact reduced flow against the full one, by autodiff and in closed form."""
+    from experiments.bench.linear import measure
+    from imr.run import open_run
+
+    run = open_run("bench", config, out=config.out, overwrite=config.overwrite)
+    if not run.finished:
+        measure(config, run, machine(config))
+    print((run.path / "table.md").read_text(encoding="utf-8"))
+    print(f"every time, in seconds: {run.path / 'summary.json'}")
+
+
+def machine(config: Config) -> str:
+    """The machine in words."""
+    cores = os.cpu_count() if config.all_cores else 1
+    return f"{platform.machine()}, {cores} core(s) of {os.cpu_count()}"
+
+
+def one_core() -> None:
+    """Keeps this process to one core and XLA to one thread."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"
+
+
+if __name__ == "__main__":
+    if "--all-cores" not in sys.argv:
+        one_core()
+    from imr.console import run_main
+
+    raise SystemExit(run_main(main, Config))

@@ -1,0 +1,71 @@
+"""The way in: `python -m experiments.collapse`."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.collapse.config import Config, check, dimensions, shrink
+from experiments.collapse.flows import DECAYS, Course, flows, starts, times
+from experiments.collapse.measures import MEASURED, table
+from experiments.collapse.report import draw, report
+from imr import FlowError
+from imr.console import run_main
+from imr.run import RunFolder, open_run
+
+
+def main(config: Config) -> None:
+    """Into what frames do features and class weights collapse, with and without room for them?"""
+    check(config)
+    run = open_run("collapse", config, out=config.out, overwrite=config.overwrite)
+    if run.finished:
+        _say(f"This configuration has already run; its results, from {run.path}:")
+    else:
+        measure(shrink(config) if config.smoke else config, run)
+    print((run.path / "table.md").read_text(encoding="utf-8"))
+    for figure in sorted(run.figures.glob("*.png")):
+        print(f"figure: {figure}")
+    print(f"every row: {run.path / 'summary.json'}")
+
+
+def measure(config: Config, run: RunFolder) -> None:
+    """Runs every flow, and writes tables and figures into the run folder."""
+    fs = dimensions(config)
+    _say(
+        f"{config.classes} classes, f = {', '.join(map(str, fs))}, {len(DECAYS)} decays, "
+        f"{config.seeds} seeds: {len(DECAYS) * len(fs) * config.seeds} runs in one program"
+    )
+    ts, start = times(config), starts(config)
+    labels = np.repeat(np.arange(config.classes), config.rows)
+    grids = jnp.asarray(ts, start[0].dtype)
+    runs = jax.tree.map(np.asarray, flows(*start, jnp.asarray(labels), grids, config.decay))
+    if runs.result.any():
+        d, i, s = (int(found[0]) for found in np.nonzero(runs.result))
+        raise FlowError(
+            f"the flow with decay {DECAYS[d]}, f = {fs[i]}, seed {config.seed + s} did not reach t = "
+            f"{ts[d, -1]:g} (code {runs.result[d, i, s]}); lower "
+            f"{'--decay-times' if d else '--t1'}."
+        )
+    _log(run, ts, runs, fs)
+    rows = table(config, ts, runs, jax.tree.map(np.asarray, start))
+    draw(config, run, ts, runs, labels, rows)
+    run.finish({"table": rows}, report(config, rows))
+
+
+def _log(run: RunFolder, ts: np.ndarray, runs: Course, fs) -> None:
+    """The course of the means over seeds, one line a time, dimension and decay."""
+    for d, decay in enumerate(DECAYS):
+        for i, f in enumerate(fs):
+            metrics = run.metrics(f=f, decay=decay)
+            for step, t in enumerate(ts[d]):
+                means = {name: getattr(runs, name)[d, i, :, step].mean() for name in MEASURED}
+                metrics.append(step, t=t, **means)
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(words + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main, Config))

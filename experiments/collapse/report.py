@@ -1,0 +1,150 @@
+"""The tables and figures of the collapse experiment."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.collapse import figures
+from experiments.collapse.config import Config, dimensions
+from experiments.collapse.flows import Course
+from experiments.collapse.measures import TOLERANCE
+from experiments.collapse.theory import one_against_rest, unit_rows
+from imr.console import markdown_table
+from imr.run import RunFolder
+
+_SHOWN_SEEDS = 5
+
+
+def report(config: Config, rows: list[dict[str, Any]]) -> str:
+    """The tables to read, in Markdown, with what the columns mean."""
+    k, seeds = config.classes, config.seeds
+    collapse = [
+        {
+            "f": row["f"],
+            "decay": row["decay"],
+            **{name: f"{row[name]:.1e}" for name in ("nc1", "nc2", "nc3")},
+            "nc4": f"{row['nc4']:.3f}",
+            "loss": f"{row['loss']:.2e}",
+            "least margin": _pm(row, "margin"),
+            "predicted": row["margin_predicted"],
+            "L t 2km/(k-1)": row["loss_pace"],
+            "pace": f"{row['pace']:.0e}",
+            "balance drift": f"{row['balance_drift']:.0e}",
+        }
+        for row in rows
+    ]
+    frames = [
+        {
+            "f": row["f"],
+            "decay": row["decay"],
+            "alignment": _pm(row, "alignment"),
+            "bound": row["alignment_bound"],
+            "interference": _pm(row, "interference"),
+            "Welch": row["welch_bound"],
+            "one against rest": _pm(row, "distance"),
+            "code": row["code_distance"],
+            "least angle": _pm(row, "angle", ".1f"),
+            "best": row["code_angle"],
+            "normalised margin": _pm(row, "normalised"),
+            "norm spread": row["norm_spread"],
+            "groups": f"{row['blocks']} ({row['blocks_seeds']}/{seeds})",
+        }
+        for row in rows
+    ]
+    names = (
+        "settled", "collapsed", "self_dual", "simplex", "at_alignment_bound", "at_welch_bound",
+        "softmax_code",
+    )  # fmt: skip
+    verdicts = [
+        {
+            "f": row["f"],
+            "decay": row["decay"],
+            **{
+                name.replace("_", " "): "-" if row[name] is None else f"{row[name]}/{seeds}"
+                for name in names
+            },
+        }
+        for row in rows
+    ]
+    ends = " and ".join(f"t = {row['t']:g} (decay {row['decay']})" for row in (rows[0], rows[-1]))
+    return "\n\n".join(
+        [
+            f"{k} classes of {config.rows} features, started at {config.scale:g} N(0, 1), followed to "
+            f"{ends}; decay {config.decay:g} where it is on. Means over {seeds} seeds, ± standard "
+            "deviation.",
+            "Collapse. Predicted: the margin of a collapsed simplex frame, log(k / decay - k + 1). "
+            "L t 2 k m / (k - 1) tends to 1 for one without decay. Pace: the field's norm times (1 + t) "
+            "over the state's, the share by which the state moves while t grows by the factor e; "
+            "without decay norms grow for ever. Balance drift: change of Z^T Z - "
+            "n theta^T theta, which is conserved without decay and decays with it.",
+            markdown_table(collapse),
+            "Frames of theta's rows less their mean. One against rest: the least distance of a "
+            "direction from the convex hull of the others; code: that of a softmax code, where it is "
+            "known. Normalised margin: over root mean squares of norms; equal to 1 - cos(least angle) "
+            "for directions of equal norm. Groups: sizes of mutually orthogonal groups, and in how "
+            "many seeds.",
+            markdown_table(frames),
+            f"How many seeds are within {100 * TOLERANCE:g} % of each (collapsed: nc1 below "
+            f"{TOLERANCE:g} and nc4 zero; settled: pace below {TOLERANCE:g}).",
+            markdown_table(verdicts),
+        ]
+    )
+
+
+def _pm(row: dict[str, Any], key: str, form: str = ".3f") -> str:
+    spread = row[f"{key}_std"]
+    return f"{row[key]:{form}}" + ("" if np.isnan(spread) else f" ± {spread:{form}}")
+
+
+def draw(config: Config, run: RunFolder, ts: np.ndarray, runs: Course, labels, rows) -> None:
+    """Every figure of the run folder."""
+    fs = dimensions(config)
+    names = ["without decay", f"decay {config.decay:g}"]
+    title = f"{config.classes} classes of {config.rows} features, {config.seeds} seeds"
+    measures = {name: getattr(runs, name)[..., 1:] for name in ("nc1", "nc2", "nc3", "nc4")}
+    figure = figures.collapse(
+        ts[:, 1:], measures, names, fs,
+        title=f"{title}: neural collapse in f dimensions; medians and ranges of seeds",
+    )  # fmt: skip
+    run.save_figure("collapse", figure, ts=ts[:, 1:], dimensions=np.array(fs), **measures)
+    _draw_frames(run, runs, rows, fs, names, title)
+    if 2 in fs:
+        _draw_plane(run, runs, labels, fs.index(2), names, title)
+
+
+def _draw_frames(run, runs, rows, fs, names, title):
+    bounds = {
+        key: np.array([np.nan if row[key] is None else row[key] for row in rows[: len(fs)]])
+        for key in ("alignment_bound", "welch_bound", "code_distance")
+    }
+    distance = np.array(
+        [
+            [[one_against_rest(u) for u in unit_rows(np.asarray(t, np.float64))] for t in of]
+            for of in runs.theta
+        ]
+    )
+    values = {
+        "alignment": runs.alignment[..., -1],
+        "interference": runs.interference[..., -1],
+        "distance": distance,
+    }
+    panels = [
+        {"label": "alignment of class means with a simplex frame", "values": values["alignment"],
+         "bound": bounds["alignment_bound"], "bound_label": "bound, √(f / (k − 1)) up to 1"},
+        {"label": "mean interference of theta", "values": values["interference"],
+         "bound": bounds["welch_bound"], "bound_label": "Welch's bound, from below"},
+        {"label": "least distance, one against rest", "values": values["distance"],
+         "bound": bounds["code_distance"], "bound_label": "softmax code, where known"},
+    ]  # fmt: skip
+    figure = figures.frames(fs, panels, names, title=f"{title}: the frames at the end")
+    run.save_figure("frames", figure, dimensions=np.array(fs), **values, **bounds)
+
+
+def _draw_plane(run, runs, labels, index, names, title):
+    z, theta = (a[:, index, :_SHOWN_SEEDS, :, :2] for a in (runs.z, runs.theta))
+    size = lambda a: np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))[..., None, None]  # noqa: E731
+    z, theta = z / size(z), theta / size(theta)
+    figure = figures.plane(
+        z, theta, labels, names, title=f"{title}: two dimensions, each scaled to unit size"
+    )
+    run.save_figure("plane", figure, features=z, theta=theta, labels=labels)

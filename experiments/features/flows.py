@@ -1,0 +1,140 @@
+"""Fitting, flowing and measuring: one program for all seeds."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.features.config import FIRST_TIME, Config
+from imr import ImrError, linear_flow
+from imr.metrics import accuracy, class_means, neural_collapse
+from imr.regression import fit_regression
+
+
+class Course(NamedTuple):
+    """A flow at the saved times, s of them; out of `flows` with leading axes (seeds, 2). Arrays are
+    of jax in the program and of numpy after it.
+
+    Attributes:
+      loss: cross-entropy of each row, shape (s, n).
+      margin: the label's logit less the largest other, shape (s, n).
+      accuracy, nc1: shape (s,).
+      nc1_logits: nc1 of the logits, that is, of the part of the features in the span of theta.
+      chosen: the class read, shape (s, n).
+      shown: coordinates of the first rows, shape (s, shown, d).
+      field: Frobenius norm of the field, shape (s,).
+      steps, result: of the solver.
+    """
+
+    loss: Any
+    margin: Any
+    accuracy: Any
+    nc1: Any
+    nc1_logits: Any
+    chosen: Any
+    shown: Any
+    field: Any
+    steps: Any
+    result: Any
+
+
+class Flows(NamedTuple):
+    """What comes out for each seed: the fit, the basis (f, d) of the coordinates, and the flows, of
+    which the first is free and the second anchored."""
+
+    theta: Any
+    converged: Any
+    basis: Any
+    course: Course
+
+
+def times(config: Config) -> np.ndarray:
+    """0 and a logarithmic grid that ends at t1."""
+    count = round(config.per_decade * np.log10(config.t1 / FIRST_TIME)) + 1
+    grid = np.geomspace(FIRST_TIME, config.t1, count)
+    return np.append(0.0, np.append(grid[:-1], config.t1))
+
+
+def bootstrap(labels: np.ndarray, config: Config) -> np.ndarray:
+    """Rows of each seed, shape (seeds, n): drawn with replacement within each class, shuffled."""
+    samples = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        random = np.random.default_rng(seed)
+        members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        rows = np.concatenate([random.choice(m, m.size) for m in members])
+        samples.append(random.permutation(rows))
+    return np.stack(samples)
+
+
+def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> None:
+    """Demands two images of each class: class statistics are of no use without."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    if counts.min() < 2:
+        raise ImrError(
+            f"--train-limit must leave at least two images of each class; found {counts.min()} of "
+            f"class {class_names[int(counts.argmin())]} in {len(labels)} images. Raise it."
+        )
+
+
+@partial(jax.jit, static_argnames=("k", "shown"))
+def flows(x, y, rows, ts, l2, lam, k: int, shown: int) -> Flows:
+    """Fits theta on each sample of rows and lets that sample flow, free and anchored.
+
+    Seed after seed within one program: a fit under `jax.vmap` would cost as much as the slowest line
+    search of all at every step, and saved features of one seed are as much as memory should hold.
+
+    Args:
+      x: images, shape (n, f).
+      y: labels, shape (n,).
+      rows: of each seed, shape (seeds, n).
+      ts: times to save at, shape (s,).
+      l2: penalty of the fit.
+      lam: weight of the anchor.
+      k: number of classes.
+      shown: how many rows keep their coordinates.
+    """
+    return jax.lax.map(lambda r: _one_seed(x[r], y[r], ts, l2, lam, k, shown), rows)
+
+
+def _one_seed(x, y, ts, l2, lam, k, shown) -> Flows:
+    fit = fit_regression(x, y, k, l2)
+    # The flow stays in Z_0 + span(theta), and classes differ within span(theta, class means). In an
+    # orthonormal basis of both, of 2k dimensions at most, all that is measured here is what it is in
+    # f dimensions: norms, logits, neural collapse.
+    spanning = jnp.concatenate([fit.theta, class_means(x, y, k)])
+    basis, _ = jnp.linalg.qr(spanning.T)
+    z0 = jnp.matmul(x, basis, precision="highest")
+    theta = jnp.matmul(fit.theta, basis, precision="highest")
+    course = partial(_course, z0, theta, fit.bias, y, ts, shown)
+    # An anchor of weight 0 is none; as one map both flows are compiled once.
+    return Flows(
+        fit.theta, fit.converged, basis, jax.lax.map(course, jnp.array([0.0, lam], x.dtype))
+    )
+
+
+def _course(z0, theta, bias, y, ts, shown, lam) -> Course:
+    flow: Any = linear_flow(
+        z0, theta, y, t1=ts[-1], ts=ts, bias=bias, anchor=(lam, z0), rtol=1e-6, atol=1e-8
+    )
+
+    def measure(z):
+        logits = jnp.matmul(z, theta.T, precision="highest") + bias[None, :]
+        own = jax.nn.one_hot(y, theta.shape[0], dtype=bool)
+        label = jnp.take_along_axis(logits, y[:, None], axis=1)
+        behind = jnp.where(own, -jnp.inf, logits - label)
+        # log(1 + sum of exp(-margins)): as log-sum-exp less the label's logit a late loss is nothing
+        # but rounding.
+        loss = jax.nn.softplus(jax.nn.logsumexp(behind, axis=1))
+        margin = -jnp.max(behind, axis=1)
+        nc1 = neural_collapse(z, theta, y, bias).nc1
+        of_logits = neural_collapse(logits, jnp.eye(theta.shape[0], dtype=z.dtype), y).nc1
+        chosen = jnp.argmax(logits, axis=1).astype(jnp.int32)
+        return loss, margin, accuracy(logits, y), nc1, of_logits, chosen
+
+    loss, margin, hits, nc1, of_logits, chosen = jax.lax.map(measure, flow.zs)
+    return Course(
+        loss, margin, hits, nc1, of_logits, chosen, flow.zs[:, :shown], flow.grad_norm, flow.num_steps,
+        flow.result,
+    )  # fmt: skip

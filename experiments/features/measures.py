@@ -1,0 +1,183 @@
+"""What is read off the flows: slopes, constants and ends, as flat rows and as curves."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.features.flows import Course, Flows
+from experiments.features.theory import LateTimes, bound_slack, late_times
+
+KINDS = ("free", "anchored")
+CLOSE = 0.1
+"""A row counts as asymptotic where its loss is within a tenth of the predicted law."""
+
+
+class Seed(NamedTuple):
+    """One seed in numpy: labels of its rows (n,), basis (f, d), predictions in it, and the flows."""
+
+    labels: np.ndarray
+    basis: np.ndarray
+    late: LateTimes
+    courses: dict[str, Course]
+
+
+def by_seed(found: Flows, labels: np.ndarray, rows: np.ndarray) -> list[Seed]:
+    """The seeds one by one; losses and margins in float64, the rest as computed."""
+    seeds = []
+    for s, sample in enumerate(rows):
+        courses = {}
+        for i, kind in enumerate(KINDS):
+            course = Course(*(np.asarray(a[s, i]) for a in found.course))
+            wide = {"loss": np.float64(course.loss), "margin": np.float64(course.margin)}
+            courses[kind] = course._replace(**wide)
+        basis = np.asarray(found.basis[s], np.float64)
+        seeds.append(Seed(labels[sample], basis, late_times(found.theta[s] @ basis), courses))
+    return seeds
+
+
+def decades(ts: np.ndarray) -> dict[str, np.ndarray]:
+    """The saved times of the last factor of ten, and of the one before it."""
+    end, near = ts[-1], 1 - 1e-6  # the ends of a decade belong to it whatever they are rounded to
+    return {
+        "last": ts >= near * end / 10,
+        "before": (ts >= near * end / 100) & (ts <= end / 10 / near),
+    }
+
+
+def slope(ts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Least-squares slope against log t along the first axis."""
+    x = np.log(ts) - np.log(ts).mean()
+    return np.tensordot(x, values, axes=1) / np.sum(x**2)
+
+
+def mean_std(values: Any) -> tuple[float, float]:
+    """Over seeds; of one seed there is no spread."""
+    values = np.asarray(values, float)
+    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
+
+
+def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
+    """Slopes of the mean loss (log-log) and of each row's margin (against log t), by decade."""
+    rows = []
+    for kind in KINDS:
+        for decade, inside in decades(ts).items():
+            losses, quantiles = [], []
+            for seed in seeds:
+                course = seed.courses[kind]
+                losses.append(slope(ts[inside], np.log(course.loss[inside].mean(axis=1))))
+                slopes = slope(ts[inside], course.margin[inside])
+                quantiles.append(np.quantile(slopes, [0.5, 0.05, 0.95]))
+            loss, loss_std = mean_std(losses)
+            margin, margin_std = mean_std(np.array(quantiles)[:, 0])
+            rows.append(
+                {
+                    "flow": kind,
+                    "decade": decade,
+                    "from": float(ts[inside][0]),
+                    "to": float(ts[inside][-1]),
+                    "loss_slope": loss,
+                    "loss_slope_std": loss_std,
+                    "loss_slope_predicted": -1.0 if kind == "free" else 0.0,
+                    "margin_slope": margin,
+                    "margin_slope_std": margin_std,
+                    "margin_slope_q05": float(np.array(quantiles)[:, 1].mean()),
+                    "margin_slope_q95": float(np.array(quantiles)[:, 2].mean()),
+                    "margin_slope_predicted": 1.0 if kind == "free" else 0.0,
+                }
+            )
+    return rows
+
+
+def class_rows(ts: np.ndarray, seeds: list[Seed], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Each class's law at the end of the free flow, predicted and measured; means over seeds."""
+    rows = []
+    for c, name in enumerate(names):
+        found = []
+        for seed in seeds:
+            own, late = seed.labels == c, seed.late
+            constant = late.distance[c] ** -2
+            ratio = ts[-1] * seed.courses["free"].loss[-1, own] / constant
+            offset = seed.courses["free"].margin[-1, own] - np.log(ts[-1])
+            q05, median, q95 = np.quantile(ratio, [0.05, 0.5, 0.95])
+            found.append(
+                {
+                    "distance": late.distance[c],
+                    "support": late.support[c],
+                    "loss_constant_predicted": constant,
+                    "loss_constant": median * constant,
+                    "ratio": median,
+                    "ratio_q05": q05,
+                    "ratio_q95": q95,
+                    "share_asymptotic": np.mean(np.abs(ratio - 1) <= CLOSE),
+                    "margin_constant_predicted": -np.log(late.alpha[c].max()),
+                    "margin_constant": np.median(offset),
+                    "margin_constant_one_rival": -np.log(late.nearest[c]),
+                    "exponent_predicted": late.exponent[c],
+                }
+            )
+        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        spread = mean_std([row["ratio"] for row in found])[1]
+        rows.append({"class": name, **means, "ratio_std": spread})
+    return rows
+
+
+def end_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
+    """Where the flows start and end; means over seeds, with the spread where it is asked for."""
+    rows = []
+    for kind in KINDS:
+        found = []
+        for seed in seeds:
+            course = seed.courses[kind]
+            later = ts >= ts[-1] / 10
+            labels = seed.labels[: course.shown.shape[1]]
+            found.append(
+                {
+                    "loss_start": course.loss[0].mean(),
+                    "loss_end": course.loss[-1].mean(),
+                    "margin_end": np.median(course.margin[-1]),
+                    "accuracy_start": course.accuracy[0],
+                    "accuracy_end": course.accuracy[-1],
+                    "time_all_correct": _first(ts, course.accuracy == 1),
+                    "nc1_start": course.nc1[0],
+                    "nc1_end": course.nc1[-1],
+                    "nc1_logits_end": course.nc1_logits[-1],
+                    # Against log log t: the free flow's class means part like log t.
+                    "nc1_slope": slope(np.log(ts[later]), np.log(course.nc1[later])),
+                    "cosine_end": np.median(_cosines(course, seed, labels)),
+                    "field_end_over_start": course.field[-1] / course.field[0],
+                    "solver_steps": course.steps,
+                }
+            )
+        row: dict[str, Any] = {"flow": kind}
+        for key in found[0]:
+            row[key], row[f"{key}_std"] = mean_std([one[key] for one in found])
+        rows.append(row)
+    return rows
+
+
+def _first(ts: np.ndarray, true: np.ndarray) -> float:
+    return float(ts[np.argmax(true)]) if true.any() else float("nan")
+
+
+def _cosines(course: Course, seed: Seed, labels: np.ndarray) -> np.ndarray:
+    """Between each shown row's displacement and its class's direction w at late times."""
+    moved = course.shown[-1] - course.shown[0]
+    w = seed.late.direction[labels]
+    norms = np.linalg.norm(moved, axis=1) * np.linalg.norm(w, axis=1)
+    return np.sum(moved * w, axis=1) / norms
+
+
+def bound_row(ts: np.ndarray, seeds: list[Seed]) -> dict[str, Any]:
+    """How the free flow stands to the bound on log-odds that holds at every time."""
+    slack = []
+    for seed in seeds:
+        loss = seed.courses["free"].loss
+        slack.append(bound_slack(-np.log(np.expm1(loss)), ts, seed.late.distance[seed.labels]))
+    ends = np.concatenate([s[-1] for s in slack])
+    return {
+        "rows": int(ends.size),
+        "times": len(ts),
+        "least_slack": float(min(s.min() for s in slack)),
+        "median_slack_end": float(np.median(ends)),
+        "largest_slack_end": float(ends.max()),
+    }

@@ -1,0 +1,210 @@
+"""The table and the figures of the features experiment."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.features import figures
+from experiments.features.config import Config
+from experiments.features.measures import CLOSE, KINDS, Seed
+from imr.console import markdown_table
+from imr.data import ImageData
+from imr.run import RunFolder
+
+_LEVELS = (0.05, 0.5, 0.95)
+
+
+def report(config: Config, summary: dict[str, Any], data: ImageData) -> str:
+    """The tables to read, in Markdown, with what they say and do not say."""
+    laws = [
+        {
+            "flow": row["flow"],
+            "t": f"{row['from']:g} to {row['to']:g}",
+            "loss slope": _pm(row, "loss_slope", ".4f"),
+            "margin slope": _pm(row, "margin_slope", ".3f"),
+            "5 to 95 % of rows": f"{row['margin_slope_q05']:.3f} to {row['margin_slope_q95']:.3f}",
+            "law": "-1, 1" if row["flow"] == "free" else "none (a limit)",
+        }
+        for row in summary["law"]
+    ]
+    classes = [
+        {
+            "class": row["class"],
+            "gamma": row["distance"],
+            "rivals": f"{row['support']:.1f}",
+            "1/gamma^2": f"{row['loss_constant_predicted']:.4f}",
+            "t L": f"{row['loss_constant']:.4f}",
+            "ratio": f"{row['ratio']:.3f} ({row['ratio_q05']:.3f} to {row['ratio_q95']:.3f})",
+            "within 10 %": f"{100 * row['share_asymptotic']:.0f} %",
+            "-log max alpha": f"{row['margin_constant_predicted']:.2f}",
+            "margin - log t": f"{row['margin_constant']:.2f}",
+            "one rival": f"{row['margin_constant_one_rival']:.2f}",
+            "exponent": row["exponent_predicted"],
+        }
+        for row in summary["classes"]
+    ]
+    ends = [
+        {
+            "flow": row["flow"],
+            "loss": f"{row['loss_start']:.3f} to {row['loss_end']:.3g}",
+            "accuracy": f"{row['accuracy_start']:.3f} to {row['accuracy_end']:.3f}",
+            "all correct at t": row["time_all_correct"],
+            "median margin": _pm(row, "margin_end", ".2f"),
+            "nc1": f"{row['nc1_start']:.3g} to {row['nc1_end']:.3g}",
+            "nc1 of logits": f"{row['nc1_logits_end']:.3g}",
+            "cosine with w": f"{row['cosine_end']:.3f}",
+            "field, end over start": f"{row['field_end_over_start']:.1e}",
+        }
+        for row in summary["ends"]
+    ]
+    bound = summary["bound"][0]
+    free = next(row for row in summary["ends"] if row["flow"] == "free")
+    return "\n\n".join(
+        [
+            f"theta fitted to {data.name} (l2 {config.l2:g}); {len(data.train_labels):,} images flow "
+            f"under their true labels to t = {config.t1:g}, free and anchored to their start with "
+            f"lam = {config.anchor:g}. Means over {config.seeds} bootstrap samples, ± standard "
+            "deviation.",
+            "Slopes by least squares: of log mean loss against log t, and of each row's margin "
+            "against log t (median over rows, with the spread over rows).",
+            markdown_table(laws),
+            f"The free flow at t = {config.t1:g}, class by class. Predicted from theta alone: t L "
+            "tends to 1/gamma^2, gamma the distance from the class's row of theta to the convex hull "
+            "of the others; margin - log t tends to -log max alpha. Ratio: t L gamma^2, median (5 to "
+            f"95 % of rows); rows count as asymptotic within {100 * CLOSE:.0f} %. One rival: "
+            "log |theta_c - theta_j|^2 of the nearest j, right were it alone. What is left of the "
+            "start dies out like t to the power minus the exponent: where that is near 0 it does not "
+            "within any run, and margins, which feel it at first order, are not at their constant; "
+            "the loss feels it at second order.",
+            markdown_table(classes, formats={"gamma": ".2f", "exponent": ".3f"}),
+            "Where the flows start and end. The field's norm says whether the anchored flow is at its "
+            "limit; the free flow has none. Cosine: between displacements and w, median over rows.",
+            markdown_table(ends, formats={"all correct at t": ".2g"}),
+            f"nc1 of the free flow's features falls with slope {free['nc1_slope']:.2f} against "
+            "log log t over the last decade; -2 is what class means that part like log t and a "
+            "scatter that stays give at late times.",
+            "The bound on log-odds that holds at every time, u + e^u >= u0 + e^u0 + gamma^2 t: over "
+            f"{bound['rows']:,} rows and {bound['times']} times the least slack is "
+            f"{bound['least_slack']:.1e} nats; at the end the median is "
+            f"{bound['median_slack_end']:.3f} and the largest {bound['largest_slack_end']:.2f}.",
+        ]
+    )
+
+
+def _pm(row: dict[str, Any], key: str, form: str) -> str:
+    spread = row[f"{key}_std"]
+    return f"{row[key]:{form}}" + ("" if np.isnan(spread) else f" ± {spread:{form}}")
+
+
+def draw(config: Config, run: RunFolder, ts: np.ndarray, seeds: list[Seed], images, theta, data):
+    """Every figure of the run folder; pictures and projections are those of the first seed.
+
+    Args:
+      config, run, ts, seeds, data: as their names say.
+      images: those shown of the first seed, shape (shown, f).
+      theta: the class weights fitted in the first seed, shape (k, f).
+    """
+    title = f"{data.name}, {len(data.train_labels):,} images, {config.seeds} bootstrap samples"
+    _draw_law(run, ts, seeds, title)
+    _draw_classes(run, ts, seeds, title)
+    _draw_projection(run, ts, seeds[0], theta, data)
+    _draw_pictures(config, run, ts, seeds[0], images, data)
+
+
+def _draw_law(run, ts, seeds, title):
+    after, gamma = slice(1, None), [seed.late.distance[seed.labels] for seed in seeds]
+    # Rows of all seeds are one crowd here; the spread over seeds is far below that over rows.
+    spread = lambda rows: np.mean([np.quantile(r, _LEVELS, axis=-1) for r in rows], axis=0)  # noqa: E731
+    shown = {
+        "loss": {
+            kind: np.stack([s.courses[kind].loss[after].mean(axis=1) for s in seeds])
+            for kind in KINDS
+        },
+        "margin": {kind: spread([s.courses[kind].margin[after] for s in seeds]) for kind in KINDS},
+    }
+    scaled = spread(
+        [
+            s.courses["free"].loss[after] * g**2 * ts[after, None]
+            for s, g in zip(seeds, gamma, strict=True)
+        ]
+    )
+    loss_law = np.array([np.mean(g**-2) for g in gamma])
+    margin_law = spread([-np.log(s.late.alpha.max(axis=1))[s.labels] for s in seeds])
+    figure = figures.law(
+        ts[after], shown["loss"], shown["margin"], scaled, loss_law, margin_law, title=title
+    )
+    arrays = {f"{name}_{kind}": shown[name][kind] for name in shown for kind in KINDS}
+    run.save_figure(
+        "law",
+        figure,
+        ts=ts[after],
+        scaled=scaled,
+        loss_law=loss_law,
+        margin_law=margin_law,
+        **arrays,
+    )
+
+
+def _draw_classes(run, ts, seeds, title):
+    shown: dict[str, Any] = {
+        name: {
+            kind: np.stack([getattr(s.courses[kind], name)[1:] for s in seeds]) for kind in KINDS
+        }
+        for name in ("nc1", "nc1_logits", "accuracy")
+    }
+    figure = figures.classes(ts[1:], **shown, title=title)
+    arrays = {f"{name}_{kind}": shown[name][kind] for name in shown for kind in KINDS}
+    run.save_figure("classes", figure, ts=ts[1:], **arrays)
+
+
+def _draw_projection(run, ts, seed, theta, data):
+    # In coordinates: the plane lies within the span of theta, and so within theirs.
+    weights = theta @ seed.basis
+    weights = weights - weights.mean(axis=0)
+    plane = np.linalg.svd(weights, full_matrices=False)[2][:2]
+    course = seed.courses["free"]
+    at = _nearest(ts, [0.0, *np.geomspace(ts[-1] * 1e-4, ts[-1], 5)])
+    points = course.shown[at] @ plane.T
+    labels = seed.labels[: points.shape[1]]
+    figure = figures.projection(
+        ts[at], points, labels, weights @ plane.T, data.class_names,
+        title=f"{data.name}: features of the free flow in the plane of theta's first two principal "
+        "axes, the same at all times; arrows are theta's rows",
+    )  # fmt: skip
+    run.save_figure(
+        "projection", figure, ts=ts[at], points=points, labels=labels, theta=weights @ plane.T,
+        plane=plane @ seed.basis.T,
+    )  # fmt: skip
+
+
+def _draw_pictures(config, run, ts, seed, images, data):
+    course = seed.courses["free"]
+    labels = seed.labels[: len(images)]
+    # Of each class the image that is read worst at the start.
+    order = np.argsort(course.margin[0, : len(images)], kind="stable")
+    present = [c for c in range(len(data.class_names)) if (labels == c).any()][: config.strips]
+    chosen = np.array([order[labels[order] == c][0] for c in present])
+    at = _nearest(ts, [0.0, *np.geomspace(ts[-1] * 1e-4, ts[-1], 5)])
+    moved = (course.shown[at] - course.shown[0])[:, chosen] @ seed.basis.T
+    states = np.swapaxes(images[chosen] + moved, 0, 1).reshape(len(chosen), -1, *data.image_shape)
+    limits = (seed.late.direction[labels[chosen]] @ seed.basis.T).reshape(-1, *data.image_shape)
+    read = np.array(data.class_names)[course.chosen[at][:, chosen]].T
+    figure = figures.pictures(
+        ts[at], states, limits, [data.class_names[c] for c in labels[chosen]], read.tolist(),
+        title=f"{data.name}: of each class the image read worst at t = 0, on the free flow. Below "
+        "each image the class read (red: wrong). Differences lie in the span of theta",
+    )  # fmt: skip
+    run.save_figure(
+        "pictures",
+        figure,
+        ts=ts[at],
+        states=states,
+        limits=limits,
+        labels=labels[chosen],
+        read=read,
+    )
+
+
+def _nearest(ts: np.ndarray, wanted: list[float]) -> np.ndarray:
+    """Indices of the saved times next to those wanted, each once."""
+    return np.unique([int(np.argmin(np.abs(ts - t))) for t in wanted])

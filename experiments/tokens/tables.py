@@ -1,0 +1,188 @@
+"""From solved flows to rows of tables, in numpy."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from experiments.tokens.config import Config
+from experiments.tokens.flows import Flows, Setting
+from imr import Result
+
+# Of a unit field, below this, rounding in float32 takes part in its direction.
+SLOW = 1e-3
+
+
+def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> list[dict[str, Any]]:
+    """One row for each inverse temperature."""
+    m = flows.measures
+    last = np.isfinite(m.mean_cosine).sum(axis=2) - 1  # of the times 0, ts
+    final = lambda x: np.take_along_axis(x, last[..., None], axis=2)[..., 0]  # noqa: E731
+    times = np.concatenate([[0.0], ts])
+    half = crossing_times(m.clusters, ts, config.tokens / 2)
+    one = crossing_times(m.clusters, ts, 1)
+    decades, height, open_ended = plateaus(m.clusters[..., 1:], ts, config.tokens)
+    gradient = np.where(m.speed > SLOW, m.gradient_cosine, np.nan)
+    rows = []
+    for b, beta in enumerate(betas):
+        cosine, clusters, long = final(m.mean_cosine)[b], final(m.clusters)[b], decades[b] > 0
+        row = {
+            **setting.tags,
+            "beta": float(beta),
+            "mean_cosine": float(cosine.mean()),
+            "mean_cosine_std": std(cosine),
+            "clusters": float(clusters.mean()),
+            "clusters_std": std(clusters),
+            "single_cluster_share": float(np.mean(clusters == 1)),
+            "half_clustering_time": median(half[b]),
+            "half_clustered_share": float(np.isfinite(half[b]).mean()),
+            "one_cluster_time": median(one[b]),
+            "plateau_decades": float(decades[b].mean()),
+            "plateau_clusters": float(np.median(height[b][long])) if long.any() else None,
+            "plateau_open_share": float(open_ended[b].mean()),
+            "antisymmetric_share_start": float(flows.antisymmetric_start[b].mean()),
+            "antisymmetric_share_later": finite_mean(flows.antisymmetric_later[b]),
+            "gradient_cosine_mean": finite_mean(gradient[b]),
+            "gradient_cosine_min": finite_min(gradient[b]),
+            "norm": float(final(m.norm)[b].mean()),
+            "norm_error": float(np.nanmax(m.norm_error[b])) if setting.sphere else None,
+            "last_time": float(np.median(times[last[b]])),
+            "seeds": config.seeds,
+        }
+        for name in ("attention", "interaction"):
+            energy = getattr(m, f"{name}_energy")[b]
+            row[f"{name}_violations"], row[f"{name}_worst"] = violations(
+                setting.sign * energy, config.rtol
+            )
+        for code in Result:
+            row[code.name.lower()] = int(np.sum(flows.result[b] == code))
+        rows.append(row)
+    return rows
+
+
+def violations(energy, rtol: float) -> tuple[float, float]:
+    """Of an energy that should grow, shape (s, t): share of steps that fall, and the deepest fall.
+
+    A fall counts where it is more than the solver's relative tolerance of the energy, what the
+    solution itself is uncertain by; the deepest is a share of the energy's range.
+    """
+    steps = np.diff(energy, axis=1)
+    taken = np.isfinite(steps)
+    wrong = steps < -rtol * np.abs(energy[:, :-1])
+    span = np.nanmax(energy, axis=1) - np.nanmin(energy, axis=1)
+    falls = np.where(taken, np.maximum(-steps, 0), 0).max(axis=1)
+    worst = np.max(falls / np.where(span > 0, span, 1))
+    return float(wrong[taken].mean()), float(worst)
+
+
+def crossing_times(counts, ts, level: float) -> np.ndarray:
+    """When a count over times (0, ts) is first at most `level`; inf where never.
+
+    Straight in log time between the times measured; 0 where it is so from the start.
+    """
+    below = counts <= level
+    first = np.argmax(below, axis=-1)
+    take = lambda index: np.take_along_axis(counts, index[..., None], -1)[..., 0]  # noqa: E731
+    before, after = take(np.maximum(first - 1, 0)), take(first)
+    # From time 0 to the first of ts there is no log time: the first of ts counts then.
+    log = np.log(np.concatenate([[ts[0]], ts]))
+    share = (before - level) / np.where(before > after, before - after, 1)
+    lower = log[np.maximum(first - 1, 0)]
+    found = np.where(first == 0, 0.0, np.exp(lower + share * (log[first] - lower)))
+    return np.where(below.any(axis=-1), found, np.inf)
+
+
+def plateaus(counts, ts, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The longest stay in log time at one number of clusters, more than 1 and at most n/2.
+
+    Args:
+      counts: over times ts, shape (b, s, t); NaN where the flow did not get there.
+      ts: shape (t,).
+      n: tokens.
+    Returns: its length in decades, 0 where there is none, the number of clusters, and whether it
+      lasts to the last time of the flow, each of shape (b, s).
+    """
+    logs = np.log10(ts)
+    shape = counts.shape[:2]
+    decades, height, open_ended = np.zeros(shape), np.full(shape, np.nan), np.zeros(shape, bool)
+    for where in np.ndindex(shape):
+        count = counts[where][np.isfinite(counts[where])]
+        edges = np.flatnonzero(np.diff(count)) + 1
+        for low, high in zip([0, *edges], [*edges, len(count)], strict=True):
+            if low == high or not 1 < count[low] <= n / 2:
+                continue
+            length = logs[high - 1] - logs[low]
+            if length > decades[where]:
+                decades[where], height[where] = length, count[low]
+                open_ended[where] = high == len(count)
+    return decades, height, open_ended
+
+
+def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
+    """What the column term changes, seed by seed: same tokens, same temperature.
+
+    Args:
+      config: for the number of tokens.
+      ts: shape (t,).
+      betas: shape (b,).
+      pairs: settings with the column term, and the flows without it and with it.
+    """
+    rows = []
+    for setting, without, with_term in pairs:
+        a, b = without.measures, with_term.measures
+        reached = np.isfinite(a.clusters) & np.isfinite(b.clusters)
+        last = reached.sum(axis=2) - 1  # the last time that both got to
+        final = lambda x, last=last: np.take_along_axis(x, last[..., None], 2)[..., 0]  # noqa: E731
+        slow = crossing_times(a.clusters, ts, config.tokens / 2)
+        fast = crossing_times(b.clusters, ts, config.tokens / 2)
+        both = np.isfinite(slow) & np.isfinite(fast) & (fast > 0)
+        for i, beta in enumerate(betas):
+            ratio = slow[i][both[i]] / fast[i][both[i]]
+            change = final(b.clusters)[i] - final(a.clusters)[i]
+            cosines = final(b.mean_cosine)[i] - final(a.mean_cosine)[i]
+            rows.append(
+                {
+                    "sign": setting.sign,
+                    "sphere": setting.sphere,
+                    "beta": float(beta),
+                    "half_time_ratio": float(np.median(ratio)) if ratio.size else None,
+                    "half_time_pairs": int(ratio.size),
+                    "clusters_change": float(change.mean()),
+                    "clusters_change_std": std(change),
+                    "clusters_differ_share": float(np.mean(change != 0)),
+                    "mean_cosine_change": float(cosines.mean()),
+                    "mean_cosine_change_std": std(cosines),
+                }
+            )
+    return rows
+
+
+def std(values) -> float:
+    """Standard deviation over seeds; of one seed there is none."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def median(values) -> float | None:
+    """Over seeds, those that never get there counted as inf; None where that is the median."""
+    found = float(np.quantile(values, 0.5, method="higher"))
+    return found if np.isfinite(found) else None
+
+
+def finite_mean(values) -> float | None:
+    """The mean of what is there, or None."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else None
+
+
+def finite_min(values) -> float | None:
+    """The least of what is there, or None."""
+    values = values[np.isfinite(values)]
+    return float(values.min()) if values.size else None
+
+
+def seed_mean(values) -> np.ndarray:
+    """The mean over seeds (axis 1) where at least half of them are there, else NaN."""
+    enough = np.isfinite(values).mean(axis=1) >= 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
+        return np.where(enough, np.nanmean(values, axis=1), np.nan)

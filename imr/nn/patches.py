@@ -1,0 +1,144 @@
+"""A block of the quadratic model: self-attention among the patches of an image."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, check_at_least, check_positive
+from imr._typing import Features, Field
+from imr.attention import reverse_attention, self_attention
+from imr.nn.block import MLP
+from imr.splitting import lie_step
+
+
+class PatchBlock(nnx.Module):
+    r"""One Lie step of the quadratic model's flow, with the patches of each image as its tokens.
+
+    $$Z' = Z - \tau \, (SA(Z + P, \phi) + SA_{rev}(Z + P, \phi)), \qquad Z^+ = Z' + \tau MLP(Z')$$
+
+    Z (m, d) are the m patches of one image, d pixels each; P (m, d) are learned positions. Images
+    stay images, rows of f = m d pixels, before and after. The MLP works on each token by itself.
+    The read-out has class weights of its own, theta (k, f), on all pixels.
+
+    Args:
+      num_features: f, pixels.
+      num_classes: k, the rows of theta.
+      image_shape: (height, width), their product is f.
+      grid: patches along each side; m = grid^2.
+      heads: attention heads, whose terms add.
+      rank: r of phi (heads, d, r), at most d; the inverse temperature is 1/sqrt(r).
+      attention: whether there is an attention step.
+      column_term: whether it has the column term. Without it the step is that of ordinary
+        attention, no gradient step of anything.
+      mlp_width: hidden units of the MLP; None leaves it out.
+      tau, signed_step: as in `Block`.
+      rngs: random streams of flax nnx; `params` draws phi from N(0, 1/d).
+
+    Raises:
+      ImrError: where sizes are below 1, the grid does not divide the image, the rank is above d,
+        or tau is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> block = PatchBlock(16, 2, image_shape=(4, 4), grid=2, rank=2, rngs=nnx.Rngs(0))
+    >>> block(jnp.ones((5, 16))).shape
+    (5, 16)
+
+    Reference: arXiv 2509.04653, Theorem 2 and its Corollary.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        image_shape: tuple[int, int],
+        grid: int = 4,
+        heads: int = 4,
+        rank: int = 8,
+        attention: bool = True,
+        column_term: bool = True,
+        mlp_width: int | None = 128,
+        tau: float = 0.25,
+        signed_step: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        for name, value in (("grid", grid), ("heads", heads), ("rank", rank)):
+            check_at_least(name, value, 1)
+        check_at_least("num_classes", num_classes, 1)
+        height, width = image_shape
+        if height * width != num_features or height % grid or width % grid:
+            raise ImrError(
+                f"grid must divide both sides of image_shape, whose product is num_features; found "
+                f"grid {grid}, image_shape {tuple(image_shape)}, num_features {num_features}."
+            )
+        size = num_features // grid**2
+        if rank > size:
+            raise ImrError(f"rank must be at most the {size} pixels of a patch; found {rank}.")
+        if not signed_step:
+            check_positive("tau", tau)
+        self.image_shape, self.grid = tuple(image_shape), grid
+        self.attention, self.column_term = attention, column_term
+        self.signed_step = signed_step
+        shape = (num_classes, num_features)
+        self.theta = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(num_classes))
+        phi = size**-0.5 * jax.random.normal(rngs.params(), (heads, size, rank))
+        self.phi = nnx.Param(phi) if attention else None
+        self.position = nnx.Param(jnp.zeros((grid**2, size))) if attention else None
+        self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
+        self.mlp = None if mlp_width is None else MLP(size, mlp_width, rngs=rngs)
+
+    @property
+    def tau(self) -> Array:
+        """The step size as it stands."""
+        return self.step[...] if self.signed_step else jnp.exp(self.step[...])
+
+    def tokens(self, z: Features) -> Float[Array, "n m d"]:
+        """The patches of each image, (n, grid^2, pixels of a patch), row by row of the grid."""
+        (height, width), g = self.image_shape, self.grid
+        z = z.reshape(len(z), g, height // g, g, width // g)
+        return z.transpose(0, 1, 3, 2, 4).reshape(len(z), g * g, -1)
+
+    def pixels(self, tokens: Float[Array, "n m d"]) -> Features:
+        """The images of patches: the inverse of `tokens`."""
+        (height, width), g = self.image_shape, self.grid
+        z = tokens.reshape(len(tokens), g, g, height // g, width // g)
+        return z.transpose(0, 1, 3, 2, 4).reshape(len(tokens), -1)
+
+    def fields(self) -> tuple[Field, ...]:
+        """The operators of the split flow, f(t, z, args) of rows of pixels, in order."""
+        fields = []
+        if self.attention:
+            fields.append(self._descend)
+        if self.mlp is not None:
+            fields.append(self._label_term)
+        return tuple(fields)
+
+    def __call__(self, z: Features) -> Features:
+        """One step; shape (n, f) to shape (n, f)."""
+        fields = self.fields()
+        return lie_step(fields, z, self.tau) if fields else z
+
+    def _descend(self, t: Array | float, z: Features, args: None) -> Features:
+        del t, args
+        phi, position = self.phi[...], self.position[...]  # pyright: ignore[reportOptionalSubscript]
+        beta = phi.shape[-1] ** -0.5
+
+        def one(image):
+            image = image + position
+            term = self_attention(image, phi, beta=beta)
+            if self.column_term:
+                term = term + reverse_attention(image, phi, beta=beta)
+            return -term
+
+        return self.pixels(jax.vmap(one)(self.tokens(z)))
+
+    def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
+        del t, args
+        tokens = self.tokens(z)
+        flat = self.mlp(tokens.reshape(-1, tokens.shape[2]))  # pyright: ignore[reportOptionalCall]
+        return self.pixels(flat.reshape(tokens.shape))
