@@ -25,6 +25,8 @@ class Config:
     """Relative tolerance."""
     atol: float = 1e-7
     """Absolute tolerance."""
+    scales: tuple[float, ...] = (1.0, 4.0, 16.0)
+    """Root mean square lengths of the rows of theta: longer rows make a faster, stiffer flow."""
     repetitions: int = 7
     """Rounds; in each, every way runs once, warm, one after the other."""
     all_cores: bool = False
@@ -44,11 +46,23 @@ def main(config: Config) -> None:
     from experiments.bench.linear import measure
     from imr.run import open_run
 
+    check(config)
     run = open_run("bench", config, out=config.out, overwrite=config.overwrite)
     if not run.finished:
         measure(config, run, machine(config))
     print((run.path / "table.md").read_text(encoding="utf-8"))
     print(f"every time, in seconds: {run.path / 'summary.json'}")
+
+
+def check(config: Config) -> None:
+    """Refuses what makes no benchmark."""
+    from imr import ImrError
+
+    for name in ("n", "features", "classes", "repetitions", "t1", "rtol", "atol"):
+        if not getattr(config, name) > 0:
+            raise ImrError(f"--{name} must be positive; found {getattr(config, name)}.")
+    if not config.scales or min(config.scales) <= 0:
+        raise ImrError(f"--scales takes one or more positive lengths; found {config.scales}.")
 
 
 def machine(config: Config) -> str:
