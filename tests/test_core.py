@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import imr
 from tests.problems import central_difference, error, linear
 
-sizes = st.integers(1, 6)
+sizes = st.sampled_from((1, 2, 5))  # a new shape is compiled anew
 
 
 @settings(max_examples=10, deadline=None)

@@ -15,7 +15,12 @@ KEYS = {
     "model", "train_noise", "test_noise", "l2", "trained_iterations", "iteration", "accuracy",
     "accuracy_std", "cross_entropy", "seeds",
 }  # fmt: skip
-MODELS = {"multinomial_regression", "attention", "mlp", "attention_mlp", "latent_attention"}
+EVERY = {
+    "attention", "mlp", "attention_mlp", "latent_attention", "flow", "self_attention",
+    "self_attention_row", "patch_mlp",
+}  # fmt: skip
+FEW = ("attention", "attention_mlp", "flow", "self_attention")
+MODELS = {"multinomial_regression", *FEW}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,9 +58,19 @@ def parameters(folder):
 def smoke(tmp_path_factory):
     """One unbroken smoke run."""
     out = tmp_path_factory.mktemp("smoke") / "run"
-    result = run("--smoke", "--out", out)
+    result = run("--smoke", "--models", *FEW, "--out", out)
     assert result.returncode == 0, result.stderr
     return out, result
+
+
+@pytest.mark.slow
+def test_every_model_learns_and_has_its_rows(tmp_path):
+    assert run("--smoke", "--models", *sorted(EVERY), "--out", tmp_path / "run").returncode == 0
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["table"]
+    assert {row["model"] for row in rows} == {"multinomial_regression", *EVERY}
+    for row in rows:
+        if row["iteration"] == row["trained_iterations"] and row["test_noise"] == 0:
+            assert row["accuracy"] > 0.5, row
 
 
 def test_smoke_writes_every_row_and_figure(smoke):
@@ -114,7 +129,7 @@ def test_every_model_learns(smoke):
 
 def test_the_same_again_prints_the_results(smoke):
     out, first = smoke
-    again = run("--smoke", "--out", out)
+    again = run("--smoke", "--models", *FEW, "--out", out)
     assert again.returncode == 0
     assert "already run" in again.stderr
     assert again.stdout == first.stdout
@@ -122,7 +137,7 @@ def test_the_same_again_prints_the_results(smoke):
 
 def test_another_configuration_is_refused(smoke):
     out, _ = smoke
-    result = run("--smoke", "--out", out, "--l2", "0.5")
+    result = run("--smoke", "--models", *FEW, "--out", out, "--l2", "0.5")
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert "another configuration" in result.stderr
@@ -139,6 +154,7 @@ def whole_checkpoints(folder):
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     """kill -9 in the middle of training, then the same command."""
     unbroken, out = tmp_path / "unbroken", tmp_path / "run"
@@ -203,8 +219,7 @@ def test_bad_flags_are_one_clear_line(tmp_path, flags, message):
 
 def test_a_mistake_beside_overwrite_loses_nothing(smoke):
     out, first = smoke
-    result = run(
-        "--smoke", "--out", out, "--overwrite", "--dataset", "mnist", "--data-dir", "nowhere"
-    )
+    missing = ("--dataset", "mnist", "--data-dir", "nowhere")
+    result = run("--smoke", "--models", *FEW, "--out", out, "--overwrite", *missing)
     assert result.returncode == 2
-    assert run("--smoke", "--out", out).stdout == first.stdout
+    assert run("--smoke", "--models", *FEW, "--out", out).stdout == first.stdout

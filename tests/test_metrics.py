@@ -33,7 +33,7 @@ def collapsed(k=4, f=6):
 
 
 @few
-@given(st.integers(1, 9), st.integers(2, 6), seeds)
+@given(st.sampled_from((1, 9)), st.sampled_from((2, 6)), seeds)
 def test_accuracy_and_margins_against_numpy(n, k, seed):
     rng = np.random.default_rng(seed)
     logits, labels = rng.normal(size=(n, k)), rng.integers(0, k, n)
@@ -140,7 +140,7 @@ def test_the_flow_on_unconstrained_features_collapses():
 
 
 @few
-@given(st.integers(2, 8), st.integers(1, 8), seeds)
+@given(st.sampled_from((2, 7)), st.sampled_from((1, 3, 8)), seeds)
 def test_bounds_of_frames(k, f, seed):
     vectors = jnp.asarray(np.random.default_rng(seed).normal(size=(k, f)))
     cosine = float(metrics.simplex_alignment(vectors))
@@ -221,7 +221,7 @@ def test_antisymmetric_share_of_a_pytree():
 
 
 @few
-@given(st.integers(2, 8), st.integers(1, 5), seeds)
+@given(st.sampled_from((2, 7)), st.sampled_from((1, 5)), seeds)
 def test_cosines_against_numpy(n, f, seed):
     z = np.random.default_rng(seed).normal(size=(n, f))
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
@@ -254,7 +254,7 @@ def components(joined):
 
 
 @few
-@given(st.integers(1, 12), st.floats(1e-3, 0.6), seeds)
+@given(st.sampled_from((1, 5, 12)), st.floats(1e-3, 0.6), seeds)
 def test_clusters_against_a_search(n, threshold, seed):
     z = np.random.default_rng(seed).normal(size=(n, 2))
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)

@@ -145,9 +145,15 @@ def test_a_flow_block_is_the_limit_of_its_lie_steps():
 
 
 @pytest.mark.parametrize(
-    "adjoint", [None, dfx.BacksolveAdjoint()], ids=["checkpoints", "backsolve"]
+    ("adjoint", "knots"),
+    [
+        (None, 1),
+        (dfx.BacksolveAdjoint(), 3),
+        pytest.param(None, 3, marks=pytest.mark.slow),
+        pytest.param(dfx.BacksolveAdjoint(), 1, marks=pytest.mark.slow),
+    ],
+    ids=["checkpoints-1", "backsolve-3", "checkpoints-3", "backsolve-1"],
 )
-@pytest.mark.parametrize("knots", [1, 3])
 def test_gradients_through_the_flow(adjoint, knots):
     """To theta (or its knots), bias, MLP and the duration T, against central differences."""
     p = linear(4, 3)

@@ -32,8 +32,9 @@ class Config:
     """Use the first so many training images."""
     test_limit: int | None = None
     """Use the first so many test images."""
-    models: tuple[str, ...] = tuple(MODELS)
-    """Which models beside multinomial regression."""
+    models: tuple[str, ...] = ("attention", "mlp", "attention_mlp", "latent_attention", "flow")
+    """Which models beside multinomial regression; self_attention, self_attention_row and patch_mlp,
+    with the patches of an image as tokens, take minutes more."""
     iterations: tuple[int, ...] = (3,)
     """Trained depths: how many blocks the models are trained with."""
     extra_iterations: int = 5

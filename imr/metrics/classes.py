@@ -141,7 +141,7 @@ def neural_collapse(
     [0.0, 0.0, 0.0, 0.0]
     """
     z, theta = matrix("z", z, "(n, f)"), matrix("theta", theta, "(k, f)")
-    n, k = z.shape[0], theta.shape[0]
+    k = theta.shape[0]
     check_at_least("the number of rows of theta", k, 2)
     chosen = jnp.argmax(linear_logits(z, theta, bias), axis=1)
     members = _members(labels, z, "z", k)
@@ -151,6 +151,13 @@ def neural_collapse(
             f"labels must hold every class, 0 to {k - 1}; found no row of class "
             f"{int(jnp.argmin(counts))}. Leave that class out of theta, or add rows."
         )
+    return _collapse(z, theta, members, chosen)
+
+
+@jax.jit
+def _collapse(z, theta, members, chosen) -> NeuralCollapse:
+    n, k = members.shape
+    counts = members.sum(axis=0)
     defined = jnp.all(counts > 0) & jnp.isfinite(z).all()
     z, means, rest, weights = _split(z, members)
 

@@ -114,13 +114,18 @@ def cluster_count(z: Features, threshold: ScalarLike = 1e-3) -> Int[Array, ""]:
     2
     """
     check_positive("threshold", threshold)
-    joined = token_cosines(z) > 1 - threshold
+    return _components(token_cosines(z) > 1 - threshold)
+
+
+@jax.jit
+def _components(joined):
+    """Components of a graph, by the least index that each node has heard of."""
     joined = joined | joined.T  # at the threshold rounding decides, differently on either side
-    own = jnp.arange(len(z))
+    own = jnp.arange(len(joined))
 
     def spread(state):
         least = state[1]
-        near = jnp.minimum(least, jnp.where(joined, least[None, :], len(z)).min(axis=1))
+        near = jnp.minimum(least, jnp.where(joined, least[None, :], len(joined)).min(axis=1))
         # A label is a row of the same component: its own label is a jump ahead.
         return least, near[near]
 
