@@ -50,7 +50,8 @@ class Config:
     learning_rate: float = 2e-3
     """Of Adam, at the start; it decays to 0 along a cosine."""
     l2: tuple[float, ...] = (1e-4,)
-    """Penalties on the sum of squares of theta, W1 and W2; the models are trained with each."""
+    """Penalties on the sum of squares of theta, W1, W2 and the positions of patches; the models are
+    trained with each."""
     mlp_width: int = 128
     """Hidden units of the MLP; an eighth of it for the MLP of a patch."""
     flow_steps: int = 1
