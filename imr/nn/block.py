@@ -42,7 +42,41 @@ class MLP(nnx.Module):
         return matmul(hidden, self.w2[...]) + self.b2[...][None, :]
 
 
-class Block(nnx.Module):
+class LieBlock(nnx.Module):
+    """What a Lie step of attention and MLP is, whatever the attention: a base for `Block`."""
+
+    attention: bool
+    signed_step: bool
+    step: nnx.Param
+    mlp: MLP | None
+
+    @property
+    def tau(self) -> Array:
+        """The step size as it stands."""
+        return self.step[...] if self.signed_step else jnp.exp(self.step[...])
+
+    def fields(self) -> tuple[Field, ...]:
+        """The operators of the split flow, f(t, z, args), in order of application."""
+        fields = []
+        if self.attention:
+            fields.append(self._descend)
+        if self.mlp is not None:
+            fields.append(self._label_term)
+        return tuple(fields)
+
+    def __call__(self, z: Features) -> Features:
+        """One step; shape (n, f) to shape (n, f). Without attention and MLP it is the identity."""
+        fields = self.fields()
+        return lie_step(fields, z, self.tau) if fields else z
+
+    def _descend(self, t: Array | float, z: Features, args: None) -> Features:
+        raise NotImplementedError
+
+    def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
+        raise NotImplementedError
+
+
+class Block(LieBlock):
     r"""One Lie step of the feature flow, which is a residual transformer block.
 
     $$Z' = Z - \tau \, CA(Z, \theta), \qquad Z^+ = Z' + \tau \, MLP(Z')$$
@@ -96,25 +130,6 @@ class Block(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(num_classes))
         self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
         self.mlp = None if mlp_width is None else MLP(num_features, mlp_width, rngs=rngs)
-
-    @property
-    def tau(self) -> Array:
-        """The step size as it stands."""
-        return self.step[...] if self.signed_step else jnp.exp(self.step[...])
-
-    def fields(self) -> tuple[Field, ...]:
-        """The operators of the split flow, f(t, z, args), in order of application."""
-        fields = []
-        if self.attention:
-            fields.append(self._descend)
-        if self.mlp is not None:
-            fields.append(self._label_term)
-        return tuple(fields)
-
-    def __call__(self, z: Features) -> Features:
-        """One step; shape (n, f) to shape (n, f). Without attention and MLP it is the identity."""
-        fields = self.fields()
-        return lie_step(fields, z, self.tau) if fields else z
 
     def _descend(self, t: Array | float, z: Features, args: None) -> Features:
         del t, args

@@ -8,13 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imr._checks import ImrError, check_at_least, check_positive
-from imr._typing import Features, Field
+from imr._typing import Features
 from imr.attention import reverse_attention, self_attention
-from imr.nn.block import MLP
-from imr.splitting import lie_step
+from imr.nn.block import MLP, LieBlock
 
 
-class PatchBlock(nnx.Module):
+class PatchBlock(LieBlock):
     r"""One Lie step of the quadratic model's flow, with the patches of each image as its tokens.
 
     $$Z' = Z - \tau \, (SA(Z + P, \phi) + SA_{rev}(Z + P, \phi)), \qquad Z^+ = Z' + \tau MLP(Z')$$
@@ -92,11 +91,6 @@ class PatchBlock(nnx.Module):
         self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
         self.mlp = None if mlp_width is None else MLP(size, mlp_width, rngs=rngs)
 
-    @property
-    def tau(self) -> Array:
-        """The step size as it stands."""
-        return self.step[...] if self.signed_step else jnp.exp(self.step[...])
-
     def tokens(self, z: Features) -> Float[Array, "n m d"]:
         """The patches of each image, (n, grid^2, pixels of a patch), row by row of the grid."""
         (height, width), g = self.image_shape, self.grid
@@ -108,20 +102,6 @@ class PatchBlock(nnx.Module):
         (height, width), g = self.image_shape, self.grid
         z = tokens.reshape(len(tokens), g, g, height // g, width // g)
         return z.transpose(0, 1, 3, 2, 4).reshape(len(tokens), -1)
-
-    def fields(self) -> tuple[Field, ...]:
-        """The operators of the split flow, f(t, z, args) of rows of pixels, in order."""
-        fields = []
-        if self.attention:
-            fields.append(self._descend)
-        if self.mlp is not None:
-            fields.append(self._label_term)
-        return tuple(fields)
-
-    def __call__(self, z: Features) -> Features:
-        """One step; shape (n, f) to shape (n, f)."""
-        fields = self.fields()
-        return lie_step(fields, z, self.tau) if fields else z
 
     def _descend(self, t: Array | float, z: Features, args: None) -> Features:
         del t, args
