@@ -44,10 +44,8 @@ def is_concrete(*arrays: Any) -> bool:
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:
     """Demands an array of that many axes; `shape` says what they are."""
     if jnp.ndim(array) != rank:
-        raise ImrError(
-            f"{name} must have shape {shape}; found shape {jnp.shape(array)}. "
-            "For leading batch axes use jax.vmap."
-        )
+        hint = " For leading batch axes use jax.vmap." if jnp.ndim(array) > rank else ""
+        raise ImrError(f"{name} must have shape {shape}; found shape {jnp.shape(array)}.{hint}")
 
 
 def check_axis(name: str, found: int, other: str, wanted: int, what: str) -> None:
@@ -91,6 +89,12 @@ def check_at_least(name: str, value: Any, least: float) -> None:
     """Demands a number not below `least`, where it is concrete."""
     if is_concrete(value) and not bool(np.all(np.asarray(value) >= least)):
         raise ImrError(f"{name} must be at least {least}; found {value}.")
+
+
+def check_count(name, value):
+    """Demands a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ImrError(f"{name} must be an integer of at least 1; found {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

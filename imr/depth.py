@@ -22,7 +22,8 @@ class DepthIsTime(NamedTuple):
       depths: n, numbers of blocks, shape (s,).
       taus: the step of each, (t1 - t0) / n, shape (s,).
       errors: largest difference from the flow at t1, over its largest entry, shape (s,).
-      order: the slope of log error against log tau, by least squares.
+      order: the slope of log error against log tau, by least squares; NaN where an error is not
+        above ten times the tolerance of the flow compared with.
       z: the features of the flow at t1.
     """
 
@@ -75,7 +76,8 @@ def depth_is_time(
 
     Reference: arXiv 2509.04653, Corollary on operator splitting.
     """
-    depths = tuple(depths)
+    if not isinstance(depths, list | tuple) or not all(isinstance(n, int) for n in depths):
+        raise ImrError(f"depths must be a list of integers; found {depths!r}.")
     if len(depths) < 2 or depths[0] < 1 or any(n >= m for n, m in pairwise(depths)):
         raise ImrError(f"depths must be two or more increasing numbers from 1; found {depths}.")
     parts = as_partials(check_fields(fields))
@@ -90,6 +92,7 @@ def depth_is_time(
     errors = jnp.stack([_distance(end, z) for end in ends]) / largest
     taus = span / jnp.array(depths, dtype)
     order = jnp.polyfit(jnp.log(taus), jnp.log(errors), 1)[0]
+    order = jnp.where(jnp.min(errors) > 10 * tol, order, jnp.nan)
     return DepthIsTime(jnp.array(depths), taus, errors, order, z)
 
 

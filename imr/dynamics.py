@@ -148,8 +148,10 @@ def quadratic_field(
     Args:
       phi: Q, shape (f, r), or (h, f, r) for heads, whose fields add.
       k: K, of the same shape; None is symmetric.
-      targets: C, shape (n, n): labels, dense, sparse, or `same_class_targets`. None leaves the
-        label term out: what is left is the flow down the log-sum-exp, attention alone.
+      targets: C, shape (n, n): dense, sparse, `same_class_targets` of class labels, or integers (n,),
+        which name for each token the token (column) that it should attend to. None leaves the
+        label term out: what is left is the flow down the log-sum-exp, attention alone; minus it
+        climbs, as tokens that cluster do.
       beta: inverse temperature.
       where: boolean, shape (n, n).
       anchor: (lam, x), as in `feature_loss`.
@@ -272,7 +274,7 @@ def sphere_field(field: Field) -> Partial:
 
     $$dz_i/dt = f_i - \frac{\langle f_i, z_i \rangle}{\|z_i\|^2} z_i$$
 
-    Each row keeps the norm that it has.
+    Each row keeps the norm that it has, to the tolerance of the solver; a row of zeros stays.
 
     Args:
       field: f(t, z, args) of z, shape (n, f).
@@ -292,8 +294,9 @@ def sphere_field(field: Field) -> Partial:
 
 def _sphere_field(field, t, z, args):
     f = field(t, z, args)
-    along = jnp.sum(f * z, axis=-1, keepdims=True) / jnp.sum(z * z, axis=-1, keepdims=True)
-    return f - along * z
+    square = jnp.sum(z * z, axis=-1, keepdims=True)
+    along = jnp.sum(f * z, axis=-1, keepdims=True) / jnp.where(square > 0, square, 1)
+    return jnp.where(square > 0, f - along * z, 0)
 
 
 def joint_field(

@@ -12,7 +12,8 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import ImrError, check_finite, check_positive, is_concrete
+from imr._checks import ImrError, check_finite, check_floating, check_positive, is_concrete
+from imr._control import Guarded, GuardedConstant, all_finite
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.splitting import Splitting, check_fields, midpoint, strang_stages
 
@@ -50,7 +51,8 @@ class Flow(NamedTuple):
       result: a code, see `Result`.
       converged: whether it solved to t1, or found the steady state.
 
-    What was not reached is inf.
+    What was not reached is inf; where no times were asked for, ts, loss and grad_norm are those of
+    the last good state.
     """
 
     ts: Float[Array, "s"]
@@ -124,15 +126,24 @@ def solve(
             raise ImrError(
                 "noise needs dt0, the constant step of the stochastic solver; found None."
             )
+        if not (isinstance(noise, tuple) and len(noise) == 2):
+            raise ImrError(f"noise must be a pair (sigma, key); found {type(noise).__name__}.")
         check_positive("noise's sigma", noise[0])
     check_finite("z0", z0)
     parts = as_partials(field)
+    _check_shapes(parts, t0, z0, args, loss)
     if isinstance(parts, tuple):
-        if dt0 is None or noise is not None:
+        if dt0 is None:
+            raise ImrError("several fields are split in constant steps: give their size, dt0.")
+        if noise is not None:
+            raise ImrError("noise goes with one field; found several. Add them up in one function.")
+        if isinstance(adjoint, dfx.BacksolveAdjoint):
             raise ImrError(
-                "several fields are split in constant steps without noise: give dt0, and no noise."
+                "several fields are split, which BacksolveAdjoint cannot undo: leave it out."
             )
         solver = Splitting(strang_stages(len(parts)), midpoint) if solver is None else solver
+    elif isinstance(solver, Splitting):
+        raise ImrError("the solver splits several fields: give them as a list; found one field.")
     end = integrate(
         parts, z0, t0=t0, t1=t1, ts=ts, args=args, solver=solver, rtol=rtol, atol=atol, dt0=dt0,
         noise=noise, adjoint=adjoint, max_steps=max_steps,
@@ -145,6 +156,34 @@ def as_partials(field: Field | Sequence[Field]) -> Any:
     """A field as a pytree, or several as a tuple of pytrees."""
     partial = lambda f: f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)  # noqa: E731
     return partial(field) if callable(field) else tuple(map(partial, check_fields(field)))
+
+
+def _check_shapes(field: Any, t0: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
+    """Demands what field and loss must give, from shapes alone: nothing is computed.
+
+    What they hold, targets among it, is concrete here and checked by their own; in the compiled
+    solve it is not.
+    """
+    shapes = lambda tree: [jnp.shape(x) for x in jax.tree.leaves(tree)]  # noqa: E731
+    for leaf in jax.tree.leaves(z0):
+        check_floating("z0", leaf)
+    for part in field if isinstance(field, tuple) else (field,):
+        try:
+            found = jax.eval_shape(lambda z, part=part: part(jnp.asarray(t0, float), z, args), z0)
+        except TypeError as error:
+            raise ImrError(
+                f"field cannot be called as field(t, z, args), or fails on z0: {error}. A loss is "
+                "made a field by gradient_field(loss)."
+            ) from error
+        same = jax.tree.structure(found) == jax.tree.structure(z0)
+        if not same or shapes(found) != shapes(z0):
+            raise ImrError(
+                f"field must return the shapes of z0, {shapes(z0)}; found {shapes(found)}."
+            )
+    if loss is not None and not callable(loss):
+        raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
+    if loss is not None and (found := jnp.shape(jax.eval_shape(loss, z0))) != ():
+        raise ImrError(f"loss must be a function z -> scalar; found a result of shape {found}.")
 
 
 class Path(NamedTuple):
@@ -176,7 +215,8 @@ def integrate(
     steady: bool = False,
 ) -> Path:
     """Integrates a state of any kind; with `steady`, until its field is below the tolerances."""
-    check_times(t0, t1, ts)
+    if not steady:
+        check_times(t0, t1, ts)
     check_positive("rtol", rtol)
     check_positive("atol", atol)
     if dt0 is not None:
@@ -208,7 +248,7 @@ def _diffeqsolve(
     ordered = t1 > t0
     if ts is not None:
         ordered &= jnp.all(jnp.diff(ts) > 0) & jnp.all((ts >= t0) & (ts <= t1))
-    finite = _all_finite(y0)
+    finite = all_finite(y0)
     code = jnp.where(finite, Result.SUCCESS, Result.DIVERGED)
     code = jnp.where(ordered, code, Result.BAD_TIMES).astype(jnp.int32)
 
@@ -217,7 +257,10 @@ def _diffeqsolve(
     if noise is not None:
         sigma, key = noise
         shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
-        motion = dfx.VirtualBrownianTree(t0, t1, tol=dt0 / 2, shape=shape, key=key)
+        # Below its tolerance the tree is no Brownian motion: the shortest step is above it.
+        gaps = jnp.diff(t1[None] if ts is None else jnp.append(ts, t1), prepend=t0)
+        shortest = jnp.minimum(dt0, jnp.min(jnp.where(gaps > 0, gaps, dt0)))
+        motion = dfx.VirtualBrownianTree(t0, t1, tol=shortest / 4, shape=shape, key=key)
         terms = dfx.MultiTerm(terms, dfx.ControlTerm(_Diffusion(sigma), motion))
     control = dfx.PIDController(rtol=rtol, atol=atol)
     event = (
@@ -229,7 +272,7 @@ def _diffeqsolve(
         start, end = times
         t, y, size, steps, code = carry
         going = code == Result.SUCCESS
-        controller = _Guarded(control, size) if dt0 is None else _GuardedConstant(dt0)
+        controller = Guarded(control, size) if dt0 is None else GuardedConstant(dt0)
         solution: Any = dfx.diffeqsolve(
             terms, solver, start, jnp.where(going, end, start), None, y, args,
             saveat=dfx.SaveAt(t1=True), adjoint=adjoint, stepsize_controller=controller,
@@ -243,7 +286,7 @@ def _diffeqsolve(
         )
         new = jax.tree.map(lambda x: x[0], solution.ys)
         # Of nothing reached at all diffrax saves inf.
-        some = _all_finite(new)
+        some = all_finite(new)
         ended = jnp.where(solution.result == wanted, Result.SUCCESS, failure)
         ended = jnp.where(some, ended, Result.DIVERGED).astype(jnp.int32)
         moved = going & some
@@ -278,78 +321,6 @@ class _Diffusion(eqx.Module):
         return lineax.DiagonalLinearOperator(entries)
 
 
-class _Guarded(dfx.AbstractAdaptiveStepSizeController):
-    """Error control that never accepts a step out of the finite numbers.
-
-    It asks for a smaller step instead, by an error that is finite and large, so that the state
-    before it is what is left in the end.
-    """
-
-    controller: Any
-    size: Array
-
-    def __init__(self, controller: Any, size: Array):
-        self.controller, self.size = controller, size
-
-    @property
-    def rtol(self):
-        """An implicit solver takes its own tolerances from these three."""
-        return self.controller.rtol
-
-    @property
-    def atol(self):
-        """See rtol."""
-        return self.controller.atol
-
-    @property
-    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """See rtol."""
-        return self.controller.norm
-
-    def wrap(self, direction):
-        return _Guarded(self.controller.wrap(direction), self.size)
-
-    def init(self, terms, t0, *inputs):
-        """Starts with steps of the size that went before, and of one that can be told from zero."""
-        t1, state = self.controller.init(terms, t0, *inputs)
-        least = jnp.maximum(self.size, 100 * jnp.finfo(t1.dtype).eps * jnp.abs(t0))
-        return jnp.maximum(t1, t0 + least), state
-
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
-        finite = _all_finite(y1_candidate)
-        safe = jax.tree.map(lambda y, y1: jnp.where(finite, y1, y), y0, y1_candidate)
-        large = jax.tree.map(
-            lambda e, y: jnp.where(finite, e, jnp.full_like(y, 1e6) * (1 + jnp.abs(y))), y_error, y0
-        )
-        keep, t0_next, t1_next, jump, state, result = self.controller.adapt_step_size(
-            t0, t1, y0, safe, args, large, error_order, state
-        )
-        stuck = ~(t1_next > t0_next)
-        result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
-        return keep & finite, t0_next, t1_next, jump, state, result
-
-
-class _GuardedConstant(dfx.AbstractStepSizeController):
-    """Constant steps, which end where one leaves the finite numbers: there is no smaller one."""
-
-    dt0: Array
-
-    def wrap(self, direction):
-        del direction
-        return self
-
-    def init(self, terms, t0, t1, y0, dt0, *inputs):
-        return dfx.ConstantStepSize().init(terms, t0, t1, y0, self.dt0, *inputs)
-
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, *inputs):
-        keep, *rest, result = dfx.ConstantStepSize().adapt_step_size(
-            t0, t1, y0, y1_candidate, *inputs
-        )
-        finite = _all_finite(y1_candidate)
-        stop = dfx.RESULTS.where(finite, result, dfx.RESULTS.dt_min_reached)
-        return keep & finite, *rest, stop
-
-
 @eqx.filter_jit
 def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> Flow:
     """Loss and norm of the field at the saved states, one after the other."""
@@ -361,16 +332,25 @@ def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> 
         norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(slope)))
         return norm, None if loss is None else loss(y)
 
+    reached = jnp.isfinite(path.ts)
     if saved:
-        norms, losses = jax.lax.map(lambda pair: at(*pair), (path.ts, path.ys))
+        # What was not reached is replaced before it is measured: masked only after, it would make
+        # every gradient NaN.
+        ts = jnp.where(reached, path.ts, path.end)
+        ys = jax.tree.map(lambda ys, y: _where_rows(reached, ys, y), path.ys, path.y)
+        norms, losses = jax.lax.map(lambda pair: at(*pair), (ts, ys))
     else:
         norms, losses = jax.tree.map(lambda x: x[None], at(path.ts[0], path.y))
-    reached = jnp.isfinite(path.ts)
     norms, losses = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (norms, losses))
     return Flow(
         path.ts, path.y, path.ys if saved else None, losses, norms, path.num_steps, path.result,
         path.result == Result.SUCCESS,
     )  # fmt: skip
+
+
+def _where_rows(reached, ys, y):
+    mask = reached.reshape(-1, *(1,) * y.ndim)
+    return jnp.where(mask, ys, y[None])
 
 
 def raised(flow: Flow) -> Flow:
@@ -384,14 +364,21 @@ def raised(flow: Flow) -> Flow:
         result = Result(int(codes[codes != 0][0]))
         raise FlowError(
             f"the flow did not reach its end: {result.name} after {flow.num_steps} steps. "
-            "Look at the Flow without throw=True; more steps (max_steps), looser tolerances or a "
-            "regulariser (anchor) may help."
+            "Look at the Flow without throw=True. More steps (max_steps) or looser tolerances help "
+            "a long flow; one that runs to infinity needs a regulariser (anchor) or an earlier t1."
         )
     return flow
 
 
 def check_times(t0: Any, t1: Any, ts: Any) -> None:
     """Demands t0 < t1 and increasing times between, where they are concrete."""
+    if jnp.ndim(t0) or jnp.ndim(t1):
+        raise ImrError(
+            f"t0 and t1 must be scalars; found shapes {jnp.shape(t0)} and {jnp.shape(t1)}. For several "
+            "use jax.vmap."
+        )
+    if is_concrete(t0, t1) and np.all(np.isposinf(np.asarray(t1))):
+        raise ImrError("t1 must be finite; for the limit there is solve_to_steady_state.")
     if is_concrete(t0, t1) and not np.all(np.asarray(t1) > np.asarray(t0)):
         raise ImrError(f"t1 must be after t0 = {t0}; found t1 = {t1}.")
     if ts is None:
@@ -414,7 +401,3 @@ def check_times(t0: Any, t1: Any, ts: Any) -> None:
 def _root_mean_square(tree: PyTree) -> Array:
     leaves = jax.tree.leaves(tree)
     return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
-
-
-def _all_finite(tree: PyTree) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -101,7 +101,7 @@ def feature_loss(
 
     Args:
       logits_fn: the model; `logits_fn(z, theta)` gives logits, shape (n, m), or (h, n, m) for heads,
-        whose losses add.
+        whose losses add. For a degree, `functools.partial(polynomial_logits, degree=3)`.
       theta: its parameters, any pytree.
       targets: as `cross_entropy` takes them.
       beta: inverse temperature, multiplies the logits.
@@ -114,9 +114,8 @@ def feature_loss(
       and the loss of other values of the same shapes compiles nothing new.
 
     Raises:
-      ImrError: for concrete values, where theta is not finite, beta is not positive, a label is
-        negative, a row of targets is no distribution, or the anchor is malformed. What depends on
-        the shape of the logits is checked when the loss is called.
+      ImrError: for concrete values, where theta is not finite, beta is not positive or the anchor is
+        malformed. Targets are checked against the logits when the loss is called or solved.
 
     >>> import jax.numpy as jnp
     >>> from imr import linear_logits

@@ -14,17 +14,28 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from imr._checks import ImrError, check_axis, check_choice, check_finite, check_positive, check_rank
+from imr._checks import (
+    ImrError,
+    check_axis,
+    check_choice,
+    check_finite,
+    check_positive,
+    check_rank,
+    is_concrete,
+)
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike
 from imr.attention import Projection, attention_products
 from imr.flow import Flow, Result, integrate, raised
 from imr.logits import check_projections, linear_logits
 from imr.targets import (
+    LowRankTargets,
     check_targets,
+    out_of_range,
     target_logits,
     target_product,
     transposed_target_product,
@@ -82,7 +93,8 @@ def linear_flow(
         classes, and the label term is the softmax over the label's own prototypes.
       norm: what the error control acts on. `coordinates`: the root mean square over the entries of
         B. `features`: over the coordinates of Z in an orthonormal basis of the span, so that errors
-        are lengths in feature space and are relative to Z's part in the span.
+        are lengths in feature space and are relative to Z's part in the span; its gradients need
+        theta of full rank.
       throw: raise `FlowError` where the end is not reached.
       options: solver, rtol, atol, dt0, adjoint and max_steps, as in `imr.solve`.
 
@@ -106,11 +118,13 @@ def linear_flow(
     _check_start(z0, theta, beta, anchor)
     if group is None:
         check_targets((z0.shape[0], theta.shape[0]), targets)
+        z0 = _marked(z0, targets, theta.shape[0])
     else:
         check_rank("group", group, 1, "(k,)")
         check_axis("group", group.shape[0], "theta", theta.shape[0], "prototypes")
         check_rank("targets", targets, 1, "(n,), labels of classes, with group")
         check_axis("targets", targets.shape[0], "z0", z0.shape[0], "rows")
+        _check_grouped(targets, group)
         targets = group[None, :] == targets[:, None]  # the label's own prototypes
     drift = Partial(_latent_drift if group is not None else _linear_drift, targets, bias, beta)
     loss = Partial(_latent_loss if group is not None else _linear_loss, targets, bias, beta)
@@ -149,7 +163,8 @@ def quadratic_flow(
       z0: features, shape (n, f).
       phi: Q, shape (f, r), or (h, f, r) for heads.
       k: K, of the same shape; None is symmetric.
-      targets: C, shape (n, n): labels (n,), `same_class_targets`, sparse (BCOO) or dense.
+      targets: C, shape (n, n): `same_class_targets` of class labels, sparse (BCOO), dense, or integers
+        (n,), which name for each token the token (column) that it should attend to.
       t1, t0, ts: as in `imr.solve`.
       beta: inverse temperature.
       anchor: (lam, x), adds (lam/2) ||Z - x||^2 to the loss.
@@ -175,7 +190,12 @@ def quadratic_flow(
     """
     check_projections(z0, phi, k)
     _check_start(z0, (phi, k), beta, anchor)
+    if targets is None:
+        raise ImrError(
+            "targets must be given; found None. For attention alone solve quadratic_field(phi, k, None)."
+        )
     check_targets((z0.shape[0], z0.shape[0]), targets, where)
+    z0 = _marked(z0, targets, z0.shape[0])
     f, r = phi.shape[-2:]
     heads = phi.reshape(-1, f, r).shape[0]
     stacked = phi.reshape(heads, f, r)
@@ -194,6 +214,9 @@ def quadratic_flow(
 def _reduced(z0, vectors, drift, loss, *, anchor, norm, t0, t1, ts, throw, **options: Any) -> Flow:
     """Integrates the coordinates, and reads features, loss and norm of the field off them."""
     check_choice("norm", norm, ("coordinates", "features"))
+    known = ("solver", "rtol", "atol", "dt0", "adjoint", "max_steps")
+    for name in options:
+        check_choice("a further keyword", name, known)
     lam, x = (jnp.zeros((), z0.dtype), None) if anchor is None else anchor
     frame = _frame(z0, vectors, x, norm)
     field = Partial(_coordinate_field, drift, frame, jnp.asarray(lam, z0.dtype), t0)
@@ -260,11 +283,14 @@ def _read_off(path, z0, x, vectors, frame, field, loss, *, saved) -> Flow:
 
     reached = jnp.isfinite(path.ts)
     states = path.ys if saved else path.y[None]
-    losses, norms = jax.lax.map(measure, (path.ts, states))
+    # Before it is measured: masked only after, it would make every gradient NaN.
+    times = jnp.where(reached, path.ts, path.end)
+    states = jnp.where(reached[:, None, None], states, path.y[None])
+    losses, norms = jax.lax.map(measure, (times, states))
     losses, norms = (jnp.where(reached, v, jnp.inf) for v in (losses, norms))
     zs = None
     if saved:
-        zs = jax.vmap(features)(path.ts, states)
+        zs = jax.vmap(features)(times, states)
         zs = jnp.where(reached[:, None, None], zs, jnp.inf)
     z = features(path.end, path.y)
     return Flow(
@@ -357,6 +383,23 @@ def _quadratic_loss(heads, targets, where, beta, y):
         return jnp.sum(lse) - beta * label
 
     return jnp.sum(jax.vmap(one)(*heads.split(y)))
+
+
+def _check_grouped(labels, group):
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ImrError(f"targets must be integer labels, with group; found dtype {labels.dtype}.")
+    if is_concrete(labels, group) and not (there := np.isin(labels, group)).all():
+        row = int(np.argmin(there))
+        raise ImrError(
+            f"targets must be classes that group has; found targets[{row}] = {int(labels[row])}."
+        )
+
+
+def _marked(z0, targets, m):
+    """Under a trace a label out of range cannot raise: its row is NaN, and the flow has diverged."""
+    if isinstance(targets, LowRankTargets) or targets.ndim != 1 or is_concrete(targets):
+        return z0
+    return jnp.where(out_of_range(targets, m)[:, None], jnp.nan, z0)
 
 
 def _check_start(z0, parameters, beta, anchor):

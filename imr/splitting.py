@@ -5,6 +5,7 @@ share of the step, by some substep. A transformer block without normalisation is
 fields, attention and MLP, by Euler.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,6 +112,7 @@ def split_step(
         each field add up to 1. `lie_stages`, `strang_stages` and `triple_jump` make them.
       substep: how a stage follows its field: `euler`, `midpoint`, `rk4` (the default),
         `exact(flow)`, or any function (field, z, tau, t, args) -> z; or one of them for each field.
+        A known flow (z, tau, t, args) -> z of your own must be wrapped by `exact`.
         The order of the whole is at most theirs.
 
     Returns:
@@ -262,14 +264,23 @@ class Splitting(dfx.AbstractSolver):
 
     def func(self, terms, t0, y0, args) -> Any:
         """The sum of the fields."""
-        return terms.vf(t0, y0, args)
+        return jax.tree.map(lambda *parts: sum(parts), *terms.vf(t0, y0, args))
 
     def step(self, terms, t0: Any, t1: Any, y0, args, solver_state, made_jump):
         """One step from t0 to t1."""
         del made_jump
-        fields = [term.vf for term in terms.terms]
+        fields = [_directed(term, t0, t1) for term in terms.terms]
         y1 = split_step(fields, y0, t1 - t0, t0, args, stages=self.stages, substep=self.substep)
         return y1, None, {"y0": y0, "y1": y1}, solver_state, dfx.RESULTS.successful
+
+
+def _directed(term: Any, t0: Any, t1: Any) -> Field:
+    """The term's field, with the sign that diffrax gives the steps where it goes back in time."""
+    control = term.contr(t0, t1)
+    if jax.tree.structure(control) != jax.tree.structure(0.0) or jax.numpy.ndim(control) != 0:
+        raise ImrError("Splitting takes terms of time, ODETerm; found one with another control.")
+    sign = control / (t1 - t0)
+    return lambda t, y, args: jax.tree.map(lambda x: sign * x, term.vf(t, y, args))
 
 
 def _axpy(a: ScalarLike, x: Any, y: Any) -> Any:
@@ -278,7 +289,7 @@ def _axpy(a: ScalarLike, x: Any, y: Any) -> Any:
 
 def check_fields(fields: Sequence[Field]) -> Sequence[Field]:
     """Demands one or more functions."""
-    if callable(fields) or len(fields) == 0 or not all(callable(f) for f in fields):
+    if not isinstance(fields, list | tuple) or not fields or not all(map(callable, fields)):
         raise ImrError(
             "fields must be a sequence of one or more functions f(t, z, args), in order of "
             f"application; found {fields!r}."
@@ -287,7 +298,12 @@ def check_fields(fields: Sequence[Field]) -> Sequence[Field]:
 
 
 def _check_stages(stages: Stages, num_fields: int) -> Stages:
-    stages = tuple(stages)
+    try:
+        stages = tuple((operator.index(i), float(share)) for i, share in stages)
+    except (TypeError, ValueError) as error:
+        raise ImrError(
+            f"stages must be pairs (index of a field, share of the step); found {stages!r}."
+        ) from error
     for index, _ in stages:
         if not 0 <= index < num_fields:
             raise ImrError(
@@ -306,9 +322,9 @@ def _check_stages(stages: Stages, num_fields: int) -> Stages:
 def _check_substeps(substep: Any, num_fields: int) -> Sequence[Substep]:
     if substep is None or callable(substep):
         return [substep or rk4] * num_fields
-    if len(substep) != num_fields or not all(callable(s) for s in substep):
+    if not isinstance(substep, list | tuple) or len(substep) != num_fields:
+        found = len(substep) if isinstance(substep, list | tuple) else repr(substep)
         raise ImrError(
-            f"substep must be one function, or one for each of the {num_fields} fields; found "
-            f"{substep!r}."
+            f"substep must be one function, or one for each of the {num_fields} fields; found {found}."
         )
     return substep

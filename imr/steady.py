@@ -28,7 +28,8 @@ def solve_to_steady_state(
 
     The derivative of the result is that of the implicit function, $dz = -(df/dz)^{-1} \, df$: it
     needs memory for one state, not for the way there, and does not depend on z0. The linear system
-    is solved by BiCGSTAB with products of the Jacobian.
+    is solved by BiCGSTAB with products of the Jacobian. Where no steady state was found
+    (`converged`), it means nothing.
 
     Args:
       field: f(t, z, args), taken at t = 0; it must not depend on time. The limit must exist: a
@@ -61,6 +62,8 @@ def solve_to_steady_state(
     check_positive("atol", atol)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ImrError(f"max_steps must be an integer of at least 1; found {max_steps!r}.")
+    if not callable(field):
+        raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
     field = field if isinstance(field, jax.tree_util.Partial) else jax.tree_util.Partial(field)
 
     path = _steady_state(field, z0, args, solver, rtol, atol, max_steps)

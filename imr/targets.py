@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from imr._checks import ImrError, check_floating, check_rank, is_concrete
-from imr._numerics import matmul, widen
+from imr._numerics import matmul
 
 
 class LowRankTargets(NamedTuple):
@@ -73,9 +73,17 @@ def target_logits(targets: Any, logits: Float[Array, "n m"]) -> Float[Array, "n"
             .add(targets.data.astype(logits.dtype) * logits[rows, columns])
         )
     if targets.ndim == 1:
-        return jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+        out = out_of_range(targets, logits.shape[1])
+        inside = jnp.where(out, 0, targets)
+        # Times NaN, so that the gradient is NaN too.
+        return jnp.where(out, jnp.nan, 1) * jnp.take_along_axis(logits, inside[:, None], 1)[:, 0]
     # A logit of -inf under a target of zero contributes nothing: 0 * inf would be NaN.
     return jnp.sum(jnp.where(targets == 0, 0, targets * logits), axis=1)
+
+
+def out_of_range(labels: Int[Array, "n"], m: int) -> Bool[Array, "n"]:
+    """Labels that are no column of m. Under a trace nothing can be raised; they make NaN instead."""
+    return (labels < 0) | (labels >= m)
 
 
 def target_product(targets: Any, y: Float[Array, "m r"]) -> Float[Array, "n r"]:
@@ -87,7 +95,9 @@ def target_product(targets: Any, y: Float[Array, "m r"]) -> Float[Array, "n r"]:
         rows, columns = targets.indices[:, 0], targets.indices[:, 1]
         weighted = targets.data.astype(y.dtype)[:, None] * y[columns]
         return jnp.zeros((targets.shape[0], y.shape[1]), y.dtype).at[rows].add(weighted)
-    return y[targets] if targets.ndim == 1 else matmul(targets.astype(y.dtype), y)
+    if targets.ndim == 1:
+        return jnp.where(out_of_range(targets, y.shape[0])[:, None], jnp.nan, y[targets])
+    return matmul(targets.astype(y.dtype), y)
 
 
 def transposed_target_product(
@@ -153,10 +163,12 @@ def check_targets(shape: tuple[int, ...], targets: Any, where: Any = None) -> No
         least = jnp.broadcast_to(jnp.min(targets.data, initial=0), (n,))
         return _check_rows(least, target_product(targets, ones)[:, 0], targets.dtype, m)
     check_floating("targets of shape (n, m)", targets)
-    wide = widen(jnp.asarray(targets))
+    if not is_concrete(targets):
+        return
+    wide = np.asarray(targets, np.promote_types(np.float32, np.dtype(targets.dtype)))
     _check_rows(wide.min(axis=1), wide.sum(axis=1), jnp.result_type(targets), m)
-    if where is not None and is_concrete(where, targets):
-        hidden = np.where(np.asarray(where), 0, np.asarray(wide)).sum(axis=1) > 0
+    if where is not None and is_concrete(where):
+        hidden = np.where(np.asarray(where), 0, wide).sum(axis=1) > 0
         if hidden.any():
             raise ImrError(
                 f"targets puts weight on entries that where excludes in row "

@@ -141,6 +141,12 @@ def test_sphere_field_keeps_norms():
     assert error(norms(flow.z), norms(p.z)) <= 1e-9
 
 
+def test_a_row_of_zeros_stays_on_its_sphere():
+    field = imr.sphere_field(lambda t, z, args: jnp.ones_like(z))
+    z = jnp.array([[0.0, 0.0], [2.0, 0.0]])
+    np.testing.assert_array_equal(field(0.0, z, None), [[0.0, 0.0], [0.0, 1.0]])
+
+
 def test_joint_field_and_paths():
     p = linear()
 
@@ -381,13 +387,30 @@ def test_the_step_limit_leaves_the_last_good_state():
 
 @pytest.mark.parametrize("options", [{}, {"dt0": 0.25, "solver": dfx.Euler()}], ids=str)
 def test_divergence_is_a_code(options):
-    """dz/dt = z^2 from 1 is infinite at t = 1."""
-    square = lambda t, z, args: jnp.exp(z)  # noqa: E731
-    flow = imr.solve(square, jnp.ones((1, 1)), t1=20.0, ts=jnp.array([0.2, 10.0]), **options)
+    """dz/dt = e^z from 1 is infinite at t = 1/e."""
+    rise = lambda t, z, args: jnp.exp(z)  # noqa: E731
+    flow = imr.solve(rise, jnp.ones((1, 1)), t1=20.0, ts=jnp.array([0.2, 10.0]), **options)
     assert not flow.converged
-    assert flow.result != imr.Result.SUCCESS
+    assert flow.result == (imr.Result.DIVERGED if options else imr.Result.STEP_TOO_SMALL)
     assert jnp.isfinite(flow.z).all()
     assert jnp.isfinite(flow.ts).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_time_not_reached_leaves_the_gradients_of_the_others(reduced):
+    p = linear()
+    ts, times = jnp.array([1e-3, 50.0]), {"t1": 50.0, "max_steps": 3}
+
+    def reached(theta, times=times, ts=ts):
+        if reduced:
+            return imr.linear_flow(p.z, theta, p.labels, ts=ts, **times)
+        loss = imr.feature_loss(imr.linear_logits, theta, p.labels)
+        return imr.solve(imr.gradient_field(loss), p.z, ts=ts, loss=loss, **times)
+
+    first = lambda theta, *more: reached(theta, *more).loss[0]  # noqa: E731
+    assert not reached(p.theta).converged
+    wanted = jax.grad(first)(p.theta, {"t1": 1e-3}, ts[:1])
+    assert error(jax.grad(first)(p.theta), wanted) <= 1e-6
 
 
 def test_bad_values_under_a_trace_are_codes():
@@ -449,6 +472,23 @@ def test_noise_has_the_right_spread():
     flow = imr.solve(decay, jnp.zeros((4000, 1)), t1=6.0, dt0=0.02, noise=(0.5, jax.random.key(0)))
     wanted = 0.125 * (1 - np.exp(-12)) / (1 - 0.01)  # of Euler's steps
     assert abs(float(jnp.var(flow.z)) - wanted) <= 4 * wanted * np.sqrt(2 / 4000)
+
+
+def test_noise_between_times_closer_than_the_step():
+    """Increments of a Brownian motion: variance dt, one independent of the next."""
+    still = lambda t, z, args: jnp.zeros_like(z)  # noqa: E731
+    ts = jnp.linspace(0.05, 1.0, 20)
+    noise = (1.0, jax.random.key(0))
+    flow = imr.solve(still, jnp.zeros((2000, 1)), t1=1.0, ts=ts, dt0=0.1, noise=noise)
+    steps = jnp.diff(flow.zs[:, :, 0], axis=0)
+    assert abs(float(jnp.mean(steps**2)) / 0.05 - 1) <= 4 * np.sqrt(2 / steps.size)
+    assert abs(float(jnp.mean(steps[1:] * steps[:-1])) / 0.05) <= 4 / np.sqrt(steps.size)
+
+
+def test_constant_steps_are_even():
+    flow = imr.solve(lambda t, z, args: z, jnp.ones(1), t1=1.0, dt0=0.3, solver=dfx.Euler())
+    assert flow.num_steps == 4
+    assert abs(flow.z[0] - 1.25**4) <= 1e-12
 
 
 # Compilation and other platforms
@@ -548,6 +588,49 @@ class TestErrors:
             imr.solve(lambda t, z, a: z, self.p.z, t1=1.0, max_steps=0)
         with pytest.raises(imr.ImrError, match="noise needs dt0"):
             imr.solve(lambda t, z, a: z, self.p.z, t1=1.0, noise=(0.1, jax.random.key(0)))
+
+    def test_what_is_no_field_or_loss(self):
+        loss = imr.feature_loss(imr.linear_logits, self.p.theta, self.p.labels)
+        field = imr.gradient_field(loss)
+        solve = lambda field, z=self.p.z, **more: imr.solve(field, z, t1=1.0, **more)  # noqa: E731
+        with pytest.raises(imr.ImrError, match=r"field cannot be called as field\(t, z, args\)"):
+            solve(loss)
+        with pytest.raises(imr.ImrError, match=r"field must return the shapes of z0, \[\(7, 5\)\]"):
+            solve(lambda t, z, args: z[:2])
+        with pytest.raises(imr.ImrError, match=r"z -> scalar; found a result of shape \(7,\)"):
+            solve(field, loss=lambda z: z.sum(axis=1))
+        with pytest.raises(imr.ImrError, match="z0 must be a floating array; found dtype int"):
+            solve(field, jnp.ones((7, 5), int))
+        with pytest.raises(imr.ImrError, match="t1 must be finite"):
+            imr.solve(field, self.p.z, t1=jnp.inf)
+        wrong = imr.feature_loss(imr.linear_logits, self.p.theta, self.p.labels + 3)
+        with pytest.raises(imr.ImrError, match=r"column indices of the logits, 0 to 2; found"):
+            solve(imr.gradient_field(wrong))
+        with pytest.raises(imr.ImrError, match="a further keyword must be one of solver, rtol"):
+            imr.linear_flow(self.p.z, self.p.theta, self.p.labels, t1=1.0, tol=1e-3)
+        with pytest.raises(imr.ImrError, match=r"classes that group has; found targets\[0\] = 9"):
+            imr.linear_flow(
+                self.p.z,
+                self.p.theta,
+                self.p.labels.at[0].set(9),
+                group=jnp.array([0, 1, 2]),
+                t1=1.0,
+            )
+        with pytest.raises(imr.ImrError, match="targets must be given; found None"):
+            imr.quadratic_flow(self.p.z, jnp.eye(5), None, None, t1=1.0)
+
+    def test_labels_out_of_range_under_a_trace_diverge(self):
+        loss = lambda y: imr.feature_loss(imr.linear_logits, self.p.theta, y)  # noqa: E731
+        flows = (
+            lambda y: imr.solve(imr.gradient_field(loss(y)), self.p.z, t1=1.0),
+            lambda y: imr.solve(imr.linear_field(self.p.theta, y), self.p.z, t1=1.0),
+            lambda y: imr.linear_flow(self.p.z, self.p.theta, y, t1=1.0),
+        )
+        for flow in flows:
+            run = jax.jit(flow)
+            assert run(self.p.labels).converged
+            for bad in (-1, 3):
+                assert not run(self.p.labels.at[0].set(bad)).converged
 
     def test_shapes(self):
         q, k = projections("query_key")

@@ -21,7 +21,7 @@ FLOORS = (
     ("logits", "targets", "processes"),
     ("losses", "attention"),
     ("dynamics", "regression", "beliefs", "constrained"),
-    ("splitting",),
+    ("splitting", "_control"),
     ("flow",),
     ("reduced", "steady", "depth"),
     ("nn", "train", "checkpoint", "parallel"),
@@ -32,7 +32,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 ONLY_IN = {
-    "diffrax": {"flow", "splitting", "steady"},
+    "diffrax": {"flow", "splitting", "steady", "_control"},
     "orbax": {"checkpoint"},
     "experiments": set(),
 }

@@ -45,6 +45,17 @@ def test_block_is_a_lie_step(attention, mlp_width):
         assert error(imr.lie_step(block.fields(), z, tau), expected) <= 1e-12
 
 
+def test_a_solve_of_a_blocks_fields_sees_its_later_parameters():
+    """Compiled once, and not with the numbers that the block had then."""
+    z = linear(6, 4).z
+    block = randomised(imr.nn.Block(4, 2, mlp_width=3, rngs=nnx.Rngs(0)))
+    solve = lambda: imr.solve(block.fields(), z, t1=1.0, dt0=0.5).z  # noqa: E731
+    solve()
+    block.theta[...] = 2 * block.theta[...]
+    wanted = imr.strang_step(block.fields(), imr.strang_step(block.fields(), z, 0.5), 0.5)
+    assert error(solve(), wanted) <= 1e-12
+
+
 def test_a_step_is_positive_unless_its_sign_is_free():
     positive = randomised(imr.nn.Block(5, 3, tau=0.3, rngs=nnx.Rngs(0)))
     assert float(imr.nn.Block(5, 3, tau=0.3, rngs=nnx.Rngs(0)).tau) == pytest.approx(0.3)
@@ -280,8 +291,21 @@ class TestErrors:
         with pytest.raises(imr.ImrError, match=r"rank must be at most the 6 pixels .* found 8"):
             imr.nn.PatchBlock(24, 3, image_shape=(4, 6), grid=2, rngs=nnx.Rngs(0))
 
+        with pytest.raises(imr.ImrError, match=r"image_shape must be \(height, width\); found 4"):
+            imr.nn.PatchBlock(24, 3, image_shape=4, grid=2, rngs=nnx.Rngs(0))
+        with pytest.raises(imr.ImrError, match="z has 15 pixels"):
+            patch_block()(jnp.ones((5, 15)))
+
+    def test_steps_of_flows(self):
+        with pytest.raises(
+            imr.ImrError, match=r"steps must be an integer of at least 1; found 2\.5"
+        ):
+            imr.nn.FlowBlock(5, 3, steps=2.5, rngs=nnx.Rngs(0))
+        with pytest.raises(imr.ImrError, match="steps must be a multiple of knots - 1 = 2"):
+            imr.nn.FlowBlock(5, 3, steps=3, knots=3, rngs=nnx.Rngs(0))
+
     def test_flows(self):
         with pytest.raises(imr.ImrError, match="tau must be positive"):
             imr.nn.FlowBlock(5, 3, tau=0.0, rngs=nnx.Rngs(0))
-        with pytest.raises(imr.ImrError, match="knots must be at least 1"):
+        with pytest.raises(imr.ImrError, match="knots must be an integer of at least 1"):
             imr.nn.FlowBlock(5, 3, knots=0, rngs=nnx.Rngs(0))

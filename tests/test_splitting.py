@@ -93,6 +93,13 @@ def test_a_solver_of_diffrax():
     assert error(lie.z, imr.lie_step(fields, imr.lie_step(fields, p.z, 0.5), 0.5, 0.5)) <= 1e-14
 
 
+def test_backwards_in_time():
+    """diffrax turns the sign of the control, not of the field."""
+    terms = dfx.MultiTerm(dfx.ODETerm(lambda t, z, a: -z), dfx.ODETerm(lambda t, z, a: z / 2))
+    end = dfx.diffeqsolve(terms, Splitting(strang_stages(2)), 1.0, 0.0, -0.05, jnp.array(1.0))
+    assert abs(end.ys[0] - jnp.exp(0.5)) <= 1e-8
+
+
 def test_the_tied_transformer_is_the_flow():
     """Blocks of attention and label term, tau = T / n: the difference goes as 1 / n."""
     p = linear()
@@ -117,6 +124,9 @@ class TestErrors:
             ({"stages": ((1, 1.0),)}, "by their index, 0 to 0; found 1"),
             ({"stages": ((0, 0.5),)}, "shares of field 0 add up to 0.5"),
             ({"stages": lie_stages(1), "substep": (euler, euler)}, "one for each of the 1 fields"),
+            ({"stages": lie_stages(1), "substep": 5}, "must be one function, or one for each"),
+            ({"stages": ((0,),)}, "stages must be pairs"),
+            ({"stages": 3}, "stages must be pairs"),
         ],
     )
     def test_steps(self, options, words):
@@ -130,11 +140,26 @@ class TestErrors:
             triple_jump(strang_stages(2), 3)
 
     def test_several_fields_need_a_step(self):
-        with pytest.raises(imr.ImrError, match=r"several fields .* give dt0"):
+        with pytest.raises(imr.ImrError, match=r"several fields .* dt0"):
             imr.solve([self.field, self.field], jnp.ones(2), t1=1.0)
         with pytest.raises(imr.ImrError, match="fields must be a sequence"):
             imr.solve([], jnp.ones(2), t1=1.0, dt0=0.1)
 
+    def test_solvers_and_fields_that_do_not_fit(self):
+        z, step = jnp.ones(2), {"t1": 1.0, "dt0": 0.1}
+        with pytest.raises(imr.ImrError, match="give them as a list; found one field"):
+            imr.solve(self.field, z, solver=Splitting(lie_stages(1)), **step)
+        with pytest.raises(imr.ImrError, match="BacksolveAdjoint"):
+            imr.solve([self.field, self.field], z, adjoint=dfx.BacksolveAdjoint(), **step)
+        with pytest.raises(imr.ImrError, match="fields must be a sequence"):
+            imr.solve(5, z, **step)
+        with pytest.raises(imr.ImrError, match="field must be one function"):
+            imr.solve_to_steady_state([self.field], z)
+        with pytest.raises(imr.ImrError, match=r"scalars; found shapes \(\) and \(2,\)"):
+            imr.solve(self.field, z, t1=jnp.array([1.0, 2.0]))
+
     def test_depths(self):
+        with pytest.raises(imr.ImrError, match="a list of integers; found 5"):
+            imr.depth_is_time([self.field], jnp.ones(2), t1=1.0, depths=5)
         with pytest.raises(imr.ImrError, match=r"increasing numbers from 1; found \(4, 2\)"):
             imr.depth_is_time([self.field], jnp.ones(2), t1=1.0, depths=(4, 2))

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from imr._checks import ImrError, check_at_least, check_floating, check_rank
+from imr._checks import check_at_least, check_floating, check_rank
 from imr._numerics import widen
 
 
@@ -12,12 +12,6 @@ def matrix(name, array, shape, rows=1):
     check_floating(name, array)
     check_at_least(f"the number of rows of {name}", array.shape[0], rows)
     return widen(array)
-
-
-def check_count(name, value):
-    """Demands a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ImrError(f"{name} must be an integer of at least 1; found {value!r}.")
 
 
 def over_norm(a):

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_at_least, check_axis, check_rank, is_concrete
+from imr._checks import ImrError, check_at_least, check_axis, check_count, check_rank, is_concrete
 from imr._numerics import matmul
 from imr._typing import Bias, ClassWeights, Features, Labels, Logits, Rows, Scalar
 from imr.logits import linear_logits
-from imr.metrics._arrays import centred, check_count, matrix, over_norm
+from imr.metrics._arrays import centred, matrix, over_norm
 
 
 def accuracy(logits: Logits, labels: Labels) -> Scalar:

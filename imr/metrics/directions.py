@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_positive
+from imr._checks import check_count, check_positive
 from imr._numerics import matmul
 from imr._typing import ClassWeights, Features, Scalar, ScalarLike
-from imr.metrics._arrays import centred, check_count, matrix, over_norm, unit_rows
+from imr.metrics._arrays import centred, matrix, over_norm, unit_rows
 
 
 def simplex_alignment(vectors: ClassWeights) -> Scalar:

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray
 
-from imr._checks import ImrError, check_floating
+from imr._checks import ImrError, check_count, check_floating
 from imr._numerics import widen
 from imr._typing import Field, Scalar, ScalarLike
-from imr.metrics._arrays import check_count
 
 
 def antisymmetric_share(

@@ -1,10 +1,12 @@
 """A transformer block that is one Lie step of multinomial regression's feature flow."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 
 from imr._checks import check_at_least, check_positive
 from imr._numerics import matmul
@@ -56,17 +58,19 @@ class LieBlock(nnx.Module):
         return self.step[...] if self.signed_step else jnp.exp(self.step[...])
 
     def fields(self) -> tuple[Field, ...]:
-        """The operators of the split flow, f(t, z, args), in order of application."""
-        fields = []
-        if self.attention:
-            fields.append(self._descend)
-        if self.mlp is not None:
-            fields.append(self._label_term)
-        return tuple(fields)
+        """The operators of the split flow, f(t, z, args), in order of application.
+
+        Pytrees of the parameters as they stand: a solver compiled with them sees later ones too.
+        """
+        graph, params = nnx.split(self)
+        return tuple(Partial(function, graph, params) for function in self._operators())
+
+    def _operators(self):
+        return (_descend,) * self.attention + (_label_term,) * (self.mlp is not None)
 
     def __call__(self, z: Features) -> Features:
         """One step; shape (n, f) to shape (n, f). Without attention and MLP it is the identity."""
-        fields = self.fields()
+        fields = [partial(function, None, self) for function in self._operators()]
         return lie_step(fields, z, self.tau) if fields else z
 
     def _descend(self, t: Array | float, z: Features, args: None) -> Features:
@@ -74,6 +78,14 @@ class LieBlock(nnx.Module):
 
     def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
         raise NotImplementedError
+
+
+def _descend(graph, block, t, z, args):
+    return (block if graph is None else nnx.merge(graph, block))._descend(t, z, args)
+
+
+def _label_term(graph, block, t, z, args):
+    return (block if graph is None else nnx.merge(graph, block))._label_term(t, z, args)
 
 
 class Block(LieBlock):

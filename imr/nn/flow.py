@@ -9,7 +9,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from imr._checks import check_at_least, check_positive
+from imr._checks import ImrError, check_count, check_positive
 from imr._typing import Features, ScalarLike
 from imr.attention import cross_attention
 from imr.dynamics import linear_path
@@ -40,7 +40,8 @@ class FlowBlock(nnx.Module):
       rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
 
     Raises:
-      ImrError: where a size is below 1, or tau is not positive.
+      ImrError: where a size is no positive integer, steps do not end at the knots, or tau is not
+        positive.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -68,12 +69,19 @@ class FlowBlock(nnx.Module):
         max_steps: int = 256,
         rngs: nnx.Rngs,
     ):
-        check_at_least("num_features", num_features, 1)
-        check_at_least("num_classes", num_classes, 1)
-        check_at_least("knots", knots, 1)
+        check_count("num_features", num_features)
+        check_count("num_classes", num_classes)
+        check_count("knots", knots)
         check_positive("tau", tau)
+        check_positive("rtol", rtol)
+        check_positive("atol", atol)
         if steps is not None:
-            check_at_least("steps", steps, 1)
+            check_count("steps", steps)
+            if steps % max(knots - 1, 1):
+                raise ImrError(
+                    f"steps must be a multiple of knots - 1 = {knots - 1}, so that none crosses a "
+                    f"corner of theta(t); found {steps}."
+                )
         self.attention = attention
         self.options = nnx.static(
             {"rtol": rtol, "atol": atol, "solver": solver, "adjoint": adjoint,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_at_least, check_positive
+from imr._checks import ImrError, check_axis, check_count, check_positive, check_rank
 from imr._typing import Features
 from imr.attention import reverse_attention, self_attention
 from imr.nn.block import MLP, LieBlock
@@ -66,8 +66,10 @@ class PatchBlock(LieBlock):
         rngs: nnx.Rngs,
     ):
         for name, value in (("grid", grid), ("heads", heads), ("rank", rank)):
-            check_at_least(name, value, 1)
-        check_at_least("num_classes", num_classes, 1)
+            check_count(name, value)
+        check_count("num_classes", num_classes)
+        if not (isinstance(image_shape, tuple | list) and len(image_shape) == 2):
+            raise ImrError(f"image_shape must be (height, width); found {image_shape!r}.")
         height, width = image_shape
         if height * width != num_features or height % grid or width % grid:
             raise ImrError(
@@ -94,6 +96,8 @@ class PatchBlock(LieBlock):
     def tokens(self, z: Features) -> Float[Array, "n m d"]:
         """The patches of each image, (n, grid^2, pixels of a patch), row by row of the grid."""
         (height, width), g = self.image_shape, self.grid
+        check_rank("z", z, 2, "(n, f)")
+        check_axis("z", z.shape[1], "image_shape", height * width, "pixels")
         z = z.reshape(len(z), g, height // g, g, width // g)
         return z.transpose(0, 1, 3, 2, 4).reshape(len(z), g * g, -1)
 

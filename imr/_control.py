@@ -1,0 +1,89 @@
+"""Step control that keeps to the finite numbers, so that a failed solve leaves its last good state."""
+
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from imr._typing import PyTree
+
+
+class Guarded(dfx.AbstractAdaptiveStepSizeController):
+    """Error control that never accepts a step out of the finite numbers.
+
+    It asks for a smaller step instead, by an error that is finite and large, so that the state
+    before it is what is left in the end.
+    """
+
+    controller: Any
+    size: Array
+
+    def __init__(self, controller: Any, size: Array):
+        self.controller, self.size = controller, size
+
+    @property
+    def rtol(self):
+        """An implicit solver takes its own tolerances from these three."""
+        return self.controller.rtol
+
+    @property
+    def atol(self):
+        """See rtol."""
+        return self.controller.atol
+
+    @property
+    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See rtol."""
+        return self.controller.norm
+
+    def wrap(self, direction):
+        return Guarded(self.controller.wrap(direction), self.size)
+
+    def init(self, terms, t0, *inputs):
+        """Starts with steps of the size that went before, and of one that can be told from zero."""
+        t1, state = self.controller.init(terms, t0, *inputs)
+        least = jnp.maximum(self.size, 100 * jnp.finfo(t1.dtype).eps * jnp.abs(t0))
+        return jnp.maximum(t1, t0 + least), state
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
+        finite = all_finite(y1_candidate)
+        safe = jax.tree.map(lambda y, y1: jnp.where(finite, y1, y), y0, y1_candidate)
+        large = jax.tree.map(
+            lambda e, y: jnp.where(finite, e, jnp.full_like(y, 1e6) * (1 + jnp.abs(y))), y_error, y0
+        )
+        keep, t0_next, t1_next, jump, state, result = self.controller.adapt_step_size(
+            t0, t1, y0, safe, args, large, error_order, state
+        )
+        stuck = ~(t1_next > t0_next)
+        result = dfx.RESULTS.where(stuck, dfx.RESULTS.dt_min_reached, result)
+        return keep & finite, t0_next, t1_next, jump, state, result
+
+
+class GuardedConstant(dfx.AbstractStepSizeController):
+    """Constant steps, which end where one leaves the finite numbers: there is no smaller one."""
+
+    dt0: Array
+
+    def wrap(self, direction):
+        del direction
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, *inputs):
+        """As many steps as it takes, all of one size, dt0 or a little less."""
+        count = jnp.maximum(jnp.ceil((t1 - t0) / self.dt0 - 1e-3), 1)
+        return dfx.ConstantStepSize().init(terms, t0, t1, y0, (t1 - t0) / count, *inputs)
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, *inputs):
+        keep, *rest, result = dfx.ConstantStepSize().adapt_step_size(
+            t0, t1, y0, y1_candidate, *inputs
+        )
+        finite = all_finite(y1_candidate)
+        stop = dfx.RESULTS.where(finite, result, dfx.RESULTS.dt_min_reached)
+        return keep & finite, *rest, stop
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether no entry of any leaf is infinite or NaN."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
