@@ -36,6 +36,14 @@ class _Doctests:
             return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
+def pytest_collection_modifyitems(items):
+    """A whole run of an experiment, the fixture `smoke`, makes a test slow."""
+    for item in items:
+        if "smoke" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_configure(config):
     config.pluginmanager.register(_Doctests())
 

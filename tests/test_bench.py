@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_smoke_times_every_way_to_the_same_end(tmp_path):
     command = [sys.executable, "-m", "experiments.bench", "--smoke", "--out", tmp_path / "run"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -126,6 +126,7 @@ def test_the_predictions_solve_the_hard_margin_problem():
         assert np.sum(late.direction[c] ** 2) == pytest.approx(late.distance[c] ** -2)
 
 
+@pytest.mark.slow
 def test_the_predictions_agree_with_the_flow():
     random, k, t1 = np.random.default_rng(29), 4, 1e5
     theta, labels = random.normal(size=(k, 6)), np.arange(3 * k) % k

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.images.__main__ import main
+from experiments.images.config import Config
+from imr.console import run_main
+
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     "model", "train_noise", "test_noise", "l2", "trained_iterations", "iteration", "accuracy",
@@ -209,11 +213,11 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
         (("--seeds", "0"), "--seeds takes finite values of at least 1"),
     ],
 )
-def test_bad_flags_are_one_clear_line(tmp_path, flags, message):
-    result = run(*flags, "--out", tmp_path / "run")
-    assert result.returncode == 2
-    assert message in result.stderr.replace(",", "") or message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
+    assert run_main(main, Config, [*flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error.replace(",", "") or message in error
+    assert "Traceback" not in error
     assert not (tmp_path / "run").exists(), "a mistake has claimed the folder"
 
 

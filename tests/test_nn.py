@@ -18,11 +18,8 @@ def randomised(model, seed=1):
     """The model with parameters of order one, so that every term counts."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    leaves = [
-        0.5 * jax.random.normal(key, leaf.shape) + 0.1
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
+    random = np.random.default_rng(seed)
+    leaves = [jnp.asarray(0.5 * random.normal(size=leaf.shape) + 0.1) for leaf in leaves]
     return nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
 
 
@@ -100,6 +97,7 @@ def test_attention_alone_depends_on_the_logits_alone():
     assert error(with_mlp(p.z + 7 * rows[3:4]), with_mlp(p.z)) > 1e-3
 
 
+@pytest.mark.slow
 def test_latent_classes_are_mixtures():
     p = linear(9, 5)
     model = randomised(
@@ -119,7 +117,8 @@ def test_latent_classes_are_mixtures():
 def test_gradients_reach_every_parameter():
     p = linear(9, 5)
     model = randomised(imr.nn.Classifier(5, 3, iterations=3, mlp_width=6, rngs=nnx.Rngs(0)))
-    gradients = nnx.grad(lambda m: imr.cross_entropy(m(p.z), p.labels).sum())(model)
+    loss = lambda m: imr.cross_entropy(m(p.z), p.labels).sum()  # noqa: E731
+    gradients = nnx.jit(nnx.grad(loss))(model)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert jnp.any(leaf != 0), jax.tree_util.keystr(path)
 
@@ -144,6 +143,7 @@ def test_errors():
 # The flow in the place of a block
 
 
+@pytest.mark.slow
 def test_a_flow_block_is_the_limit_of_its_lie_steps():
     """Depth is time, for a learned block too: the same parameters, ever shorter steps."""
     z = linear(6, 5).z
@@ -159,12 +159,13 @@ def test_a_flow_block_is_the_limit_of_its_lie_steps():
     ("adjoint", "knots"),
     [
         (None, 1),
-        (dfx.BacksolveAdjoint(), 3),
+        pytest.param(dfx.BacksolveAdjoint(), 3, marks=pytest.mark.slow),
         pytest.param(None, 3, marks=pytest.mark.slow),
         pytest.param(dfx.BacksolveAdjoint(), 1, marks=pytest.mark.slow),
     ],
     ids=["checkpoints-1", "backsolve-3", "checkpoints-3", "backsolve-1"],
 )
+@pytest.mark.slow
 def test_gradients_through_the_flow(adjoint, knots):
     """To theta (or its knots), bias, MLP and the duration T, against central differences."""
     p = linear(4, 3)
@@ -178,9 +179,11 @@ def test_gradients_through_the_flow(adjoint, knots):
         model = nnx.merge(graph, unravel(flat))
         return imr.cross_entropy(imr.linear_logits(model(p.z), model.theta), p.labels).sum()
 
-    assert error(jax.grad(loss)(flat), central_difference(loss, flat)) <= 1e-6
+    differences = jax.jit(lambda flat: central_difference(loss, flat))(flat)
+    assert error(jax.jit(jax.grad(loss))(flat), differences) <= 1e-6
 
 
+@pytest.mark.slow
 def test_constant_steps_are_those_of_diffrax():
     """The midpoint rule in a plain scan: the same features and the same gradients."""
     p = linear(4, 3)
@@ -199,6 +202,7 @@ def test_constant_steps_are_those_of_diffrax():
         assert error(a, b) <= 1e-10
 
 
+@pytest.mark.slow
 def test_a_path_of_theta_moves_the_flow():
     """Three knots are theta(0), theta(T/2), theta(T); equal ones are the autonomous flow."""
     z = linear(6, 5).z
@@ -277,9 +281,14 @@ def test_a_patch_block_is_a_lie_step_of_the_quadratic_model(column_term):
     block = patch_block(mlp_width=5, column_term=column_term)
     phi, position = block.phi[...], block.position[...]
     field = imr.quadratic_field(phi, None, None, beta=2**-0.5, column_term=column_term)
-    for image, wanted in zip(block.tokens(z), block.tokens(block(z)), strict=True):
+
+    @nnx.jit
+    def step(block, image):
         moved = image + block.tau * 2**0.5 * field(0.0, image + position, None)
-        assert error(moved + block.tau * block.mlp(moved), wanted) <= 1e-12
+        return moved + block.tau * block.mlp(moved)
+
+    for image, wanted in zip(block.tokens(z), block.tokens(block(z)), strict=True):
+        assert error(step(block, image), wanted) <= 1e-12
     assert error(block(z)[1:2], block(z[1:2])) <= 1e-12
 
 

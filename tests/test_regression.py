@@ -17,7 +17,7 @@ def scikit_learn(x, y, l2):
     return LogisticRegression(C=1 / (2 * l2 * len(y)), tol=1e-8, max_iter=5000).fit(x, y)
 
 
-@pytest.mark.parametrize("l2", [1e-4, 1e-2])
+@pytest.mark.parametrize("l2", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-2])
 def test_digits_like_scikit_learn(l2):
     data = load_digits()
     x = data.train_images.astype(np.float64)
@@ -27,6 +27,7 @@ def test_digits_like_scikit_learn(l2):
     np.testing.assert_allclose(fit.theta, peer.coef_, atol=1e-4 * np.abs(peer.coef_).max())
 
 
+@pytest.mark.slow
 def test_fashion_mnist_within_half_a_point_of_scikit_learn():
     """Float32 pixels and scikit-learn's C = 0.1, on real images."""
     folder = images_folder("fashion_mnist_head")
@@ -45,6 +46,7 @@ def test_fashion_mnist_within_half_a_point_of_scikit_learn():
     assert abs(ours - peer.score(data.test_images, data.test_labels)) <= 0.005
 
 
+@pytest.mark.slow
 def test_the_gradient_vanishes_at_the_optimum():
     p = linear(50, 6, 4)
     fit = fit_regression(p.z, p.labels, 4, 0.01, tol=1e-9)
@@ -62,6 +64,7 @@ def test_giving_up_is_said():
     assert fit.num_steps == 3
 
 
+@pytest.mark.slow
 def test_noisy_regression_minimises_the_expected_loss():
     """Its gradient under noise in feature space, many draws: zero within the error of the mean."""
     p = linear(40, 5, 3)
@@ -86,6 +89,7 @@ def test_noisy_regression_minimises_the_expected_loss():
     assert deviations(elsewhere) > 10
 
 
+@pytest.mark.slow
 def test_without_noise_both_fits_agree():
     p = linear(60, 5, 3)
     exact = fit_regression(p.z, p.labels, 3, 0.02, tol=1e-9)
@@ -95,6 +99,7 @@ def test_without_noise_both_fits_agree():
     assert fit.converged
 
 
+@pytest.mark.slow
 def test_noisy_regression_knows_when_it_has_not_converged():
     data = load_digits()
     x, y = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)

@@ -36,14 +36,15 @@ def table(out):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """One smoke run of all sections."""
+def sections(tmp_path_factory):
+    """One smoke run of some rows of every section."""
     out = tmp_path_factory.mktemp("smoke") / "run"
     return run("--smoke", "--only", *SECTIONS, "--out", out), out
 
 
-def test_every_statement_holds(smoke):
-    code, out = smoke
+@pytest.mark.slow
+def test_every_statement_holds(sections):
+    code, out = sections
     rows = table(out)
     assert [row for row in rows if not row["passed"]] == []
     assert code == 0
@@ -60,9 +61,10 @@ def test_every_row_of_the_table_holds(tmp_path):
     assert {row["id"] for row in table(tmp_path / "run")} == {c.id for c in chosen(Config())}
 
 
-def test_the_numbers_say_what_the_verdicts_say(smoke):
+@pytest.mark.slow
+def test_the_numbers_say_what_the_verdicts_say(sections):
     """Independent of the experiment's own thresholds."""
-    for row in table(smoke[1]):
+    for row in table(sections[1]):
         if row["check"] in ("autodiff", "imr's field"):
             assert row["worst"] < 1e-12, row
         elif row["check"] == "central differences":
@@ -76,8 +78,9 @@ def test_the_numbers_say_what_the_verdicts_say(smoke):
             assert (row["worst"] < 1e-12) is gradient, row
 
 
-def test_table_metrics_and_figures_are_written(smoke, capsys):
-    _, out = smoke
+@pytest.mark.slow
+def test_table_metrics_and_figures_are_written(sections, capsys):
+    _, out = sections
     text = (out / "table.md").read_text(encoding="utf-8")
     assert "All hold." in text
     rows = table(out)
@@ -85,7 +88,7 @@ def test_table_metrics_and_figures_are_written(smoke, capsys):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [row["id"] for row in rows]
     arrays = np.load(out / "figures" / "orders.npz")
-    assert arrays["A6.order.strang.error"].shape == arrays["A6.order.strang.tau"].shape == (3, 7)
+    assert arrays["A6.order.lie.error"].shape == arrays["A6.order.lie.tau"].shape == (3, 7)
     assert np.load(out / "figures" / "closed_forms.npz")["A5.two_class.solve"].shape[0] == 3
     assert all(path.stat().st_size > 10_000 for path in (out / "figures").glob("*.png"))
     capsys.readouterr()
@@ -145,6 +148,7 @@ def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
     assert not (tmp_path / "run").exists(), "a mistake has claimed the folder"
 
 
+@pytest.mark.slow
 def test_the_command_is_in_float64_by_itself(tmp_path, monkeypatch):
     """With a user's settings, in which jax computes in float32."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)

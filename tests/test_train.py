@@ -72,11 +72,16 @@ def test_a_chunk_is_the_steps_it_says():
     assert sorted(batches.ravel().tolist()) == list(range(20))
     optimizer = optax.adam(0.1)
     params, opt_state, losses = state.params, state.opt_state, []
-    for step, rows in enumerate(batches):
+
+    @jax.jit
+    def one_step(params, opt_state, step, rows):
         key = jax.random.fold_in(step_key, step)
         value, grads = jax.value_and_grad(loss)(params, hyper[1], data, rows, key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    for step, rows in enumerate(batches):
+        params, opt_state, value = one_step(params, opt_state, step, rows)
         losses.append(value)
     states, chunk_losses = chunk(states, hyper, data)
     np.testing.assert_allclose(chunk_losses[1], losses, rtol=1e-12)
@@ -113,6 +118,7 @@ def test_stopped_and_resumed_is_bit_identical(tmp_path):
     assert same(train.fit(chunk, restored, hyper, data, num_steps=6 * STEPS), whole)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_survives_the_chunks_that_follow(tmp_path):
     """Saving is asynchronous, and the next chunk consumes the buffers it was handed."""
     states, hyper, chunk, data, _ = problem()
