@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from imr._typing import Array
+from imr._typing import AnyArray, Array
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: AnyArray, b: AnyArray) -> Array:
     """Matrix product in the full precision of its dtype.
 
     On TPU and on recent GPUs a float32 product runs in fewer bits by default, and the equalities of

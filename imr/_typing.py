@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+AnyArray = Array | np.ndarray
 Scalar = Float[Array, ""]
 ScalarLike = Float[Array, ""] | float | int
 Features = Float[Array, "n f"]
@@ -20,6 +22,7 @@ Loss = Callable[[Any], Array]
 Field = Callable[[Any, Any, Any], Any]
 
 __all__ = [
+    "AnyArray",
     "Array",
     "Bias",
     "Bool",

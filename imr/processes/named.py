@@ -1,0 +1,284 @@
+"""Processes of the literature by name. Anything not listed in a formula is zero."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, is_concrete
+from imr.processes.process import Process
+
+
+def _number(name, value, low, high, *, open_low=False, open_high=False):
+    """The value as a float within its range; the error names the range."""
+    if not is_concrete(value):
+        raise ImrError(
+            f"{name} must be a number, for its range is checked; found a traced value. Make the "
+            "process outside of jax.jit (a Process may be passed in), or build its transitions."
+        )
+    value = float(value)
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if below or above or not np.isfinite(value):
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise ImrError(f"{name} must lie in {interval}; found {value:g}.")
+    return value
+
+
+def _process(states, edges, *, tokens=None):
+    """From edges (token, from, to, probability), states by name."""
+    names = list(map(str, states))
+    count = len(tokens) if tokens else 1 + max(edge[0] for edge in edges)
+    transitions = np.zeros((count, len(names), len(names)))
+    for token, start, end, probability in edges:
+        transitions[token, names.index(start), names.index(end)] += probability
+    return Process(transitions, tokens=tokens, states=names)
+
+
+def coin(p: float) -> Process:
+    """Independent tokens: 0 with probability p in [0, 1], else 1.
+
+    >>> coin(0.25).transitions.ravel().tolist()
+    [0.25, 0.75]
+    """
+    p = _number("p", p, 0, 1)
+    return _process("C", [(0, "C", "C", p), (1, "C", "C", 1 - p)])
+
+
+def even_ones(p: float) -> Process:
+    """Runs of ones have even length; p in [0, 1): a run begins. States E, O.
+
+    T[0]: E->E 1-p. T[1]: E->O p, O->E 1.
+
+    >>> even_ones(0.5).transitions[1].tolist()
+    [[0.0, 0.5], [1.0, 0.0]]
+    """
+    p = _number("p", p, 0, 1)
+    return _process("EO", [(0, "E", "E", 1 - p), (1, "E", "O", p), (1, "O", "E", 1)])
+
+
+def no_consecutive_ones(p: float) -> Process:
+    """The golden mean process, without 11; p in [0, 1] is P(1) where allowed. States A, B.
+
+    T[0]: A->A 1-p, B->A 1. T[1]: A->B p.
+
+    >>> no_consecutive_ones(0.5).transitions[1].tolist()
+    [[0.0, 0.5], [0.0, 0.0]]
+    """
+    p = _number("p", p, 0, 1)
+    return _process("AB", [(0, "A", "A", 1 - p), (0, "B", "A", 1), (1, "A", "B", p)])
+
+
+def sns(p: float, q: float) -> Process:
+    """Simple non-unifilar source; p, q in (0, 1]. States A, B.
+
+    T[0]: A->A 1-p, A->B p, B->B 1-q. T[1]: B->A q.
+
+    >>> sns(0.5, 0.25).transitions[0].tolist()
+    [[0.5, 0.5], [0.0, 0.75]]
+    """
+    p, q = _number("p", p, 0, 1, open_low=True), _number("q", q, 0, 1, open_low=True)
+    edges = [(0, "A", "A", 1 - p), (0, "A", "B", p), (0, "B", "B", 1 - q), (1, "B", "A", q)]
+    return _process("AB", edges)
+
+
+def zero_one_random(p: float) -> Process:
+    """Z1R: a zero, a one, then a random bit, one with probability p in [0, 1]; of period 3.
+
+    States 0, 1, R. T[0]: 0->1 1, R->0 1-p. T[1]: 1->R 1, R->0 p.
+
+    >>> zero_one_random(0.5).stationary.round(3).tolist()
+    [0.333, 0.333, 0.333]
+    """
+    p = _number("p", p, 0, 1)
+    edges = [(0, "0", "1", 1), (0, "R", "0", 1 - p), (1, "1", "R", 1), (1, "R", "0", p)]
+    return _process("01R", edges)
+
+
+def rrxor(p1: float, p2: float) -> Process:
+    """Two random bits, then their exclusive or; of period 3; p1, p2 in [0, 1].
+
+    States S, 0, 1, T, F. T[0]: S->0 p1, 0->F p2, 1->T p2, F->S 1. T[1]: S->1 1-p1, 0->T 1-p2,
+    1->F 1-p2, T->S 1.
+
+    >>> rrxor(0.5, 0.5).num_states
+    5
+    """
+    p1, p2 = _number("p1", p1, 0, 1), _number("p2", p2, 0, 1)
+    zero = [(0, "S", "0", p1), (0, "0", "F", p2), (0, "1", "T", p2), (0, "F", "S", 1)]
+    one = [(1, "S", "1", 1 - p1), (1, "0", "T", 1 - p2), (1, "1", "F", 1 - p2), (1, "T", "S", 1)]
+    return _process("S01TF", zero + one)
+
+
+def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
+    """`rrxor` that with probability epsilon in [0, 1] goes and emits anywhere, uniformly.
+
+    (1 - epsilon) T + epsilon / 10 on every entry.
+
+    >>> round(leaky_rrxor(0.5, 0.5, 0.1).transitions[0, 0, 0].item(), 4)
+    0.01
+    """
+    epsilon = _number("epsilon", epsilon, 0, 1)
+    plain = rrxor(p1, p2)
+    transitions = (1 - epsilon) * np.asarray(plain.transitions) + epsilon / 10
+    return Process(transitions, states=plain.states)
+
+
+def mess3(x: float, a: float) -> Process:
+    r"""Three states, three tokens, each token the noisy name of the state arrived at.
+
+    $T_{x,i,j} = M_{ij} E_{jx}$; M has 1-2x on the diagonal and x elsewhere, E has a and (1-a)/2.
+    $A = \lambda I + x 1 1^T$ with $\lambda = 1 - 3x$. x in (0, 1/2], a in [0, 1].
+
+    >>> round(mess3(0.15, 0.6).transitions[0, 0, 0].item(), 4)
+    0.42
+
+    Reference: arXiv 2502.01954, section 2.
+    """
+    x, a = _number("x", x, 0, 0.5, open_low=True), _number("a", a, 0, 1)
+    move = np.full((3, 3), x) + (1 - 3 * x) * np.eye(3)
+    emit = np.full((3, 3), (1 - a) / 2) + (3 * a - 1) / 2 * np.eye(3)
+    return Process(move[None] * emit.T[:, None, :], tokens="ABC")
+
+
+def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
+    """Balanced parentheses of bounded depth; the state is the depth.
+
+    At depth d token 0, open, with probability open_probs[d], else token 1, close. The first
+    probability is 1, the others lie in [0, 1), and at the deepest depth, one more, it is 0.
+
+    >>> matching_parens([1.0, 0.5]).num_states
+    3
+    """
+    probs = [_number(f"open_probs[{d}]", p, 0, 1) for d, p in enumerate(np.asarray(open_probs))]
+    if not probs or probs[0] != 1:
+        raise ImrError(f"open_probs must begin with 1, nothing can be closed yet; found {probs}.")
+    if 1 in probs[1:]:
+        raise ImrError(f"open_probs after the first must lie in [0, 1); found {probs}.")
+    depths = [str(d) for d in range(len(probs) + 1)]
+    edges = [(0, depths[d], depths[d + 1], p) for d, p in enumerate(probs)]
+    edges += [(1, depths[d], depths[d - 1], 1 - p) for d, p in enumerate([*probs, 0.0]) if d]
+    return _process(depths, edges, tokens="()")
+
+
+def mr_name(p: float, q: float) -> Process:
+    """Sentences on Mr. name: tokens are states, the token is where one goes; p, q > 0, p + q <= 1.
+
+    Mr.->name 1; name->Something, Blah 1/2 each; Something->Mr. q, Something 1-p-q, Blah p;
+    Blah->Mr. q, Something p, Blah 1-p-q.
+
+    >>> mr_name(0.4, 0.3).tokens
+    ('Mr.', 'Something', 'Blah', 'name')
+    """
+    p, q = _number("p", p, 0, 1, open_low=True), _number("q", q, 0, 1, open_low=True)
+    if (rest := 1 - p - q) < -1e-12:
+        raise ImrError(f"p + q must lie in (0, 1]; found {p:g} + {q:g} = {p + q:g}.")
+    rest = max(rest, 0.0)
+    matrix = np.array([[0, 0, 0, 1], [q, rest, p, 0], [q, p, rest, 0], [0, 0.5, 0.5, 0]])
+    names = ("Mr.", "Something", "Blah", "name")
+    # One matrix for each token: only its own column.
+    return Process(np.eye(4)[:, None, :] * matrix[None], tokens=names, states=names)
+
+
+def days_of_week() -> Process:
+    """Days by name and by Tmrw, Yest, Wknd, Wkdy; the state is the day.
+
+    Weights before each row is normalised: any day named 1, the next day named 5, Tmrw to the next
+    day 1, Yest to the day before 1, Wkdy to each weekday 1/5, Wknd to each weekend day 1/2.
+
+    >>> days_of_week().num_tokens
+    11
+    """
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    weights = np.zeros((11, 7, 7))
+    for today in range(7):
+        tomorrow = (today + 1) % 7
+        for day in range(7):
+            weights[day, today, day] = 5 if day == tomorrow else 1
+        weights[7, today, tomorrow] = 1
+        weights[8, today, today - 1] = 1
+    weights[9, :, 5:] = 1 / 2
+    weights[10, :, :5] = 1 / 5
+    weights /= weights.sum((0, 2))[None, :, None]
+    return Process(weights, tokens=(*days, "Tmrw", "Yest", "Wknd", "Wkdy"), states=days)
+
+
+def fanizza(alpha: float, lamb: float) -> Process:
+    r"""A generalised process of 4 states that no finite hidden Markov process is; lamb in (0, 1/2].
+
+    With $D = 1 - 2 l \cos\alpha + l^2$, $u = (1 - l\cos\alpha + l\sin\alpha)/D$,
+    $v = (1 - l\cos\alpha - l\sin\alpha)/D$: $T_0 = w p_0^T$, $p_0 = (1 - (2/(1-l) - u - v)/4,
+    1/(2(1-l)), -u/4, -v/4)$, $w = (1, 1-l, 1 + l(\sin\alpha - \cos\alpha),
+    1 - l(\sin\alpha + \cos\alpha))$; $T_1 = l \cdot \mathrm{diag}(0, 1, \mathrm{rot}(\alpha))$.
+
+    >>> fanizza(2.0, 0.49).right.round(3).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+
+    Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
+    """
+    alpha = _number("alpha", alpha, -np.inf, np.inf)
+    lamb = _number("lamb", lamb, 0, 0.5, open_low=True)
+    cos, sin = lamb * np.cos(alpha), lamb * np.sin(alpha)
+    scale = 1 - 2 * cos + lamb**2
+    u, v = (1 - cos + sin) / scale, (1 - cos - sin) / scale
+    w = np.array([1, 1 - lamb, 1 + sin - cos, 1 - sin - cos])
+    start = np.array([1 - (2 / (1 - lamb) - u - v) / 4, 1 / (2 * (1 - lamb)), -u / 4, -v / 4])
+    one = np.zeros((4, 4))
+    one[1, 1] = lamb
+    one[2:, 2:] = [[cos, -sin], [sin, cos]]
+    return Process(np.stack([np.outer(w, start), one]), generalised=True)
+
+
+def post_quantum(log_alpha: float, beta: float) -> Process:
+    r"""A generalised process of 3 states that no quantum memory of finite dimension has.
+
+    $T_0 = (1,1,0)^T (1,-1,-1)$; $T_1, T_2 = [[v,0,0],[0,1,0],[0,\ln v,1]]$ for $v = \alpha, \beta$;
+    all divided by the largest absolute eigenvalue of the sum. $\alpha = e^{\text{log\_alpha}} > 1 >
+    \beta > 0$, $\alpha + \beta \ne 2$, $\ln\alpha / \ln\beta$ no integer.
+
+    >>> post_quantum(1.0, 0.5).num_tokens
+    3
+
+    Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
+    """
+    log_alpha = _number("log_alpha", log_alpha, 0, 700, open_low=True)
+    beta = _number("beta", beta, 0, 1, open_low=True, open_high=True)
+    alpha, ratio = np.exp(log_alpha), log_alpha / np.log(beta)
+    if abs(alpha + beta - 2) < 1e-9:
+        raise ImrError(f"alpha + beta must differ from 2; found {alpha:g} + {beta:g}.")
+    if abs(ratio - round(ratio)) < 1e-9:
+        raise ImrError(f"log_alpha / ln(beta) must not be an integer; found {ratio:g}.")
+    grow = [np.array([[v, 0, 0], [0, 1, 0], [0, np.log(v), 1]]) for v in (alpha, beta)]
+    transitions = np.stack([np.outer([1.0, 1, 0], [1.0, -1, -1]), *grow])
+    scale = np.abs(np.linalg.eigvals(transitions.sum(0))).max()
+    return Process(transitions / scale, generalised=True)
+
+
+def tom_quantum(alpha: float, beta: float) -> Process:
+    r"""Measurements of a qubit, a generalised process of 3 states and 4 tokens; not both zero.
+
+    With $g = 1/(4(\alpha^2+\beta^2))$, $m = (\alpha^2-\beta^2) g$, $o = 2\alpha\beta g$:
+    $[[1/4, 0, \pm o], [0, m, 0], [\pm o, 0, 1/4]]$ and $[[1/4, \pm o, 0], [\pm o, 1/4, 0],
+    [0, 0, m]]$.
+
+    >>> tom_quantum(1.0, 4.0).stationary.round(3).tolist()[1:]
+    [0.0, 0.0]
+
+    Reference: arXiv 2507.07432.
+    """
+    alpha = _number("alpha", alpha, -np.inf, np.inf)
+    beta = _number("beta", beta, -np.inf, np.inf)
+    if alpha * beta == 0:
+        raise ImrError(
+            f"alpha and beta must both lie in (-inf, 0) or (0, inf); found {alpha:g} and {beta:g}."
+        )
+    g = 1 / (4 * (alpha**2 + beta**2))
+    m, o = (alpha**2 - beta**2) * g, 2 * alpha * beta * g
+    first = [[[1 / 4, 0, s * o], [0, m, 0], [s * o, 0, 1 / 4]] for s in (1, -1)]
+    second = [[[1 / 4, s * o, 0], [s * o, 1 / 4, 0], [0, 0, m]] for s in (1, -1)]
+    return Process(np.array(first + second), generalised=True)
+
+
+even = even_ones
+golden_mean = no_consecutive_ones
+z1r = zero_one_random

@@ -1,0 +1,250 @@
+"""Beliefs: rows T1 and T3 of the theory with their controls; entropies; what is forbidden."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_processes import PROCESSES
+
+from imr import beliefs, processes
+from imr._checks import ImrError
+from imr.processes import Process
+from imr.processes.process import bare
+
+LN2 = np.log(2.0)
+MESS3 = PROCESSES["mess3"]
+
+
+@jax.jit
+def run(process, words, level_words):
+    """Both filters in one program; the tree is indexed by the number of each word."""
+    scan = beliefs.bayes_filter(process, words)
+    tree = beliefs.bayes_filter(process, level_words, method="associative")
+    return scan, tree
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_t1_scan_is_associative_scan_is_tree(name):
+    process = PROCESSES[name]
+    k = process.num_tokens
+    depth = min(10, int(np.log(2e5) / np.log(k) + 1e-9)) if k > 1 else 10
+    words = np.indices((k,) * depth).reshape(depth, -1).T.astype(np.int32)
+    # Matrices of all the words at once would fill the memory.
+    few = np.arange(0, len(words), max(1, len(words) // 4000))
+    scan, tree = jax.tree.map(np.asarray, run(bare(process), words, words[few]))
+    level = jax.tree.map(np.asarray, beliefs.belief_level(process, depth))
+    p = np.asarray(level.probabilities)
+    assert abs(p.sum() - 1) < 1e-12
+    likely = p > 1e-12 * process.generalised
+    last, log_p = np.asarray(scan.beliefs)[:, -1], np.asarray(scan.log_probability)[:, -1]
+    assert (np.isneginf(log_p) == np.isnan(last).any(-1)).all()
+    assert np.isneginf(log_p[p == 0]).all()
+    scale = abs(np.asarray(level.beliefs)[likely]).max()
+    # Of a generalised process rare words cancel: their relative precision is that of 1 / p.
+    tolerance = 1e-12 if not process.generalised else 1e-12 / p[likely].min()
+    assert abs(last - level.beliefs)[likely].max() < tolerance * scale
+    assert abs(log_p[likely] - np.log(p[likely])).max() < max(1e-9, tolerance)
+    both = ~np.isneginf(np.asarray(scan.log_probability)[few])
+    assert (np.isneginf(tree.log_probability) == ~both)[:, -1].all() or process.generalised
+    both &= likely[few][:, None]
+    assert abs(tree.beliefs - scan.beliefs[few])[both].max() < tolerance * scale
+    assert abs(tree.log_probability - scan.log_probability[few])[both].max() < max(1e-9, tolerance)
+
+
+@pytest.fixture(scope="module")
+def long():
+    return processes.sample(MESS3, jax.random.key(3), 5000).tokens
+
+
+def test_t1_five_thousand_tokens(long):
+    scan, tree = jax.tree.map(np.asarray, run(bare(MESS3), long[None], long[None]))
+    assert abs(scan.beliefs - tree.beliefs).max() < 1e-12
+    assert abs(scan.log_probability - tree.log_probability).max() < 1e-9
+
+
+def test_t1_control_unscaled_associative_scan_underflows(long):
+    matrices = MESS3.transitions.astype(jnp.float32)[long]
+    last = jax.jit(lambda m: jax.lax.associative_scan(jnp.matmul, m)[-1])(matrices)
+    assert (last == 0).all()
+
+
+def test_a_hundred_thousand_tokens_in_float32_and_float64():
+    tokens = processes.sample(MESS3, jax.random.key(5), 100_000).tokens
+    # Row by row in numpy, the plain way.
+    t, eta, log_p = np.asarray(MESS3.transitions), np.full(3, 1 / 3), 0.0
+    for x in np.asarray(tokens):
+        eta = eta @ t[x]
+        log_p += np.log(eta.sum())
+        eta = eta / eta.sum()
+    for method in ("scan", "associative"):
+        found = beliefs.bayes_filter(MESS3, tokens, method=method)
+        assert abs(found.log_probability[-1] / log_p - 1) < 1e-12
+        assert abs(np.asarray(found.beliefs[-1]) - eta).max() < 1e-12
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), MESS3)
+    found = beliefs.bayes_filter(single, tokens, method="associative")
+    assert found.beliefs.dtype == jnp.float32
+    assert abs(found.log_probability[-1] / log_p - 1) < 1e-5
+
+
+def test_rows_of_a_product_scale_each_for_itself():
+    """A likely part must not make the products of an unlikely one underflow."""
+    both = processes.mixture([processes.coin(0.999), processes.coin(0.001)])
+    tokens = np.concatenate([np.zeros(400, int), np.ones(800, int)])
+    scan = beliefs.bayes_filter(both, tokens)
+    tree = beliefs.bayes_filter(both, tokens, method="associative")
+    assert abs(scan.log_probability / tree.log_probability - 1).max() < 1e-12
+    assert abs(tree.beliefs[-1] - np.array([0.0, 1.0])).max() < 1e-12
+    assert abs(scan.beliefs - tree.beliefs).max() < 1e-9
+
+
+# h_1, h_2, h_10, mean of h_1 to h_10, distinct mixed states up to words of length 10.
+REFERENCE = {
+    "mess3": (MESS3, 1.09107, 1.08939, 1.08888821, 1.0891714990, 88573),
+    "mess3 half": (processes.mess3(0.5, 0.6), 1.09202, 1.09066, 1.09028621, 1.0905069054, 88573),
+    "z1r": (processes.z1r(0.5), 0.63651, 0.46210, LN2 / 3, 0.2947004770, 7),
+    "rrxor": (processes.rrxor(0.5, 0.5), 0.69315, 0.63651, 0.50334, 0.5781850790, 36),
+    "golden mean": (processes.golden_mean(0.5), 0.46210, 0.46210, 0.46210, 0.4620981204, 3),
+}
+
+
+def against_reference(process, wanted):
+    h = np.asarray(beliefs.conditional_entropies(process, 10))
+    assert h.shape == (11,)
+    return abs(h[[1, 2, 10]] - np.array(wanted[:3])).max(), abs(h[1:].mean() - wanted[3])
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_t3_reference_values(name):
+    process, *wanted = REFERENCE[name]
+    entropies, mean = against_reference(process, wanted)
+    assert entropies < 1e-5
+    assert mean < 1e-9
+    assert beliefs.count_mixed_states(process, 10) == wanted[4]
+
+
+def test_t3_control_transposed_rrxor():
+    """Read the wrong way round it is no process. Made one, it is the reversal in time, whose
+    entropies are those of any process itself: they could not tell."""
+    process = REFERENCE["rrxor"][0]
+    t = np.swapaxes(np.asarray(process.transitions), 1, 2)
+    with pytest.raises(ImrError, match=r"row .* sums to"):
+        Process(t)
+    leaky = PROCESSES["leaky_rrxor"]
+    pi = np.asarray(leaky.stationary)
+    t = np.swapaxes(np.asarray(leaky.transitions), 1, 2)
+    reversed_ = Process(t * pi[None, None, :] / pi[None, :, None])
+    found, plain = (beliefs.conditional_entropies(p, 6) for p in (reversed_, leaky))
+    assert abs(np.asarray(found) - np.asarray(plain)).max() < 1e-12
+
+
+def test_alignment_belief_after_prediction_for_the_next():
+    process = processes.z1r(0.5)
+    found = beliefs.bayes_filter(process, np.array([0, 0, 1]))
+    # 00 can only be the random token and the zero of the next period: a one must follow.
+    predicted = beliefs.next_token_probabilities(process, found.beliefs)
+    assert np.allclose(found.beliefs[1], [0, 1, 0])
+    assert np.allclose(predicted[1:], [[0, 1], [0.5, 0.5]])
+    # Chain rule: the prediction at d is the step of log P from d to d + 1.
+    tokens = np.array([[0, 2, 1, 1, 0, 2, 2, 1]])
+    found = beliefs.bayes_filter(MESS3, tokens)
+    predicted = beliefs.next_token_probabilities(MESS3, found.beliefs)
+    steps = np.take_along_axis(np.log(np.asarray(predicted))[0, :-1], tokens[0, 1:, None], 1)[:, 0]
+    assert np.allclose(np.diff(found.log_probability[0]), steps, atol=1e-14)
+
+
+def test_forbidden_words_are_marked_and_stay_so():
+    tokens = np.array([[0, 1, 1, 0, 0], [0, 1, 0, 1, 0]])
+    for method in ("scan", "associative"):
+        found = beliefs.bayes_filter(PROCESSES["no_consecutive_ones"], tokens, method=method)
+        wanted = np.array([[0, 0, 1, 1, 1], [0] * 5], bool)
+        assert (np.asarray(beliefs.is_forbidden(found)) == wanted).all()
+        assert (np.isnan(found.beliefs).all(-1) == wanted).all()
+        assert (np.isneginf(found.log_probability) == wanted).all()
+        traced = jax.jit(lambda x, m=method: beliefs.bayes_filter(MESS3, x, method=m))
+        marked = traced(np.array([0, 3, 1])).log_probability
+        assert (np.isneginf(marked) == np.array([False, True, True])).all()
+    smoothed = beliefs.smooth(PROCESSES["no_consecutive_ones"], tokens)
+    assert np.isnan(smoothed[0]).all()
+    assert np.isfinite(smoothed[1]).all()
+
+
+def test_smoothing_against_enumeration_of_state_paths():
+    process, tokens = PROCESSES["leaky_rrxor"], np.array([0, 1, 1, 0])
+    t, pi = np.asarray(process.transitions), np.asarray(process.initial)
+    joint = np.einsum("i,ia,ab,bc,cd->abcd", pi, *t[tokens])
+    wanted = [joint.sum(tuple(j for j in range(4) if j != d)) / joint.sum() for d in range(4)]
+    assert np.allclose(beliefs.smooth(process, tokens), wanted, atol=1e-14)
+
+
+def test_mixed_states_agree_with_the_levels():
+    tree = beliefs.mixed_states(PROCESSES["zero_one_random"], 5)
+    merged = beliefs.mixed_states(PROCESSES["zero_one_random"], 5, merge=True)
+    level = beliefs.belief_level(PROCESSES["zero_one_random"], 5)
+    p = np.asarray(level.probabilities)
+    words = np.asarray(tree.words[5])
+    assert (words @ 2 ** np.arange(5)[::-1] == np.flatnonzero(p)).all()
+    assert np.allclose(tree.beliefs[5], level.beliefs[p > 0], atol=1e-12)
+    assert np.allclose(tree.probabilities[5], p[p > 0], atol=1e-14)
+    assert all(abs(x.sum() - 1) < 1e-12 for x in (*tree.probabilities, *merged.probabilities))
+    assert len(merged.beliefs[5]) < len(tree.beliefs[5])
+    deep = beliefs.mixed_states(PROCESSES["rrxor"], 300, merge=True)
+    assert len(deep.beliefs[-1]) <= 36
+
+
+def test_entropies_known_on_paper():
+    h = beliefs.entropy_rate(processes.z1r(0.5))
+    assert abs(h.lower - LN2 / 3) < 1e-12
+    assert abs(h.upper - LN2 / 3) < 1e-12
+    # A period of three known from the past, and nothing else.
+    assert abs(beliefs.excess_entropy(processes.z1r(0.5), 14) - np.log(3)) < 1e-2
+    assert abs(beliefs.excess_entropy(processes.golden_mean(0.5), 8) - 0.1744160479) < 1e-9
+    blocks = np.asarray(beliefs.block_entropies(MESS3, 3))
+    p = np.asarray(beliefs.belief_level(MESS3, 3).probabilities)
+    assert abs(blocks[3] + (p * np.log(p)).sum()) < 1e-12
+    lower, upper = beliefs.entropy_rate(MESS3, 8)
+    assert lower < upper < lower + 1e-2
+    assert beliefs.entropy_rate(PROCESSES["post_quantum"], 4).lower == 0
+
+
+def test_many_sequences_maps_gradients_and_export():
+    tokens = processes.sample(MESS3, jax.random.split(jax.random.key(0), 10_000), 100).tokens
+    found = beliefs.bayes_filter(MESS3, tokens)
+    assert found.beliefs.shape == (10_000, 100, 3)
+    one = jax.jit(jax.vmap(lambda x: beliefs.bayes_filter(MESS3, x)))(tokens[:4])
+    assert abs(one.beliefs - found.beliefs[:4]).max() < 1e-14
+
+    def total(t):
+        return beliefs.bayes_filter(Process(t, np.full(3, 1 / 3)), tokens[0]).log_probability[-1]
+
+    step = np.zeros((3, 3, 3))
+    step[0, 1, 2] = 1e-6
+    value = jax.jit(total)
+    slope = jax.jit(jax.grad(total))(MESS3.transitions)
+    up, down = value(MESS3.transitions + step), value(MESS3.transitions - step)
+    assert abs(slope[0, 1, 2] - (up - down) / 2e-6) < 1e-5 * abs(slope[0, 1, 2])
+    for method in ("scan", "associative"):
+        run = jax.jit(lambda t, x, m=method: beliefs.bayes_filter(Process(t), x, method=m)[1])
+        exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(
+            MESS3.transitions, tokens[0]
+        )
+        assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: beliefs.bayes_filter(MESS3, np.array([0, 3])), "0 to 2; found 0 to 3"),
+        (lambda: beliefs.bayes_filter(MESS3, np.array([-1])), "0 to 2"),
+        (lambda: beliefs.bayes_filter(MESS3, np.array([0.5])), "integers"),
+        (lambda: beliefs.bayes_filter(MESS3, np.array([0]), method="fast"), "method"),
+        (lambda: beliefs.bayes_filter(MESS3, np.array([0]), initial=np.ones(2)), "initial"),
+        (lambda: beliefs.smooth(PROCESSES["fanizza"], np.array([0])), "generalised"),
+        (lambda: beliefs.next_token_probabilities(MESS3, jnp.ones(2)), r"\(..., 3\)"),
+        (lambda: beliefs.conditional_entropies(MESS3, -1), "depth"),
+        (lambda: beliefs.conditional_entropies(MESS3, 40), "more than"),
+        (lambda: beliefs.mixed_states(MESS3, 1.5), "depth"),
+    ],
+)
+def test_bad_input(make, message, unchecked):
+    with pytest.raises(ImrError, match=message):
+        make()

@@ -1,0 +1,196 @@
+"""Constrained beliefs: rows T5, T7, T8 and T9 of the theory with their controls."""
+
+import jax
+import numpy as np
+import pytest
+from test_processes import PROCESSES
+
+from imr import constrained, processes
+from imr._checks import ImrError
+
+MESS3 = processes.mess3(0.15, 0.6)
+HALF = processes.mess3(0.5, 0.6)
+WORDS = np.indices((3,) * 6).reshape(6, -1).T.astype(np.int32)
+host = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
+
+
+def pooled(length=10, lam=-0.5):
+    """All prefixes of mess3 by level in numpy: lags of v in two coordinates, centred eta, P."""
+    process = MESS3 if lam > 0 else HALF
+    v, t = np.asarray(constrained.token_vectors(process)), np.asarray(process.transitions)
+    level, p = np.zeros((1, 0), np.int8), np.full((1, 3), 1 / 3)
+    for d in range(1, length + 1):
+        level = np.concatenate(
+            [np.repeat(level, 3, 0), np.tile(np.arange(3, dtype=np.int8), 3 ** (d - 1))[:, None]], 1
+        )
+        p = np.einsum("ni,kij->nkj", p, t).reshape(-1, 3)
+        by_lag = v[level[:, ::-1]]  # (n, lag, s)
+        eta = np.einsum("l,nls->ns", lam ** np.arange(d), by_lag)
+        yield by_lag, eta, p.sum(1)
+
+
+def r_squared(features, wanted, weights):
+    """Of the best linear map with a constant, weighted."""
+    features = np.concatenate([features, np.ones((len(features), 1))], 1)
+    root = np.sqrt(weights)[:, None]
+    fitted = features @ np.linalg.lstsq(root * features, root * wanted, rcond=None)[0]
+    mean = np.average(wanted, axis=0, weights=weights)
+    return 1 - (root**2 * (wanted - fitted) ** 2).sum() / (root**2 * (wanted - mean) ** 2).sum()
+
+
+@pytest.mark.parametrize("name", ["mess3", "half", "rrxor", "mr_name", "post_quantum"])
+def test_t5_recursive_kernel_level_spectral(name):
+    process = HALF if name == "half" else PROCESSES[name]
+    k = process.num_tokens
+    words = np.indices((k,) * 6).reshape(6, -1).T.astype(np.int32)
+    level = np.asarray(constrained.constrained_level(process, 6))
+    scale = abs(level).max()
+    v, matrix = (
+        np.asarray(constrained.token_vectors(process)),
+        np.asarray(process.transitions).sum(0),
+    )
+    plain = sum(v[words[:, s]] @ np.linalg.matrix_power(matrix, 5 - s) for s in range(6))
+    for method in ("recursive", "kernel", "spectral"):
+        found = np.asarray(constrained.constrained_beliefs(process, words, method=method))
+        assert abs(found[:, -1] - level).max() < 1e-12 * scale
+        # The control: without the stationary distribution.
+        assert abs(found[:, -1] - plain).max() > 1e-2 * scale
+    assert abs(plain + np.asarray(process.stationary) - level).max() < 1e-12 * scale
+    assert abs(level @ np.asarray(process.right) - 1).max() < 1e-12
+
+
+def test_mess3_kernel_on_paper_and_out_of_the_simplex():
+    found = np.asarray(constrained.constrained_beliefs(MESS3, WORDS))[:, -1]
+    tokens = np.eye(3)[WORDS] - 1 / 3
+    wanted = 0.4 * np.einsum("l,nls->ns", 0.55 ** np.arange(6)[::-1], tokens)
+    assert abs(found - 1 / 3 - wanted).max() < 1e-12
+    lowest = min(np.asarray(constrained.constrained_level(HALF, d)).min() for d in (10,))
+    assert abs(lowest + 0.022) < 1e-3
+
+
+def test_where_the_ansatz_is_silent():
+    rrxor = np.asarray(constrained.constrained_level(PROCESSES["rrxor"], 5))
+    assert len(np.unique(rrxor.round(9), axis=0)) == 2
+    z1r = processes.z1r(0.5)
+    active = np.asarray(constrained.spectrum(z1r).eigenvalues)[constrained.spectrum(z1r).active]
+    assert np.allclose(abs(active), 1)
+
+
+def test_the_row_normalised_variant():
+    for process, factor in ((MESS3, 1.41), (HALF, 1.6)):
+        v = np.asarray(constrained.token_vectors(process))
+        other = np.asarray(constrained.row_normalised_token_vectors(process))
+        assert abs(v / other - factor).max() < 5e-3
+    for name in ("zero_one_random", "rrxor", "no_consecutive_ones", "even_ones"):
+        with pytest.raises(ImrError, match="never emitted from state"):
+            constrained.row_normalised_token_vectors(PROCESSES[name])
+
+
+def test_t7_one_head_and_its_control():
+    wanted = np.asarray(constrained.constrained_beliefs(MESS3, WORDS)) - 1 / 3
+    for embedding in (0.0, 0.3):
+        heads = host(constrained.one_head_attention(0.55, 6, embedding))
+        found = np.asarray(constrained.apply_heads(MESS3, WORDS, heads))
+        assert abs(found - wanted).max() < 1e-12 * abs(wanted).max()
+        assert abs(heads.attention.sum(-1) - 1).max() < 1e-13
+        assert (heads.attention >= 0).all()
+    late = host(constrained.one_head_attention(0.55, 60, 0.3))
+    assert abs(late.gains[0, -1] - (0.7 + 0.55 / 0.45)) < 1e-12
+    row = late.attention[0, -1]
+    assert abs(row[-1] / row[-2] - 0.7 / 0.55) < 1e-12
+    # Naive: lam^(d-s) / Z_d and the same values everywhere, all prefixes with one linear map.
+    found, wanted, p = [], [], []
+    for by_lag, eta, weight in pooled(lam=0.55):
+        decay = 0.55 ** np.arange(by_lag.shape[1])
+        found.append(np.einsum("l,nls->ns", decay / decay.sum(), by_lag))
+        wanted.append(eta)
+        p.append(weight)
+    found, wanted, p = np.concatenate(found), np.concatenate(wanted), np.concatenate(p)
+    assert abs(r_squared(found, wanted, p) - 0.935) < 1e-3
+
+
+def test_t8_two_heads_and_the_best_single_one():
+    wanted = np.asarray(constrained.constrained_beliefs(HALF, WORDS)) - 1 / 3
+    heads = host(constrained.two_head_attention(-0.5, 6))
+    found = np.asarray(constrained.apply_heads(HALF, WORDS, heads))
+    assert abs(found - wanted)[:, 1:].max() < 1e-12 * abs(wanted).max()
+    assert abs(heads.attention.sum(-1) - 1).max() < 1e-13
+    assert (heads.attention >= 0).all()
+    late = host(constrained.two_head_attention(-0.5, 60)).gains[:, 30]
+    assert np.allclose(late, [0.25 / 0.75, -0.5 / 0.75], atol=1e-12)
+    lags, features, etas, p = (0, 1, 3, 5, 7, 9), [], [], []
+    for by_lag, eta, weight in pooled():
+        use = np.zeros((len(eta), len(lags), 3))
+        for i, lag in enumerate(lags):
+            if lag < by_lag.shape[1]:
+                use[:, i] = by_lag[:, lag]
+        features.append(use)
+        etas.append(eta)
+        p.append(weight)
+    features, eta, p = np.concatenate(features), np.concatenate(etas), np.concatenate(p)
+    flat = np.swapaxes(features, 1, 2).reshape(-1, len(lags))
+    assert abs(r_squared(flat, eta.reshape(-1, 1), np.repeat(p, 3)) - 0.9625) < 1e-3
+
+
+def test_t9_poles_of_the_best_additive_filter():
+    for lam, pole in ((0.55, 0.4666), (-0.5, -0.4233)):
+        found = constrained.additive_filter(lam, 0.4)
+        assert abs(found.pole - pole) < 5e-4
+        assert abs(found.pole - lam) > 0.015
+        noise = 1 - 0.4**2
+        again = lam**2 * found.variance * noise / (0.16 * found.variance + noise) + 1 - lam**2
+        assert abs(again - found.variance) < 1e-14
+    assert constrained.additive_filter(0.55, 0.0).pole == 0.55
+    assert constrained.additive_filter(0.55, 1.0).pole == 0
+
+
+def test_spectrum_and_heads():
+    found = host(constrained.spectrum(MESS3))
+    matrix = (found.right * found.eigenvalues) @ found.left
+    assert abs(matrix - np.asarray(MESS3.transitions).sum(0)).max() < 1e-13
+    counts = {"mess3": 1, "rrxor": 0, "coin": 0, "zero_one_random": 3, "no_consecutive_ones": 2}
+    assert {n: constrained.head_count(PROCESSES[n]) for n in counts} == counts
+    assert constrained.head_count(HALF) == 2
+    values = host(constrained.predicted_values(HALF, constrained.two_head_attention(-0.5, 6)))
+    v = np.asarray(constrained.token_vectors(HALF))
+    assert np.allclose(values.embeddings, v)
+    assert values.values.shape == (2, 6, 3, 3)
+    assert ((values.values[0] * v[None]).sum((-1, -2)) > 0).all()
+    assert ((values.values[1] * v[None]).sum((-1, -2)) < 0).all()
+
+
+def test_jit_vmap_gradient_export():
+    tokens = WORDS[:5]
+    for method in ("recursive", "kernel"):
+        run = jax.jit(lambda p, x, m=method: constrained.constrained_beliefs(p, x, method=m))
+        assert jax.vmap(lambda x, run=run: run(MESS3, x))(tokens).shape == (5, 6, 3)
+        on_arrays = jax.jit(
+            lambda t, x, m=method: constrained.constrained_beliefs(
+                processes.Process(t), x, method=m
+            )
+        )
+        exported = jax.export.export(on_arrays, platforms=["cpu", "cuda", "tpu"])(
+            MESS3.transitions, tokens
+        )
+        assert len(exported.platforms) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: constrained.constrained_beliefs(MESS3, np.array([3])), "0 to 2"),
+        (lambda: constrained.constrained_beliefs(MESS3, np.array([0]), method="x"), "method"),
+        (lambda: constrained.constrained_level(MESS3, -1), "depth"),
+        (lambda: constrained.token_vectors(processes.coin(1.0)), r"\['1'\] have none"),
+        (lambda: constrained.one_head_attention(1.5, 3), r"eigenvalue must lie in \(0, 1\)"),
+        (lambda: constrained.one_head_attention(0.5, 3, 0.6), "embedding"),
+        (lambda: constrained.one_head_attention(0.5, 0), "length"),
+        (lambda: constrained.two_head_attention(0.5, 3), r"\(-1, 0\)"),
+        (lambda: constrained.additive_filter(0.5, 2.0), "correlation"),
+        (lambda: constrained.apply_heads(MESS3, WORDS, constrained.one_head_attention(0.5, 3)), "length 6"),
+        (lambda: jax.jit(constrained.spectrum)(MESS3), "outside of jax.jit"),
+    ],
+)  # fmt: skip
+def test_bad_input(make, message, unchecked):
+    with pytest.raises(ImrError, match=message):
+        make()

@@ -1,0 +1,228 @@
+"""Processes: what they are, what is refused, what is sampled (row T2 of the theory)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imr import processes
+from imr._checks import ImrError
+from imr.processes import Process
+
+EXAMPLES = {
+    "coin": (0.3,),
+    "even_ones": (0.4,),
+    "no_consecutive_ones": (0.5,),
+    "sns": (0.5, 0.3),
+    "zero_one_random": (0.5,),
+    "rrxor": (0.5, 0.5),
+    "leaky_rrxor": (0.5, 0.4, 0.1),
+    "mess3": (0.15, 0.6),
+    "matching_parens": ([1.0, 0.6, 0.4],),
+    "mr_name": (0.4, 0.3),
+    "days_of_week": (),
+    "fanizza": (2.0, 0.49),
+    "post_quantum": (1.0, 0.5),
+    "tom_quantum": (1.0, 4.0),
+}
+NAMED = {name: getattr(processes, name)(*args) for name, args in EXAMPLES.items()}
+COMPOSED = {
+    "mixture": processes.mixture(
+        [NAMED["mess3"], NAMED["zero_one_random"]], [0.3, 0.7], [[0, 1, 2], [3, 1]]
+    ),
+    "conditional": processes.conditional_product(
+        NAMED["coin"], [processes.golden_mean(0.5), processes.golden_mean(0.9)]
+    ),
+    "begin": processes.with_begin_token(NAMED["mess3"]),
+    "end": processes.with_end_token(NAMED["sns"], 0.2),
+}
+PROCESSES = NAMED | COMPOSED
+every_process = pytest.mark.parametrize("name", PROCESSES)
+
+
+def chain(process):
+    return np.asarray(process.transitions).sum(0)
+
+
+@every_process
+def test_t2_stationary_distribution(name):
+    process = PROCESSES[name]
+    pi, right = np.asarray(process.stationary), np.asarray(process.right)
+    assert abs(pi @ chain(process) - pi).max() < 1e-12
+    assert abs(chain(process) @ right - right).max() < 1e-12
+    assert abs(pi @ right - 1) < 1e-12
+    assert abs(np.asarray(process.initial) @ right - 1) < 1e-12
+    if not process.generalised:
+        assert (right == 1).all()
+
+
+def test_t2_control_power_iteration_fails_on_period_three():
+    process = NAMED["zero_one_random"]
+    pi = np.eye(3)[0] @ np.linalg.matrix_power(chain(process), 10_000)
+    assert abs(pi @ chain(process) - pi).max() > 0.1
+
+
+def test_the_average_from_a_start_where_chains_are_reducible():
+    matrix = np.array([[[1.0, 0, 0], [0, 1, 0], [0.25, 0.75, 0]]])
+    found = Process(matrix, np.array([0.5, 0.1, 0.4])).stationary
+    assert np.allclose(found, [0.6, 0.4, 0], atol=1e-14)
+    # The fixture's mixture has a period of three in one part and none in the other.
+    mixed = COMPOSED["mixture"].stationary
+    assert np.allclose(mixed, np.repeat([0.1, 0.7 / 3], 3), atol=1e-14)
+    with pytest.raises(ImrError, match=r"reducible.*2 closed classes.*initial="):
+        Process(matrix)
+
+
+def test_definitions():
+    z1r = np.asarray(NAMED["zero_one_random"].transitions)
+    assert z1r[0].tolist() == [[0, 1, 0], [0, 0, 0], [0.5, 0, 0]]
+    assert z1r[1].tolist() == [[0, 0, 0], [0, 0, 1], [0.5, 0, 0]]
+    mess3 = np.asarray(processes.mess3(0.05, 0.85).transitions)
+    assert np.allclose(mess3[0, 0], [0.9 * 0.85, 0.05 * 0.075, 0.05 * 0.075])
+    assert np.allclose(chain(NAMED["mess3"]), 0.55 * np.eye(3) + 0.15)
+    assert np.allclose(NAMED["matching_parens"].transitions[1], np.diag([0.4, 0.6, 1.0], -1))
+    days = np.asarray(NAMED["days_of_week"].transitions)
+    # Out of Monday: 5 + 6 names, Tmrw, Yest, one for Wkdy, one for Wknd.
+    assert np.allclose(days[:, 0, 1] * 15, [0, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0.2])
+    assert np.allclose(days[:, 0, 6] * 15, [0, 0, 0, 0, 0, 0, 1, 0, 1, 0.5, 0])
+    mr = np.asarray(NAMED["mr_name"].transitions)
+    assert np.allclose(mr.sum(0)[1], [0.3, 0.3, 0.4, 0])
+    assert all(not mr[x][:, [j for j in range(4) if j != x]].any() for x in range(4))
+    assert processes.even is processes.even_ones
+    assert processes.golden_mean is processes.no_consecutive_ones
+    assert processes.z1r is processes.zero_one_random
+
+
+def test_unifilar():
+    unifilar = {name for name, it in NAMED.items() if processes.is_unifilar(it)}
+    assert {"coin", "even_ones", "no_consecutive_ones", "rrxor", "matching_parens"} <= unifilar
+    assert not unifilar & {"sns", "mess3", "leaky_rrxor", "days_of_week"}
+
+
+def test_products_and_tokens():
+    first, second = NAMED["coin"], NAMED["zero_one_random"]
+    both = processes.product([first, second])
+    a, b = np.asarray(first.transitions), np.asarray(second.transitions)
+    for x, y in np.ndindex(2, 2):
+        assert np.allclose(both.transitions[2 * x + y], np.kron(a[x], b[y]))
+    conditional = np.asarray(COMPOSED["conditional"].transitions)
+    assert np.allclose(conditional[2 + 1], 0.7 * np.array([[0, 0.9], [0, 0]]))
+    begin = COMPOSED["begin"]
+    t = np.asarray(begin.transitions)
+    assert begin.tokens[-1] == "BOS"
+    assert np.allclose(np.asarray(begin.initial) @ t[3], [1 / 3, 1 / 3, 1 / 3, 0])
+    assert np.allclose(t[:3, :, 3], 0)
+    ends = processes.with_end_token(first, 0.2, restart=False)
+    assert np.allclose(ends.transitions[2], [[0, 0.2], [0, 1]])
+    assert np.allclose(ends.stationary, [0, 1])
+
+
+@every_process
+def test_sampled_frequencies(name):
+    """Tokens, pairs and states of independent sequences, within 5 standard errors."""
+    process, count, length = PROCESSES[name], 20_000, 6
+    tokens, states = processes.sample(process, jax.random.split(jax.random.key(7), count), length)
+    tokens, t = np.asarray(tokens), np.asarray(process.transitions)
+    assert tokens.shape == (count, length)
+    k = process.num_tokens
+    before = np.asarray(process.initial) @ np.linalg.matrix_power(chain(process), length - 2)
+    pairs = np.einsum("i,xij,yjk,k->xy", before, t, t, process.right)
+    found = np.bincount(tokens[:, -2] * k + tokens[:, -1], minlength=k * k) / count
+    for wanted, counted in (
+        (pairs.ravel(), found),
+        (pairs.sum(0), np.bincount(tokens[:, -1], minlength=k) / count),
+    ):
+        wanted = np.clip(wanted, 0, 1)
+        assert (abs(counted - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9).all()
+    if process.generalised:
+        assert states is None
+        return
+    states = np.asarray(states)
+    assert (t[tokens[:, 1:], states[:, :-1], states[:, 1:]] > 0).all()
+    wanted = np.asarray(process.initial) @ np.linalg.matrix_power(chain(process), length)
+    found = np.bincount(states[:, -1], minlength=process.num_states) / count
+    wanted = np.clip(wanted, 0, 1)
+    assert (abs(found - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9).all()
+
+
+def test_sampling_compiles_once_and_maps_over_keys_and_processes():
+    keys = jax.random.split(jax.random.key(0), 6).reshape(2, 3)
+    process = NAMED["mess3"]
+    found = processes.sample(process, keys, 9)
+    assert found.states is not None
+    assert found.tokens.shape == found.states.shape == (2, 3, 9)
+    one = jax.jit(lambda process, key: processes.sample(process, key, 9))(process, keys[1, 2])
+    assert (one.tokens == found.tokens[1, 2]).all()
+    traces = []
+
+    @jax.jit
+    def draw(process):
+        traces.append(1)
+        return processes.sample(process, keys[0, 0], 9).tokens
+
+    draw(process)
+    draw(processes.mess3(0.3, 0.4))
+    assert len(traces) == 1
+    many = jax.tree.map(lambda *x: jnp.stack(x), process, processes.mess3(0.3, 0.4))
+    assert jax.vmap(draw)(many).shape == (2, 9)
+
+
+def test_a_process_made_under_a_trace():
+    matrix = NAMED["mess3"].transitions
+
+    def stationary(t):
+        return Process(t).stationary[0]
+
+    value, slope = jax.jit(jax.value_and_grad(stationary))(matrix)
+    assert abs(value - 1 / 3) < 1e-14
+    assert np.isfinite(slope).all()
+    square = np.eye(3) - chain(NAMED["mess3"]) + 1
+    # d pi = pi dA Z with Z the inverse of I - A + 1 pi-like rank one.
+    wanted = np.outer(np.full(3, 1 / 3), np.linalg.inv(square)[:, 0])
+    wanted -= wanted.mean()
+    centred = slope - slope.mean(axis=(1, 2), keepdims=True)
+    assert np.allclose(
+        centred - centred.mean(2, keepdims=True), (wanted - wanted.mean(1, keepdims=True))[None]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Process(np.ones((2, 2))), r"shape \(k, s, s\).*\(2, 2\)"),
+        (lambda: Process(np.ones((1, 1, 1), int)), "floating"),
+        (lambda: Process(np.full((2, 2, 2), 0.3)), r"row 0.*sums to 1.2, off by 0.2"),
+        (lambda: Process(np.array([[[1.5, -0.5], [0, 1.0]]])), r"found -0.5 .*from state '0' to '1'"),
+        (lambda: Process(np.array([[[np.nan]]])), "finite"),
+        (lambda: Process(np.eye(1)[None] * 1.0, tokens=("a", "b")), "1 different names"),
+        (lambda: Process(np.full((1, 2, 2), 0.5), np.array([0.5, 0.6])), "sum 1.1"),
+        (lambda: Process(np.full((1, 2, 2), 0.5), np.ones(3)), r"initial must have shape \(2,\)"),
+        (lambda: Process(np.eye(2)[None] * 0.5, generalised=True), "eigenvalue 1 once"),
+        (lambda: processes.coin(1.5), r"p must lie in \[0, 1\]; found 1.5"),
+        (lambda: processes.mess3(0.6, 0.5), r"x must lie in \(0, 0.5\]"),
+        (lambda: processes.mess3(0.0, 0.5), r"x must lie in \(0, 0.5\]"),
+        (lambda: processes.mess3(0.2, -0.1), r"a must lie in \[0, 1\]"),
+        (lambda: processes.sns(0.0, 0.5), r"p must lie in \(0, 1\]"),
+        (lambda: processes.rrxor(0.5, 2.0), r"p2 must lie in \[0, 1\]"),
+        (lambda: processes.leaky_rrxor(0.5, 0.5, 1.1), r"epsilon must lie in \[0, 1\]"),
+        (lambda: processes.mr_name(0.6, 0.6), r"p \+ q must lie in \(0, 1\]"),
+        (lambda: processes.matching_parens([0.5]), "begin with 1"),
+        (lambda: processes.matching_parens([1.0, 1.0]), r"\[0, 1\)"),
+        (lambda: processes.fanizza(1.0, 0.9), r"lamb must lie in \(0, 0.5\]"),
+        (lambda: processes.post_quantum(-1.0, 0.5), r"log_alpha must lie in \(0,"),
+        (lambda: processes.post_quantum(np.log(2.0), 0.5), "integer"),
+        (lambda: processes.post_quantum(np.log(1.5), 0.5), "differ from 2"),
+        (lambda: processes.tom_quantum(0.0, 1.0), "alpha and beta"),
+        (lambda: processes.mixture([]), "at least one"),
+        (lambda: processes.mixture([NAMED["coin"]], [0.5]), "sum to 1"),
+        (lambda: processes.mixture([NAMED["coin"]], None, [[0, 0]]), "2 different tokens"),
+        (lambda: processes.product([NAMED["fanizza"]]), "generalised"),
+        (lambda: processes.conditional_product(NAMED["coin"], [NAMED["coin"]]), "2 processes"),
+        (lambda: processes.with_end_token(NAMED["coin"], 1.0), r"\(0, 1\)"),
+        (lambda: processes.sample(NAMED["coin"], jax.random.key(0), 0), "length"),
+        (lambda: jax.jit(processes.coin)(0.5), "outside of jax.jit"),
+    ],
+)  # fmt: skip
+def test_bad_input(make, message, unchecked):
+    with pytest.raises(ImrError, match=message):
+        make()
