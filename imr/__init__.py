@@ -1,12 +1,16 @@
 """imr: transformers as gradient flows of multinomial regression, in JAX.
 
-Pure functions on arrays; shapes are z (n, f), theta (k, f), targets (n,) or (n, k). `imr.nn` holds
-flax modules of the learned setting, `imr.metrics` the diagnostics, `imr.train`, `imr.checkpoint` and `imr.run` what an experiment
-needs.
+Pure functions on arrays; shapes are z (n, f), theta (k, f), targets (n,) or (n, k). `imr.processes`
+holds hidden Markov processes, `imr.beliefs` and `imr.constrained` what an observer knows of them,
+`imr.nn` flax modules of the learned setting, `imr.metrics` the diagnostics, `imr.train`,
+`imr.checkpoint` and `imr.run` what an experiment needs.
 """
 
+from imr import beliefs as beliefs
+from imr import constrained as constrained
 from imr import metrics as metrics
 from imr import nn as nn
+from imr import processes as processes
 from imr import splitting as splitting
 from imr._checks import DataError as DataError
 from imr._checks import ImrError as ImrError
@@ -16,6 +20,10 @@ from imr.attention import attention_weights as attention_weights
 from imr.attention import cross_attention as cross_attention
 from imr.attention import reverse_attention as reverse_attention
 from imr.attention import self_attention as self_attention
+from imr.beliefs import bayes_filter as bayes_filter
+from imr.beliefs import conditional_entropies as conditional_entropies
+from imr.beliefs import mixed_states as mixed_states
+from imr.constrained import constrained_beliefs as constrained_beliefs
 from imr.depth import DepthIsTime as DepthIsTime
 from imr.depth import depth_is_time as depth_is_time
 from imr.dynamics import gradient_field as gradient_field
@@ -37,6 +45,8 @@ from imr.logits import quadratic_logits as quadratic_logits
 from imr.losses import cross_entropy as cross_entropy
 from imr.losses import feature_loss as feature_loss
 from imr.losses import latent_cross_entropy as latent_cross_entropy
+from imr.processes import Process as Process
+from imr.processes import sample as sample
 from imr.reduced import linear_flow as linear_flow
 from imr.reduced import quadratic_flow as quadratic_flow
 from imr.splitting import lie_step as lie_step

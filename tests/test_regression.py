@@ -78,7 +78,7 @@ def test_noisy_regression_minimises_the_expected_loss():
 
     keys = jax.random.split(jax.random.key(1), 2_000)
     at_fit = jax.vmap(lambda key: gradient(key, theta, bias))(keys)
-    elsewhere = jax.vmap(lambda key: gradient(key, 1.1 * theta, bias))(keys)
+    elsewhere = jax.vmap(lambda key: gradient(key, 1.2 * theta, bias))(keys)
 
     def deviations(draws):
         mean = [jnp.abs(g.mean(axis=0)) for g in draws]

@@ -11,7 +11,7 @@ def matrix(name, array, shape, rows=1):
     check_rank(name, array, 2, shape)
     check_floating(name, array)
     check_at_least(f"the number of rows of {name}", array.shape[0], rows)
-    return widen(array)
+    return widen(jnp.asarray(array))
 
 
 def over_norm(a):
@@ -31,3 +31,12 @@ def unit_rows(z):
     z = z / jnp.where(largest > 0, largest, 1)
     squares = jnp.sum(z**2, axis=1, keepdims=True)
     return z / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+
+
+def pseudo_inverse(directions):
+    """(d, p) of directions (p, d): a vector times it has the coefficients of its part in the span.
+
+    Beliefs sum to one, so that their directions are one fewer than they look: what rounding makes of
+    that one must not be inverted.
+    """
+    return jnp.linalg.pinv(directions, rtol=1e-5)

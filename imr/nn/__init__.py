@@ -4,4 +4,8 @@ from imr.nn.block import MLP as MLP
 from imr.nn.block import Block as Block
 from imr.nn.classifier import Classifier as Classifier
 from imr.nn.flow import FlowBlock as FlowBlock
+from imr.nn.next_token import exact_kl as exact_kl
+from imr.nn.next_token import next_token_loss as next_token_loss
 from imr.nn.patches import PatchBlock as PatchBlock
+from imr.nn.transformer import Record as Record
+from imr.nn.transformer import Transformer as Transformer

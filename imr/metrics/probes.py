@@ -1,0 +1,232 @@
+"""Linear probes of belief states in activations, and what heads write about them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from imr._checks import ImrError, check_at_least, check_axis, check_count, check_rank
+from imr._numerics import matmul, widen
+from imr._typing import AnyArray
+from imr.metrics._arrays import matrix, pseudo_inverse
+
+
+class Probe(NamedTuple):
+    """An affine map from features to targets, $\\hat y = x W + c$.
+
+    Attributes:
+      weight: W, shape (d, s); bias: c, shape (s,).
+      r_squared: share of the targets' weighted variance that it explains, all targets together.
+    """
+
+    weight: Float[Array, "d s"]
+    bias: Float[Array, "s"]
+    r_squared: Float[Array, ""]
+
+    def __call__(self, features: Float[AnyArray, "*b d"]) -> Float[Array, "*b s"]:
+        """The decoded targets, shape (..., s)."""
+        linear = matmul(features.astype(self.weight.dtype), self.weight)
+        return linear + jnp.broadcast_to(self.bias, linear.shape)
+
+
+def fit_probe(
+    features: Float[AnyArray, "n d"],
+    targets: Float[AnyArray, "n s"],
+    weights: Float[AnyArray, "n"],
+    *,
+    ridge: float = 1e-3,
+) -> Probe:
+    r"""Weighted ridge regression of targets on features, both centred.
+
+    $W = (C + \rho \lambda_{max}(C) 1)^{-1} \sum_i w_i \tilde x_i \tilde y_i^T$ with
+    $C = \sum_i w_i \tilde x_i \tilde x_i^T$;
+    $R^2 = 1 - \sum_i w_i |y_i - \hat y_i|^2 / \sum_i w_i |\tilde y_i|^2$. The penalty keeps the
+    probe off directions that float32 activations fill with rounding only.
+
+    Args:
+      features: shape (n, d): activations, one row for each unique prefix.
+      targets: shape (n, s), such as beliefs.
+      weights: shape (n,), not negative: the probabilities of the prefixes. Rows of weight zero
+        take no part, whatever they hold.
+      ridge: $\rho$, in units of the largest eigenvalue of C.
+    Returns: a `Probe`, computed in the wider dtype of features and targets. With the R^2 of
+      constant targets undefined, NaN.
+    Raises: ImrError for shapes that do not fit, negative weights or ridge.
+
+    >>> x = jnp.array([[0.0], [1.0], [2.0]])
+    >>> probe = fit_probe(x, 2 * x + 1, jnp.ones(3), ridge=0.0)
+    >>> probe(jnp.array([[5.0]])).round(3).tolist(), round(probe.r_squared.item(), 3)
+    ([[11.0]], 1.0)
+
+    Reference: arXiv 2502.01954, section 3.
+    """
+    features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
+    check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
+    check_rank("weights", weights, 1, "(n,)")
+    check_axis("weights", weights.shape[0], "features", features.shape[0], "entries")
+    check_at_least("weights", weights, 0)
+    check_at_least("ridge", ridge, 0)
+    return _fit(features, targets, weights, ridge)
+
+
+@jax.jit
+def _fit(features, targets, weights, ridge):
+    dtype = jnp.result_type(features, targets)
+    part = (weights > 0)[:, None]
+    x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
+    w = (weights / jnp.sum(weights)).astype(dtype)
+    mean_x, mean_y = matmul(w, x), matmul(w, y)
+    x, y = x - mean_x[None, :], y - mean_y[None, :]
+    weighed = w[:, None] * x
+    covariance = matmul(x.T, weighed)
+    largest = jnp.linalg.eigvalsh(covariance)[-1]
+    penalty = ridge * largest * jnp.eye(x.shape[1], dtype=dtype)
+    weight = jnp.linalg.solve(covariance + penalty, matmul(weighed.T, y))
+    rest = jnp.sum(w[:, None] * (y - matmul(x, weight)) ** 2)
+    total = jnp.sum(w[:, None] * y**2)
+    r_squared = 1 - rest / jnp.where(total > 0, total, jnp.nan)
+    return Probe(weight, mean_y - matmul(mean_x, weight), r_squared)
+
+
+def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
+    """What one probe leaves unexplained, over what the other does: $(1 - R^2) / (1 - R'^2)$.
+
+    >>> round(residual_ratio(0.9, 0.98).item(), 6)
+    5.0
+    """
+    return (1 - jnp.asarray(r_squared)) / (1 - jnp.asarray(other))
+
+
+def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Where each prefix stands once in the table of all words, `imr.beliefs.all_words`.
+
+    Args:
+      num_tokens: k.
+      length: l of the words.
+      first: the shortest prefixes, 1 to l.
+    Returns: word and position, each of shape (sum of k^d,) for d = first to l, level by level: so
+      `x[word, position]` are the activations (k^l, l, ...) of all unique prefixes.
+    Raises: ImrError where first is not within 1 to l.
+
+    >>> [index.tolist() for index in unique_prefixes(2, 2)]
+    [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]
+    """
+    for name, value in (("num_tokens", num_tokens), ("length", length), ("first", first)):
+        check_count(name, value)
+    if first > length:
+        raise ImrError(f"first must be at most length, {length}; found {first}.")
+    depths = range(first, length + 1)
+    words = [np.arange(num_tokens**d) * num_tokens ** (length - d) for d in depths]
+    positions = [np.full(num_tokens**d, d - 1) for d in depths]
+    return np.concatenate(words), np.concatenate(positions)
+
+
+def lag_gains(
+    decoded: Float[AnyArray, "n s"],
+    vectors: Float[AnyArray, "k s"],
+    words: Int[AnyArray, "n l"],
+    weights: Float[AnyArray, "n"],
+) -> Float[Array, "l"]:
+    r"""How much of each earlier token's vector a decoded belief holds.
+
+    The weighted least squares fit $\hat\eta = c + \sum_{j<l} g_j v_{x_{l-j}}$. Constrained beliefs
+    of `mess3` have $g_j = \lambda^j$.
+
+    Args:
+      decoded: beliefs read out at the last position of each word, shape (n, s).
+      vectors: v of each token, shape (k, s), see `imr.constrained.token_vectors`.
+      words: tokens, shape (n, l).
+      weights: shape (n,), such as the probabilities of the words.
+    Returns: gains g by lag, shape (l,).
+    Raises: ImrError for shapes that do not fit.
+
+    >>> words = jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    >>> v = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+    >>> decoded = v[words[:, 1]] + 0.5 * v[words[:, 0]]
+    >>> lag_gains(decoded, v, words, jnp.ones(4)).round(3).tolist()
+    [1.0, 0.5]
+    """
+    decoded, vectors = matrix("decoded", decoded, "(n, s)"), matrix("vectors", vectors, "(k, s)")
+    check_rank("words", words, 2, "(n, l)")
+    check_axis("words", words.shape[0], "decoded", decoded.shape[0], "rows")
+    check_axis("weights", weights.shape[0], "decoded", decoded.shape[0], "entries")
+    check_axis("vectors", vectors.shape[1], "decoded", decoded.shape[1], "columns")
+    return _gains(decoded, vectors, words, weights)
+
+
+@jax.jit
+def _gains(decoded, vectors, words, weights):
+    dtype = jnp.result_type(decoded, vectors)
+    w = (weights / jnp.sum(weights)).astype(dtype)
+    by_lag = jnp.swapaxes(vectors.astype(dtype)[words[:, ::-1]], 1, 2)  # (n, s, lag)
+    by_lag = by_lag - jnp.einsum("n,nsl->sl", w, by_lag, precision="highest")[None]
+    y = decoded - matmul(w, decoded)[None, :]
+    gram = jnp.einsum("n,nsl,nsm->lm", w, by_lag, by_lag, precision="highest")
+    return jnp.linalg.solve(gram, jnp.einsum("n,nsl,ns->l", w, by_lag, y, precision="highest"))
+
+
+def encoding(
+    features: Float[AnyArray, "n d"], targets: Float[AnyArray, "n s"], weights: Float[AnyArray, "n"]
+) -> Float[Array, "s d"]:
+    """Directions in which features encode targets: least squares of features ON targets, (s, d).
+
+    Targets whose entries sum to one span one dimension less; the solution of least norm is taken.
+
+    >>> y = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> encoding(y @ jnp.array([[3.0, 0.0], [0.0, 0.0]]), y, jnp.ones(2)).round(3).tolist()
+    [[1.5, 0.0], [-1.5, 0.0]]
+    """
+    features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
+    check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
+    check_axis("weights", weights.shape[0], "features", features.shape[0], "entries")
+    return _encoding(features, targets, weights)
+
+
+@jax.jit
+def _encoding(features, targets, weights):
+    dtype = jnp.result_type(features, targets)
+    w = (weights / jnp.sum(weights)).astype(dtype)
+    x, y = features.astype(dtype), targets.astype(dtype)
+    x, y = x - matmul(w, x)[None, :], y - matmul(w, y)[None, :]
+    covariance = matmul(y.T, w[:, None] * y)
+    inverse = jnp.linalg.pinv(covariance, rtol=1e-6, hermitian=True)
+    return matmul(inverse, matmul(y.T, w[:, None] * x))
+
+
+def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]) -> Array:
+    r"""Share of the squared lengths of vectors that lies in the span of directions.
+
+    $\|V P\|^2 / \|V\|^2$, P the projection. Of OV vectors, centred over tokens, and the directions
+    of `encoding`: how much of what heads write is about the belief. Chance is rank / d.
+
+    >>> energy_share(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])).round(2).item()
+    0.36
+    """
+    vectors, directions = widen(jnp.asarray(vectors)), matrix("directions", directions, "(p, d)")
+    check_axis("directions", directions.shape[1], "vectors", vectors.shape[-1], "columns")
+    inside = matmul(matmul(vectors, pseudo_inverse(directions)), directions)
+    return jnp.sum(inside**2) / jnp.sum(vectors**2)
+
+
+def parity_share(attention: Float[AnyArray, "*b l l"]) -> Float[Array, "*b 2"]:
+    """Even and odd share of what the last position's attention gives to the tokens before it.
+
+    The position itself, lag 0, takes no part.
+
+    Args:
+      attention: weights, shape (..., l, l), l at least 2.
+    Returns: shape (..., 2), even lags first; they sum to one.
+    Raises: ImrError where there is no earlier position.
+
+    >>> parity_share(jnp.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.1, 0.3, 0.6]])).round(2).tolist()
+    [0.25, 0.75]
+    """
+    if (length := attention.shape[-1]) < 2:
+        raise ImrError(f"attention must have at least 2 positions; found {length}.")
+    lags = np.arange(length)[::-1]
+    row = attention[..., -1, :]
+    shares = [jnp.sum(row * ((lags > 0) & (lags % 2 == p)), axis=-1) for p in (0, 1)]
+    both = jnp.stack(shares, axis=-1)
+    return both / jnp.sum(both, axis=-1, keepdims=True)

@@ -1,0 +1,98 @@
+"""Learning a process by predicting its next token, and how far from the optimum that came."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, check_count
+from imr._typing import Scalar
+from imr.beliefs import all_words, bayes_filter, next_token_probabilities
+from imr.processes import Process, sample
+
+
+def next_token_loss(
+    model: Callable[[Array], Array],
+    process: Process,
+    key: Any,
+    *,
+    batch_size: int = 128,
+    length: int = 10,
+    soft: bool = False,
+) -> Scalar:
+    r"""Mean cross-entropy, in nats, of a model's predictions along fresh sequences.
+
+    Hard: $-\frac{1}{Bl}\sum \log q(x_{d+1} | x_1 \dots x_d)$. Soft: the sampled next token gives way
+    to its distribution given the tokens before it, the exact Bayes prediction p:
+    $-\frac{1}{Bl}\sum_{d,x} p(x) \log q(x)$, of the same expected gradient and far less noise.
+
+    Args:
+      model: from tokens (b, l) to logits (b, l, k).
+      process: that is learned.
+      key: of this batch.
+      batch_size, length: B sequences of l positions; l + 1 tokens are drawn.
+      soft: whether the targets are Bayes predictions.
+    Returns: a scalar.
+    Raises: ImrError where batch_size or length is no positive integer.
+
+    >>> from imr.processes import mess3
+    >>> model = lambda tokens: jnp.zeros((*tokens.shape, 3))
+    >>> round(next_token_loss(model, mess3(0.15, 0.6), jax.random.key(0)).item(), 4)
+    1.0986
+    """
+    check_count("batch_size", batch_size)
+    check_count("length", length)
+    tokens = sample(process, jax.random.split(key, batch_size), length + 1).tokens
+    log_q = jax.nn.log_softmax(model(tokens[:, :-1]), axis=-1)
+    if soft:
+        beliefs = bayes_filter(process, tokens[:, :-1]).beliefs
+        p = jax.lax.stop_gradient(next_token_probabilities(process, beliefs))
+        return -jnp.mean(jnp.sum(p.astype(log_q.dtype) * log_q, axis=-1))
+    return -jnp.mean(jnp.take_along_axis(log_q, tokens[:, 1:, None], axis=-1))
+
+
+def exact_kl(
+    model: Callable[[Array], Array], process: Process, length: int, *, block: int = 6561
+) -> Float[Array, "l"]:
+    r"""How far a model's predictions are from the optimum, over all prefixes there are.
+
+    $KL_d = \sum_{x_1 \dots x_d} P(x_1 \dots x_d) \,
+    KL(\text{Bayes}(\cdot | x_1 \dots x_d) \| q(\cdot | x_1 \dots x_d))$, in nats. A sampled loss
+    cannot see what this sees: the whole signal of `mess3(0.15, 0.6)` is 0.0094 nats. Of a model in
+    float32 it is right to about 3e-8.
+
+    Args:
+      model: causal, from tokens (b, l) to logits (b, l, k).
+      process: that it predicts.
+      length: l. All k^l words are run, in blocks.
+      block: words at a time.
+    Returns: shape (l,), d = 1 to l.
+    Raises: ImrError where length is no positive integer or the words are more than 2^24.
+
+    >>> from imr.processes import coin
+    >>> exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 2)), coin(0.5), 3).tolist()
+    [0.0, 0.0, 0.0]
+    """
+    check_count("length", length)
+    check_count("block", block)
+    if process.generalised:
+        # Tiny negative probabilities have no logarithm.
+        raise ImrError("process must be hidden Markov; found a generalised one.")
+    words = all_words(process.num_tokens, length)
+
+    def terms(word):
+        filtered = bayes_filter(process, word)
+        alive = jnp.isfinite(filtered.log_probability)[:, None]
+        p = next_token_probabilities(
+            process, jnp.where(alive, filtered.beliefs, process.initial[None])
+        )
+        log_q = jax.nn.log_softmax(model(word[None])[0].astype(p.dtype), axis=-1)
+        log_p = jnp.log(jnp.where(p > 0, p, 1))
+        kl = jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0), axis=-1)
+        # The sum over all that follows a prefix is the weight of the prefix.
+        return jnp.exp(filtered.log_probability[-1]), kl
+
+    weights, kl = jax.lax.map(terms, words, batch_size=min(block, len(words)))
+    return jnp.sum(weights[:, None] * kl, axis=0)

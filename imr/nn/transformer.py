@@ -1,0 +1,175 @@
+"""A small transformer of the standard kind that hands out all it computes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, check_count, is_concrete
+
+# The initialisation of GPT-2.
+_SMALL = nnx.initializers.normal(0.02)
+
+Edit = Callable[[str, int, Array], Array]
+
+
+class Record(NamedTuple):
+    """All that a `Transformer` computes, layers first; `*b` are the leading axes of the tokens.
+
+    Attributes:
+      before, middle, after: residual stream before the attention of each layer, between attention
+        and MLP, and after the MLP, shape (layers, ..., l, d).
+      attention: weights, rows are positions that look, shape (layers, ..., heads, l, l).
+      values: what a position writes into the stream where a head looks at it with weight one, its
+        OV vector, shape (layers, ..., heads, l, d).
+      normed: after the last norm, what the unembedding reads, shape (..., l, d).
+      logits: shape (..., l, k).
+    """
+
+    before: Float[Array, "layers *b l d"]
+    middle: Float[Array, "layers *b l d"]
+    after: Float[Array, "layers *b l d"]
+    attention: Float[Array, "layers *b heads l l"]
+    values: Float[Array, "layers *b heads l d"]
+    normed: Float[Array, "*b l d"]
+    logits: Float[Array, "*b l k"]
+
+
+class _Layer(nnx.Module):
+    """Norm, causal attention, add; norm, MLP, add."""
+
+    def __init__(self, features, heads, head_features, mlp_width, rngs):
+        draw = lambda *shape: nnx.Param(_SMALL(rngs.params(), shape, jnp.float32))  # noqa: E731
+        self.query, self.key, self.value = (draw(heads, features, head_features) for _ in range(3))
+        self.output = draw(heads, head_features, features)
+        self.attention_norm = nnx.LayerNorm(features, rngs=rngs)
+        self.mlp_norm = nnx.LayerNorm(features, rngs=rngs)
+        self.widen = nnx.Linear(features, mlp_width, kernel_init=_SMALL, rngs=rngs)
+        self.narrow = nnx.Linear(mlp_width, features, kernel_init=_SMALL, rngs=rngs)
+
+    def attend(self, x):
+        """Weights (..., h, l, l) and OV vectors (..., h, l, d)."""
+        normed = self.attention_norm(x)
+        queries, keys, values = (
+            jnp.einsum("...ld,hdr->...hlr", normed, w[...])
+            for w in (self.query, self.key, self.value)
+        )
+        scores = jnp.einsum("...hqr,...hkr->...hqk", queries, keys) * queries.shape[-1] ** -0.5
+        causal = np.tri(x.shape[-2], dtype=bool)
+        weights = jax.nn.softmax(scores, axis=-1, where=causal)
+        return weights, jnp.einsum("...hlr,hrd->...hld", values, self.output[...])
+
+    def mlp(self, x):
+        return self.narrow(jax.nn.relu(self.widen(self.mlp_norm(x))))
+
+
+class Transformer(nnx.Module):
+    """Decoder-only, norms before each part, learned positions, ReLU, no biases in the attention.
+
+    Parameters and activations are float32. Weights and embeddings are drawn from N(0, 0.02^2).
+
+    Args:
+      num_tokens: k, the vocabulary.
+      length: the most positions.
+      layers, heads: how many.
+      features: d, the width of the residual stream.
+      head_features: of queries, keys and values of one head.
+      mlp_width: hidden units.
+      rngs: random streams of flax nnx.
+
+    Raises:
+      ImrError: where a size is no positive integer.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = Transformer(3, 10, rngs=nnx.Rngs(0))
+    >>> model(jnp.array([[0, 2, 1]])).shape
+    (1, 3, 3)
+    >>> model.record(jnp.array([0, 2, 1])).attention.shape
+    (1, 1, 3, 3)
+
+    Reference: arXiv 2502.01954, section 3.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        length: int,
+        *,
+        layers: int = 1,
+        heads: int = 1,
+        features: int = 64,
+        head_features: int = 32,
+        mlp_width: int = 256,
+        rngs: nnx.Rngs,
+    ):
+        sizes = {
+            "num_tokens": num_tokens, "length": length, "layers": layers, "heads": heads,
+            "features": features, "head_features": head_features, "mlp_width": mlp_width,
+        }  # fmt: skip
+        for name, value in sizes.items():
+            check_count(name, value)
+        self.num_tokens, self.length = num_tokens, length
+        self.embedding = nnx.Embed(num_tokens, features, embedding_init=_SMALL, rngs=rngs)
+        self.position = nnx.Param(_SMALL(rngs.params(), (length, features), jnp.float32))
+        self.layers = nnx.List(
+            [_Layer(features, heads, head_features, mlp_width, rngs) for _ in range(layers)]
+        )
+        self.norm = nnx.LayerNorm(features, rngs=rngs)
+        self.unembedding = nnx.Linear(
+            features, num_tokens, use_bias=False, kernel_init=_SMALL, rngs=rngs
+        )
+
+    def __call__(self, tokens: Any, edit: Edit | None = None) -> Float[Array, "*b l k"]:
+        """Logits of the token after each position; see `record`."""
+        return self.record(tokens, edit).logits
+
+    def record(self, tokens: Any, edit: Edit | None = None) -> Record:
+        """Runs the model, and returns all that it computes on the way.
+
+        Args:
+          tokens: integers, shape (..., l), l at most `length`.
+          edit: `edit(site, layer, residual)` gives what takes the residual's place at the site
+            "before", "middle" or "after" of that layer: the place for interventions, such as
+            `imr.metrics.replace_along`.
+
+        Raises:
+          ImrError: for tokens that are no integers, out of range, or too many.
+        """
+        tokens = self._checked(tokens)
+        edit = edit or (lambda site, layer, residual: residual)
+        x = self.embedding(tokens) + self.position[...][: tokens.shape[-1]].reshape(
+            (1,) * (tokens.ndim - 1) + (tokens.shape[-1], -1)
+        )
+        columns = []
+        for number, layer in enumerate(self.layers):
+            before = edit("before", number, x)
+            attention, values = layer.attend(before)
+            written = jnp.einsum("...hqk,...hkd->...qd", attention, values)
+            middle = edit("middle", number, before + written)
+            x = edit("after", number, middle + layer.mlp(middle))
+            columns.append((before, middle, x, attention, values))
+        normed = self.norm(x)
+        stacked = (jnp.stack(column) for column in zip(*columns, strict=True))
+        return Record(*stacked, normed=normed, logits=self.unembedding(normed))
+
+    def _checked(self, tokens):
+        dtype = jnp.result_type(tokens)
+        if jnp.ndim(tokens) < 1 or not jnp.issubdtype(dtype, jnp.integer):
+            raise ImrError(
+                f"tokens must be integers of shape (..., l); found {dtype} of shape "
+                f"{np.shape(tokens)}."
+            )
+        if (found := np.shape(tokens)[-1]) > self.length:
+            raise ImrError(f"tokens must have at most {self.length} positions; found {found}.")
+        if is_concrete(tokens) and np.size(tokens):
+            low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))
+            if low < 0 or high >= self.num_tokens:
+                raise ImrError(
+                    f"tokens must lie in 0 to {self.num_tokens - 1}; found {low} to {high}."
+                )
+        return jnp.asarray(tokens)

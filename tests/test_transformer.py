@@ -1,0 +1,180 @@
+"""The transformer against plain numpy, what it learns from, and how far it came, exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import imr
+from imr import processes, train
+from imr.beliefs import all_words, belief_level, next_token_probabilities
+from imr.nn import Transformer, exact_kl, next_token_loss
+from tests.problems import error
+
+MESS3 = processes.mess3(0.15, 0.6)
+SMALL = {"features": 8, "head_features": 4, "mlp_width": 16}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two layers of two heads, weights of order one."""
+    made = Transformer(3, 6, layers=2, heads=2, **SMALL, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(made, nnx.Param)
+    random = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape) + 0.1, leaf.dtype)  # noqa: E731
+    return nnx.merge(graph, jax.tree.map(draw, params))
+
+
+@pytest.fixture(scope="module")
+def words():
+    return np.random.default_rng(1).integers(0, 3, (4, 6))
+
+
+def norm(layer, x):
+    scale, bias = (np.asarray(p[...], float) for p in (layer.scale, layer.bias))
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+
+def test_the_record_is_what_numpy_computes(model, words):
+    record = jax.tree.map(np.asarray, nnx.jit(lambda m, w: m.record(w))(model, words))
+    get = lambda p: np.asarray(p[...], float)  # noqa: E731
+    x = get(model.embedding.embedding)[words] + get(model.position)[None]
+    for l, layer in enumerate(model.layers):
+        assert error(record.before[l], x) < 1e-5
+        y = norm(layer.attention_norm, x)
+        middle = x.copy()
+        for h in range(2):
+            q, k, v = (y @ get(w)[h] for w in (layer.query, layer.key, layer.value))
+            scores = np.where(np.tri(6), q @ np.swapaxes(k, -1, -2) / 2, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            assert error(record.attention[l, :, h], weights) < 1e-5
+            values = v @ get(layer.output)[h]
+            assert error(record.values[l, :, h], values) < 1e-5
+            middle += weights @ values
+        assert error(record.middle[l], middle) < 1e-5
+        hidden = norm(layer.mlp_norm, middle) @ get(layer.widen.kernel) + get(layer.widen.bias)
+        x = middle + np.maximum(hidden, 0) @ get(layer.narrow.kernel) + get(layer.narrow.bias)
+        assert error(record.after[l], x) < 1e-5
+    assert error(record.normed, norm(model.norm, x)) < 1e-5
+    assert error(record.logits, record.normed @ get(model.unembedding.kernel)) < 1e-5
+    assert record.logits.dtype == np.float32
+
+
+def test_no_position_sees_a_later_one(model, words):
+    run = nnx.jit(lambda m, w: m(w))
+    changed = words.copy()
+    changed[:, 3:] = (changed[:, 3:] + 1) % 3
+    before, after = np.asarray(run(model, words)), np.asarray(run(model, changed))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert (abs(before - after)[:, 3:].max(axis=(0, 2)) > 1e-3).all()
+    np.testing.assert_allclose(run(model, words[:, :3]), before[:, :3], atol=1e-5)
+
+
+def test_edits_take_the_place_of_the_residual(model, words):
+    """Replaced by another word's middle, the rest of the model runs on that word."""
+    run = nnx.jit(lambda m, w, x: m.record(w, lambda site, layer, r: x if (site, layer) == ("middle", 1) else r))  # fmt: skip
+    plain = nnx.jit(lambda m, w: m.record(w))
+    other = plain(model, words[::-1])
+    edited = run(model, words, other.middle[1])
+    np.testing.assert_array_equal(edited.logits, other.logits)
+    np.testing.assert_array_equal(edited.middle[0], plain(model, words).middle[0])
+
+
+def bayes(process, length):
+    """A model that predicts as Bayes does: its KL is zero."""
+
+    def logits(tokens):
+        beliefs = imr.bayes_filter(process, tokens).beliefs
+        return jnp.log(next_token_probabilities(process, beliefs))
+
+    return logits
+
+
+def test_exact_kl_of_the_optimum_is_zero_and_of_others_is_known():
+    assert abs(exact_kl(bayes(MESS3, 5), MESS3, 5)).max() < 1e-14
+    found = exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 3)), MESS3, 5, block=7)
+    entropies = np.asarray(imr.conditional_entropies(MESS3, 5))[1:]
+    np.testing.assert_allclose(found, np.log(3) - entropies, atol=1e-13)
+    # Words of probability zero weigh nothing.
+    z1r = processes.z1r(0.5)
+    found = exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 2)), z1r, 4)
+    entropies = np.asarray(imr.conditional_entropies(z1r, 4))[1:]
+    np.testing.assert_allclose(found, np.log(2) - entropies, atol=1e-13)
+
+
+def test_both_losses_have_the_same_mean_and_soft_ones_less_spread():
+    logits = lambda tokens: jnp.stack([0.3 * tokens, 0.1 * tokens**2, 0.2 - tokens], -1)  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 400)
+
+    @jax.jit
+    def losses(keys):
+        def loss(key, soft):
+            return next_token_loss(logits, MESS3, key, batch_size=16, length=4, soft=soft)
+
+        return jnp.stack([jax.vmap(lambda key, s=s: loss(key, s))(keys) for s in (False, True)])
+
+    hard, soft = np.asarray(losses(keys))
+    level = belief_level(MESS3, 4)
+    words, p = np.asarray(all_words(3, 4)), np.asarray(level.probabilities)
+    log_q = np.asarray(jax.nn.log_softmax(logits(jnp.asarray(words)), axis=-1))
+    predicted = np.asarray(next_token_probabilities(MESS3, imr.bayes_filter(MESS3, words).beliefs))
+    wanted = -np.sum(p[:, None] * (predicted * log_q).sum(-1)) / 4
+    for found in (hard, soft):
+        assert abs(found.mean() - wanted) < 5 * found.std() / np.sqrt(len(found))
+    assert soft.std() < 0.9 * hard.std()
+
+
+@pytest.mark.slow
+def test_a_small_net_learns_towards_bayes():
+    """Two seeds in one program: from the unigram's KL to a hundredth of it."""
+    make = lambda key: Transformer(3, 6, rngs=nnx.Rngs(key))  # noqa: E731
+    graph = nnx.split(make(0), nnx.Param)[0]
+    process = jax.tree.map(lambda x: x.astype(jnp.float32), MESS3)
+
+    def loss(params, hyper, data, batch, key):
+        return next_token_loss(nnx.merge(graph, params), data, key, length=6, soft=True)
+
+    init = lambda key: nnx.state(make(key), nnx.Param)  # noqa: E731
+    states = train.init_states(init, optax.adam(1e-3), jax.random.split(jax.random.key(0), 2))
+    chunk = train.make_chunk(loss, optax.adam(1e-3), lambda data, key, step: jnp.zeros(300))
+    kl = jax.jit(jax.vmap(lambda params: exact_kl(nnx.merge(graph, params), MESS3, 6).mean()))
+    before = kl(states.params)
+    states = train.fit(chunk, states, jnp.zeros(2), process, num_steps=600)
+    assert (np.asarray(kl(states.params)) < 0.01 * np.asarray(before)).all()
+
+
+def test_lowering_for_other_platforms(model, words):
+    graph, params = nnx.split(model, nnx.Param)
+
+    def loss(params, transitions, key):
+        process = processes.Process(transitions, jnp.full(3, 1 / 3))
+        return next_token_loss(nnx.merge(graph, params), process, key, length=4, soft=True)
+
+    key = jax.random.key_data(jax.random.key(0))
+    function = lambda p, t, k: jax.grad(loss)(p, t, jax.random.wrap_key_data(k))  # noqa: E731
+    exported = jax.export.export(jax.jit(function), platforms=["tpu", "cuda", "cpu"])(
+        params, MESS3.transitions, key
+    )
+    assert exported.platforms == ("tpu", "cuda", "cpu")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors(model):
+    with pytest.raises(imr.ImrError, match="heads must be an integer of at least 1; found 0"):
+        Transformer(3, 6, heads=0, rngs=nnx.Rngs(0))
+    with pytest.raises(imr.ImrError, match="at most 6 positions; found 7"):
+        model(jnp.zeros((1, 7), int))
+    with pytest.raises(imr.ImrError, match="0 to 2; found 0 to 3"):
+        model(jnp.array([0, 3]))
+    with pytest.raises(imr.ImrError, match="tokens must be integers"):
+        model(jnp.zeros(3))
+    with pytest.raises(imr.ImrError, match="length must be an integer of at least 1; found 0"):
+        next_token_loss(model, MESS3, jax.random.key(0), length=0)
+    with pytest.raises(imr.ImrError, match="generalised"):
+        exact_kl(model, processes.tom_quantum(1.0, 4.0), 3)
+    with pytest.raises(imr.ImrError, match="length must keep"):
+        exact_kl(model, MESS3, 20)
