@@ -1,0 +1,57 @@
+"""The way in: `python -m experiments.beliefs`."""
+
+import sys
+
+import jax
+
+from experiments.beliefs import acceptance, theory
+from experiments.beliefs.config import Config, check, plan, shrink
+from experiments.beliefs.measures import measure, truth
+from experiments.beliefs.nets import initial, train_net
+from experiments.beliefs.report import draw_nets, draw_theory, report
+from imr.console import run_main
+from imr.run import RunFolder, open_run
+
+
+def main(config: Config) -> int:
+    """Do trained transformers carry out constrained belief updates, as predicted?"""
+    check(config)
+    run = open_run("beliefs", config, out=config.out, overwrite=config.overwrite)
+    if run.finished:
+        sys.stderr.write(f"This configuration has already run; its results, from {run.path}:\n")
+    else:
+        with jax.enable_x64(True):  # the theory; nets are float32 all the same
+            work(shrink(config) if config.smoke else config, run)
+    print((run.path / "table.md").read_text(encoding="utf-8"))
+    for figure in sorted(run.figures.glob("*.png")):
+        print(f"figure: {figure}")
+    print(f"every row, as data: {run.path / 'summary.json'}")
+    summary = run.summary()
+    failures = [row for row in (*summary["theory"], *summary["table"]) if not row["passed"]]
+    for row in failures:
+        sys.stderr.write(f"failed: {row['id']}, {row['check']}, must be {row['must be']}\n")
+    # A net of a smoke run has learned too little for any verdict.
+    return 1 if failures and not config.smoke else 0
+
+
+def work(config: Config, run: RunFolder) -> None:
+    """Checks the theory, trains and measures the nets, and writes tables and figures."""
+    exact = theory.rows()
+    draw_theory(run)
+    measured: acceptance.Measured = {}
+    for net, targets, steps in plan(config):
+        known = truth(net)
+        kinds = {targets: train_net(config, run, net, targets, steps)}
+        if (net.name, "untrained") not in measured:
+            kinds["untrained"] = initial(config, net, steps).params
+        for kind, params in kinds.items():
+            seeds = (jax.tree.map(lambda x, s=s: x[s], params) for s in range(config.seeds))
+            measured[net.name, kind] = [measure(net, each, known) for each in seeds]
+        draw_nets(run, net, targets, measured, known)
+    kinds = dict.fromkeys(targets for _, targets, _ in plan(config))
+    rows = [row for kind in kinds for row in acceptance.rows(acceptance.lines(kind), measured)]
+    run.finish({"theory": exact, "table": rows}, report(config, exact, rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main, Config))

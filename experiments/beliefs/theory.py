@@ -1,0 +1,182 @@
+"""The rows of the table that need no training: equations against each other and known numbers."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.beliefs.config import LENGTH, ONE, TWO
+from experiments.beliefs.measures import truth
+from imr import bayes_filter, conditional_entropies, constrained_beliefs, processes, sample
+from imr.beliefs import all_words, belief_level, count_mixed_states
+from imr.constrained import (
+    additive_filter,
+    apply_heads,
+    one_head_attention,
+    token_vectors,
+    two_head_attention,
+)
+
+# h_1, h_2, h_10, their mean over 1 to 10, distinct mixed states up to length 10.
+KNOWN: dict[str, tuple[Any, ...]] = {
+    "Mess3(.15, .6)": (lambda: ONE.process, 1.09107, 1.08939, 1.08888821, 1.0891714990, 88573),
+    "Mess3(.5, .6)": (lambda: TWO.process, 1.09202, 1.09066, 1.09028621, 1.0905069054, 88573),
+    "Z1R(.5)": (lambda: processes.z1r(0.5), 0.63651, 0.46210, np.log(2) / 3, 0.2947004770, 7),
+    "RRXOR(.5, .5)": (
+        lambda: processes.rrxor(0.5, 0.5),
+        0.69315,
+        0.63651,
+        0.50334,
+        0.5781850790,
+        36,
+    ),
+    "golden mean(.5)": (
+        lambda: processes.golden_mean(0.5),
+        0.46210,
+        0.46210,
+        0.46210,
+        0.4620981204,
+        3,
+    ),
+}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Flat rows of the theory, in float64."""
+    return list(_filters()) + list(_stationary()) + list(_entropies()) + list(_attention())
+
+
+def _row(id: str, check: str, value: Any, limit: float, role="claim"):
+    """A claim's value is at most the limit; a control's is above it."""
+    must_exceed = role == "control"
+    return {
+        "id": id,
+        "check": check,
+        "role": role,
+        "value": float(value),
+        "must be": f"{'>' if must_exceed else '≤'} {limit:g}",
+        "passed": bool(value > limit if must_exceed else value <= limit),
+    }
+
+
+def _largest(a, b) -> float:
+    """Largest difference over the largest entry."""
+    return float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / np.max(np.abs(np.asarray(b))))
+
+
+def _filters() -> Iterator[dict[str, Any]]:
+    words = all_words(3, LENGTH)
+    scan = bayes_filter(ONE.process, words)
+    level = belief_level(ONE.process, LENGTH)
+    yield _row(
+        "T1", "scan - tree, all words of 10", _largest(scan.beliefs[:, -1], level.beliefs), 1e-12
+    )
+    tokens = sample(ONE.process, jax.random.key(0), 5000).tokens
+    one, other = (bayes_filter(ONE.process, tokens, method=m) for m in ("scan", "associative"))
+    yield _row(
+        "T1", "scan - associative scan, 5,000 tokens", _largest(other.beliefs, one.beliefs), 1e-12
+    )
+    difference = np.max(np.abs(one.log_probability - other.log_probability))
+    yield _row("T1", "the same, log-probability", difference, 1e-9)
+    plain = ONE.process.transitions.astype(jnp.float32)[tokens[:500]]
+    product = jax.lax.associative_scan(jnp.matmul, plain)[-1]
+    yield _row("T1", "unscaled float32 product underflows to", jnp.max(product), 0.0)
+
+
+def _stationary() -> Iterator[dict[str, Any]]:
+    process = processes.z1r(0.5)
+    chain = np.asarray(process.transitions).sum(0)
+    pi = np.asarray(process.stationary)
+    yield _row("T2", "pi A - pi of Z1R, period 3", np.abs(pi @ chain - pi).max(), 1e-12)
+    power = np.eye(3)[0] @ np.linalg.matrix_power(chain, 10_000)
+    yield _row(
+        "T2", "the same by power iteration", np.abs(power @ chain - power).max(), 1e-12, "control"
+    )
+
+
+def _entropies() -> Iterator[dict[str, Any]]:
+    for name, (make, *known, states) in KNOWN.items():
+        process = make()  # in float64 by now
+        h = np.asarray(conditional_entropies(process, 10))
+        error = max(abs(a - b) for a, b in zip((h[1], h[2], h[10]), known, strict=False))
+        yield _row("T3", f"h_1, h_2, h_10 of {name}", error, 1e-5)
+        yield _row("T3", f"mean of h_1 to h_10 of {name}", abs(h[1:].mean() - known[3]), 1e-9)
+        count = count_mixed_states(process, 10)
+        yield _row("T3", f"mixed states of {name}: {count}, not {states}", abs(count - states), 0)
+    # Read the wrong way round, T[x] is no process: its rows do not sum to one.
+    turned = np.swapaxes(np.asarray(processes.rrxor(0.5, 0.5).transitions), 1, 2)
+    error = abs(_plain_mean_entropy(turned) - KNOWN["RRXOR(.5, .5)"][4])
+    yield _row("T3", "mean of RRXOR with T[x] transposed", error, 1e-9, "control")
+
+
+def _plain_mean_entropy(t: np.ndarray) -> float:
+    """Mean of h_1 to h_10 from products of matrices, without a look at what they are."""
+    chain = t.sum(0)
+    chain = chain / chain.sum(1, keepdims=True)
+    words = np.linalg.matrix_power((np.eye(len(chain)) + chain) / 2, 200)[:1]
+    blocks = []
+    for _ in range(11):
+        words = np.einsum("ni,kij->nkj", words, t).reshape(-1, len(chain))
+        p = words.sum(1)
+        p = p[p > 0] / p.sum()
+        blocks.append(-np.sum(p * np.log(p)))
+    return float(np.mean(np.diff(blocks)))
+
+
+def _attention() -> Iterator[dict[str, Any]]:
+    words = all_words(3, 7)
+    wanted = np.asarray(constrained_beliefs(ONE.process, words))
+    for method in ("kernel", "spectral"):
+        found = np.asarray(constrained_beliefs(ONE.process, words, method=method))
+        yield _row("T5", f"recursive - {method}", _largest(found, wanted), 1e-12)
+    yield _row("T5", "without + pi", _largest(wanted - 1 / 3, wanted), 1e-12, "control")
+    found = apply_heads(ONE.process, words, one_head_attention(ONE.decay, 7))
+    yield _row("T7", "one head - constrained beliefs", _largest(found, wanted - 1 / 3), 1e-12)
+    # A pattern lambda^(d-s) / Z_d with one value for all positions is not the constrained belief.
+    naive = lambda d: ONE.decay ** np.arange(d) / np.sum(ONE.decay ** np.arange(d))  # noqa: E731
+    yield _row("T7", "R2 of the naive pattern", _pooled(ONE, naive), 0.96)
+    wanted = np.asarray(constrained_beliefs(TWO.process, words))[:, 1:] - 1 / 3
+    found = np.asarray(apply_heads(TWO.process, words, two_head_attention(TWO.decay, 7)))[:, 1:]
+    yield _row("T8", "two heads - constrained beliefs, d >= 2", _largest(found, wanted), 1e-12)
+    odd = lambda d: np.array([float(lag in (0, 1, 3, 5, 7, 9)) for lag in range(d)])  # noqa: E731
+    best = _pooled(TWO, odd, free=True)
+    yield _row("T8", "R2 of the best single head - 0.9625", abs(best - 0.9625), 1e-3)
+    for net, pole in ((ONE, 0.4666), (TWO, -0.4233)):
+        found = additive_filter(net.decay, 0.4).pole
+        yield _row(
+            "T9", f"pole of the best additive filter {found:.4f} - {pole}", abs(found - pole), 5e-4
+        )
+        yield _row(
+            "T9", f"the decay {net.decay:.2f} - pole", abs(found - net.decay), 0.015, "control"
+        )
+
+
+def _pooled(net, pattern: Callable[[int], np.ndarray], free: bool = False) -> float:
+    """R2 of constrained beliefs from a pattern over lags, all prefixes with one linear map.
+
+    free: each lag that the pattern holds has a weight of its own, fitted.
+    """
+    known, lags = truth(net), np.zeros((LENGTH, LENGTH))
+    for d in range(LENGTH):
+        lags[d, : d + 1] = pattern(d + 1)
+    steps = known.position[:, None] - np.arange(LENGTH)[None, :]
+    tokens = known.words[known.word[:, None], np.maximum(steps, 0)]
+    v = np.where((steps >= 0)[..., None], np.asarray(token_vectors(net.process))[tokens], 0.0)
+    v = v * lags[known.position][..., None]
+    y, w = known.constrained - 1 / 3, known.probability
+    if free:
+        used = np.flatnonzero(lags.any(axis=0))
+        x, y, w = (
+            np.swapaxes(v[:, used], 1, 2).reshape(-1, len(used)),
+            y.reshape(-1, 1),
+            np.repeat(w, 3),
+        )
+    else:
+        x = v.sum(axis=1)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    root = np.sqrt(w)[:, None]
+    rest = y - x @ np.linalg.lstsq(root * x, root * y, rcond=None)[0]
+    centred = y - np.average(y, axis=0, weights=w)
+    return float(1 - np.sum(w[:, None] * rest**2) / np.sum(w[:, None] * centred**2))
