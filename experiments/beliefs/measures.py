@@ -60,13 +60,17 @@ def sites(layers: int) -> list[str]:
 
 @partial(jax.jit, static_argnames="graph")
 def _run(graph, params, words, weights, word, position):
-    """Activations at all sites of each unique prefix, mean attention, KL at each position."""
+    """Activations at all sites of each unique prefix; mean attention; the standard deviation over
+    words of what the last position pays attention to in the first layer."""
     record = nnx.merge(graph, params).record(words)
     layers = len(record.middle)
     inner = [x[l] for l in range(layers) for x in (record.middle, record.after)]
     activations = [x[word, position] for x in (record.before[0], *inner, record.normed)]
+    weights = weights / jnp.sum(weights)
     attention = jnp.einsum("b,lbhqk->lhqk", weights, record.attention)
-    return activations, attention / jnp.sum(weights)
+    deviation = record.attention[0, :, :, -1] - attention[0, None, :, -1]
+    spread = jnp.sqrt(jnp.einsum("b,bhk->hk", weights, deviation**2))
+    return activations, attention, spread
 
 
 @partial(jax.jit, static_argnames="graph")
@@ -88,7 +92,9 @@ def measure(net: Net, params: Any, known: Truth) -> dict[str, Any]:
     graph = graph_of(net)
     kl = np.asarray(_kl(graph, params, net.process))
     weights = jnp.asarray(known.weights, jnp.float32)
-    activations, attention = _run(graph, params, known.words, weights, known.word, known.position)
+    activations, attention, spread = _run(
+        graph, params, known.words, weights, known.word, known.position
+    )
     depth = known.position + 1
     pooled, later = depth >= POOLED, depth >= 2
     targets = {"bayes": known.bayes, "constrained": known.constrained}
@@ -118,6 +124,7 @@ def measure(net: Net, params: Any, known: Truth) -> dict[str, Any]:
         "r2_by_site": by_site,
         "r2_shuffled": float(fit(middle, known.constrained[shuffled], pooled).r_squared),
         "attention": np.asarray(attention),
+        "attention_spread": float(spread.max()),
         "gains": np.asarray(gains),
         "parity": np.asarray(metrics.parity_share(attention[0])),
         "ov_along": along,

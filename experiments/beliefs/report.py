@@ -14,7 +14,12 @@ from imr.run import RunFolder
 _CORRELATION = 0.4  # (3a - 1) / 2 at a = 0.6
 
 
-def report(config: Config, exact: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+def report(
+    config: Config,
+    exact: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    spreads: list[dict[str, Any]],
+) -> str:
     """The tables to read, in Markdown."""
     shown = [
         {
@@ -43,6 +48,9 @@ def report(config: Config, exact: list[dict[str, Any]], rows: list[dict[str, Any
             "their probability. A claim holds where every seed shows it; a control must show what "
             f"refutes the claim. {len(rows)} rows. {verdict}",
             acceptance.markdown(rows),
+            "What is predicted of heads takes their attention to be content-free. Spread: the largest "
+            f"standard deviation over words of a weight of position {LENGTH}, first layer.",
+            markdown_table(spreads, formats=dict.fromkeys(list(spreads[0])[3:], ".2g")),
         ]
     if config.smoke:
         parts.append("A smoke run: nets have learned too little for the verdicts to mean anything.")
@@ -124,6 +132,15 @@ def draw_nets(
             if (n.name, targets) in measured
         }
         decays = {n.title: n.decay for n in (ONE, TWO, LACKING)}
+        signs = {
+            n.title: np.array([one["ov_along"] for one in measured[n.name, targets]])
+            for n in (ONE, TWO, LACKING)
+            if (n.name, targets) in measured
+        }
+        figure = figures.signs_by_position(
+            signs, title="What heads write, by position; dotted: the second head"
+        )
+        run.save_figure(f"ov_by_position_{targets}", figure, **signs)
         figure = figures.gains_by_lag(
             gains, decays, title="Gains of earlier tokens in the middle residual"
         )

@@ -3,8 +3,12 @@
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imr.run import RunFolder
 
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
@@ -13,6 +17,8 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 class Config:
     """Flags of the benchmark."""
 
+    parts: tuple[str, ...] = ("linear", "beliefs")
+    """What to time: linear (the flow of the linear model), beliefs."""
     n: int = 8000
     """Rows of Z."""
     features: int = 784
@@ -27,6 +33,8 @@ class Config:
     """Absolute tolerance."""
     scales: tuple[float, ...] = (1.0, 4.0, 16.0)
     """Root mean square lengths of the rows of theta: longer rows make a faster, stiffer flow."""
+    depth: int = 9
+    """Length of the words, all 3^depth of them, whose constrained beliefs are timed."""
     repetitions: int = 7
     """Rounds; in each, every way runs once, warm, one after the other."""
     all_cores: bool = False
@@ -42,25 +50,52 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Times the exact reduced flow against the full one, by autodiff and in closed form."""
-    from experiments.bench.linear import measure
+    """Times what imr does against the plain ways to the same results."""
     from imr.run import open_run
 
     check(config)
     run = open_run("bench", config, out=config.out, overwrite=config.overwrite)
     if not run.finished:
-        measure(config, run, machine(config))
+        measure(shrink(config) if config.smoke else config, run)
     print((run.path / "table.md").read_text(encoding="utf-8"))
     print(f"every time, in seconds: {run.path / 'summary.json'}")
+
+
+def measure(config: Config, run: "RunFolder") -> None:
+    """Times every part and writes the tables."""
+    from experiments.bench import beliefs, linear
+    from imr.console import markdown_table
+
+    parts = {"linear": linear, "beliefs": beliefs}
+    summary, texts = (
+        {},
+        [
+            f"Warm, median of {config.repetitions} rounds; {machine(config)}. `times ...`: median over "
+            "rounds of the ratio in one round."
+        ],
+    )
+    for name in config.parts:
+        words, summary[name] = parts[name].measure(config)
+        shown = [{k: v for k, v in row.items() if k != "seconds"} for row in summary[name]]
+        columns = dict.fromkeys(key for row in shown for key in row)
+        texts += [words, markdown_table(shown, columns, formats=parts[name].FORMATS)]
+    run.finish({**summary, "machine": machine(config)}, "\n\n".join(texts))
+
+
+def shrink(config: Config) -> Config:
+    """The smoke version."""
+    return replace(config, n=200, features=50, repetitions=2, scales=config.scales[:1], depth=4)
 
 
 def check(config: Config) -> None:
     """Refuses what makes no benchmark."""
     from imr import ImrError
 
-    for name in ("n", "features", "classes", "repetitions", "t1", "rtol", "atol"):
+    for name in ("n", "features", "classes", "depth", "repetitions", "t1", "rtol", "atol"):
         if not getattr(config, name) > 0:
             raise ImrError(f"--{name} must be positive; found {getattr(config, name)}.")
+    if not config.parts or not set(config.parts) <= {"linear", "beliefs"}:
+        raise ImrError(f"--parts must be among linear, beliefs; found {config.parts}.")
     if not config.scales or min(config.scales) <= 0:
         raise ImrError(f"--scales takes one or more positive lengths; found {config.scales}.")
 
