@@ -23,7 +23,12 @@ def run(process, words, level_words):
     return scan, tree
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+FEW = ("mess3", "zero_one_random", "rrxor", "post_quantum", "mixture", "begin")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in PROCESSES]
+)
 def test_t1_scan_is_associative_scan_is_tree(name):
     process = PROCESSES[name]
     k = process.num_tokens
@@ -88,6 +93,7 @@ def test_a_hundred_thousand_tokens_in_float32_and_float64():
     assert abs(found.log_probability[-1] / log_p - 1) < 1e-5
 
 
+@pytest.mark.slow
 def test_rows_of_a_product_scale_each_for_itself():
     """A likely part must not drown an unlikely one that later tokens make the likely one."""
     both = processes.mixture([processes.coin(0.999), processes.coin(0.001)])
@@ -209,6 +215,7 @@ def test_entropies_known_on_paper():
     assert beliefs.entropy_rate(PROCESSES["post_quantum"], 4).lower == 0
 
 
+@pytest.mark.slow
 def test_many_sequences_maps_gradients_and_export():
     tokens = processes.sample(MESS3, jax.random.split(jax.random.key(0), 10_000), 100).tokens
     found = beliefs.bayes_filter(MESS3, tokens)

@@ -20,8 +20,8 @@ SMALL = {"features": 8, "head_features": 4, "mlp_width": 16}
 @pytest.fixture(scope="module")
 def model():
     """Two layers of two heads, weights of order one."""
-    made = Transformer(3, 6, layers=2, heads=2, **SMALL, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(made, nnx.Param)
+    make = lambda: Transformer(3, 6, layers=2, heads=2, **SMALL, rngs=nnx.Rngs(0))  # noqa: E731
+    graph, params = nnx.split(nnx.eval_shape(make), nnx.Param)
     random = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape) + 0.1, leaf.dtype)  # noqa: E731
     return nnx.merge(graph, jax.tree.map(draw, params))
