@@ -97,6 +97,27 @@ def check_count(name, value):
         raise ImrError(f"{name} must be an integer of at least 1; found {value!r}.")
 
 
+def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:
+    """Tokens as integers (..., l), of 0 to num_tokens - 1 where they are concrete."""
+    if not isinstance(tokens, jax.Array):
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as error:
+            raise ImrError(f"tokens must be integers of shape (..., l): {error}.") from None
+        if tokens.size == 0 and tokens.dtype == float:  # an empty list
+            tokens = tokens.astype(np.int32)
+    if jnp.ndim(tokens) < 1 or tokens.dtype.kind not in "iu":
+        raise ImrError(
+            f"tokens must be integers of shape (..., l); found {tokens.dtype} of shape "
+            f"{np.shape(tokens)}."
+        )
+    if is_concrete(tokens) and np.size(tokens):
+        low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))
+        if low < 0 or high >= num_tokens:
+            raise ImrError(f"tokens must lie in 0 to {num_tokens - 1}; found {low} to {high}.")
+    return jnp.asarray(tokens)
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Demands one of the known names."""
     if value not in choices:

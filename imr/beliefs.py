@@ -4,6 +4,7 @@ The one convention of alignment: the belief at position d is AFTER token d, and 
 from it is for token d + 1. States are row vectors; $T_x$, A, $\pi$, w as in `imr.processes`.
 """
 
+import math
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import ImrError, check_choice, is_concrete
+from imr._checks import ImrError, as_tokens, check_choice, check_count, check_finite, is_concrete
 from imr._numerics import matmul
-from imr.processes.process import Process, bare, check_tokens, is_unifilar
+from imr.processes.process import Process, bare, is_unifilar
 
 # Enumerations beyond this many words do not end.
 MOST_WORDS = 2**24
@@ -61,13 +62,25 @@ def bayes_filter(
     Reference: arXiv 2502.01954, section 2.
     """
     check_choice("method", method, ("scan", "associative"))
-    tokens = check_tokens(process, tokens)
+    tokens = as_tokens(tokens, process.num_tokens)
     if initial is not None and np.shape(initial) != (process.num_states,):
         raise ImrError(
             f"initial must have shape ({process.num_states},), one entry for each state; "
             f"found {np.shape(initial)}."
         )
+    if initial is not None and is_concrete(initial, process):
+        _check_start(process, np.asarray(initial))
     return Filtered(*_filter(bare(process), tokens, initial, method == "associative"))
+
+
+def _check_start(process, initial):
+    check_finite("initial", initial)
+    total = float(initial @ np.asarray(process.right))
+    if abs(total - 1) > 1e-5 or (not process.generalised and initial.min() < 0):
+        raise ImrError(
+            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} and "
+            f"the sum {total:g}."
+        )
 
 
 def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
@@ -93,6 +106,7 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     >>> next_token_probabilities(golden_mean(0.5), jnp.array([1.0, 0.0])).tolist()
     [0.5, 0.5]
     """
+    beliefs = jnp.asarray(beliefs)
     if not jnp.ndim(beliefs) or jnp.shape(beliefs)[-1] != process.num_states:
         raise ImrError(
             f"beliefs must have shape (..., {process.num_states}); found {jnp.shape(beliefs)}."
@@ -118,21 +132,23 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
     """
     if process.generalised:
         raise ImrError("process must be hidden Markov to be smoothed; found a generalised one.")
-    return _smooth(bare(process), check_tokens(process, tokens))
+    return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
 
 
 def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
     """All k^l words in lexicographic order, the first token most significant, shape (k^l, l).
 
-    Raises: ImrError where the words are more than 2^24.
+    Raises: ImrError where the words are more than 2^24, or an argument is no positive integer.
 
     >>> all_words(2, 2).tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
+    check_count("num_tokens", num_tokens)
+    check_count("length", length)
     if num_tokens**length > MOST_WORDS:
         raise ImrError(f"length must keep {num_tokens}^length below {MOST_WORDS}; found {length}.")
-    digits = np.indices((num_tokens,) * length).reshape(length, num_tokens**length)
-    return jnp.asarray(digits.T, jnp.int32)
+    numbers, places = np.arange(num_tokens**length), num_tokens ** np.arange(length)[::-1]
+    return jnp.asarray(numbers[:, None] // places[None, :] % num_tokens, jnp.int32)
 
 
 class Level(NamedTuple):
@@ -186,8 +202,8 @@ def block_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
     >>> block_entropies(coin(0.5), 2).round(3).tolist()
     [0.0, 0.693, 1.386]
     """
+    _check_depth(process, depth, enumerates=False)
     if depth == 0:
-        _check_depth(process, depth)
         return jnp.zeros(1, process.transitions.dtype)
     return jnp.pad(jnp.cumsum(conditional_entropies(process, depth - 1)), (1, 0))
 
@@ -217,8 +233,8 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
 
     Reference: Cover and Thomas, Elements of Information Theory, Theorem 4.5.1.
     """
-    _check_depth(process, depth)
     unifilar = not process.generalised and is_unifilar(process)
+    _check_depth(process, depth, enumerates=not unifilar)
     process = bare(process)
     if process.generalised:
         upper = _entropies(process, process.stationary, depth)[-1]
@@ -362,7 +378,7 @@ def _log(p):
 @partial(jax.jit, static_argnames="associative")
 def _filter(process, tokens, initial, associative):
     start = process.initial if initial is None else jnp.asarray(initial, process.initial.dtype)
-    flat = tokens.reshape(-1, tokens.shape[-1])
+    flat = tokens.reshape(math.prod(tokens.shape[:-1]), tokens.shape[-1])
     least = _least(process, start.dtype)
     if associative:
         beliefs, log_probability = jax.vmap(partial(_associative, process, start))(flat)
@@ -443,9 +459,8 @@ def _smooth(process, tokens):
     return both / jnp.sum(both, axis=-1, keepdims=True)
 
 
-def _grow(process, start, depth):
-    """Unnormalised beliefs of all words of a length: mu T_x1 ... T_xd."""
-    words = start[None, :]
+def _grow(process, words, depth):
+    """Unnormalised beliefs of all words so much longer: mu T_x1 ... T_xd."""
     for _ in range(depth):
         both = jnp.einsum("ni,kij->nkj", words, process.transitions, precision="highest")
         words = both.reshape(-1, process.num_states)
@@ -454,7 +469,7 @@ def _grow(process, start, depth):
 
 @partial(jax.jit, static_argnames="depth")
 def _level(process, depth):
-    words = _grow(process, process.initial, depth)
+    words = _grow(process, process.initial[None, :], depth)
     p = matmul(words, process.right)
     p = jnp.where(p > _least(process, p.dtype) * jnp.max(p), p, 0)
     return words / jnp.where(p > 0, p, jnp.nan)[:, None], p
@@ -465,9 +480,7 @@ def _entropies(process, start, depth):
     readout = matmul(process.transitions, process.right).T
     words, found = start[None, :], []
     for d in range(depth + 1):
-        if d:
-            both = jnp.einsum("ni,kij->nkj", words, process.transitions, precision="highest")
-            words = both.reshape(-1, process.num_states)
+        words = _grow(process, words, min(d, 1))
         joint = matmul(words, readout)
         total = jnp.sum(joint, axis=1, keepdims=True)
         positive = (joint > 0) & (total > 0)

@@ -5,7 +5,8 @@ the chain: $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$. The eigenvalues of A
 attention patterns, values and number of heads a trained layer should have.
 
 Rows of $\eta$ are normalised and may leave the simplex. The ansatz is about the sum over tokens,
-and silent elsewhere: where $v_x A = 0$, as for `rrxor`, it knows of the last token only.
+and silent elsewhere: where $v_x A = 0$, as for `rrxor`, it knows of the last token only; where the
+chain is periodic, as for `zero_one_random`, what tokens say never decays and the sum grows.
 """
 
 from functools import partial
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
-from imr._checks import ImrError, check_choice, is_concrete
+from imr._checks import ImrError, as_tokens, check_choice, is_concrete
 from imr._numerics import matmul
-from imr.processes.process import Process, bare, check_tokens
+from imr.processes.process import Process, bare
 
 
 def token_vectors(process: Process) -> Float[Array, "k s"]:
@@ -39,7 +40,7 @@ def token_vectors(process: Process) -> Float[Array, "k s"]:
         names = [name for name, zero in zip(process.tokens, bad, strict=True) if zero]
         raise ImrError(
             f"every token of the process must have positive probability; {names} have none. "
-            "Leave their transitions out."
+            "Leave their transitions out; of a process with a begin token take the process without."
         )
     return vectors
 
@@ -60,6 +61,8 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     >>> round(v[0, 0].item(), 2)
     1.41
     """
+    if process.generalised:
+        raise ImrError("process must be hidden Markov: rows of a generalised one are no weights.")
     if is_concrete(process):
         rows = np.asarray(process.transitions).sum(-1)
         if np.any(rows == 0):
@@ -93,7 +96,7 @@ def constrained_beliefs(
     Reference: arXiv 2502.01954, section 4.
     """
     check_choice("method", method, ("recursive", "kernel", "spectral"))
-    tokens = check_tokens(process, tokens)
+    tokens = as_tokens(tokens, process.num_tokens)
     vectors = token_vectors(process)
     if method == "recursive":
         return _recursive(bare(process), vectors, tokens)
@@ -296,7 +299,7 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     >>> apply_heads(mess3(0.15, 0.6), tokens, one_head_attention(0.55, 2))[:, 0].round(4).tolist()
     [0.2667, 0.4133]
     """
-    tokens = check_tokens(process, tokens)
+    tokens = as_tokens(tokens, process.num_tokens)
     if tokens.shape[-1] != heads.gains.shape[-1]:
         raise ImrError(f"tokens have length {tokens.shape[-1]}, heads {heads.gains.shape[-1]}.")
     return _apply(token_vectors(process), tokens, heads)
@@ -362,7 +365,10 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
 
 
 def _within(name, value, low, high):
-    value = float(value)
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be a number; found {value!r}.") from None
     if not low < value < high:
         raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.")
     return value
@@ -395,6 +401,12 @@ def _row_normalised(process):
     return matmul(process.stationary, normalised) - process.stationary[None, :]
 
 
+def _picked(vectors, tokens):
+    """The vector of each token; NaN of tokens out of range, which only a trace lets pass."""
+    valid = (tokens >= 0) & (tokens < len(vectors))
+    return jnp.where(valid[..., None], vectors[jnp.where(valid, tokens, 0)], jnp.nan)
+
+
 def _chain(process):
     return jnp.sum(process.transitions, axis=0)
 
@@ -407,7 +419,7 @@ def _recursive(process, vectors, tokens):
         z = matmul(z, chain) + v
         return z, z
 
-    inputs = jnp.moveaxis(vectors[tokens], -2, 0)
+    inputs = jnp.moveaxis(_picked(vectors, tokens), -2, 0)
     z = jax.lax.scan(step, jnp.zeros(inputs.shape[1:], vectors.dtype), inputs)[1]
     z = jnp.moveaxis(z, 0, -2)
     return z + jnp.broadcast_to(process.stationary, z.shape)
@@ -433,7 +445,7 @@ def _by_kernel(process, kernel, tokens):
     """Sum over pairs of positions of kernel (l, k, s) at lag and token."""
     lags = _lags(tokens.shape[-1])
     pairs = jnp.where((lags >= 0)[..., None, None], kernel[np.maximum(lags, 0)], 0)
-    one_hot = jax.nn.one_hot(tokens, kernel.shape[1], dtype=kernel.dtype)
+    one_hot = _picked(jnp.eye(kernel.shape[1], dtype=kernel.dtype), tokens)
     z = jnp.einsum("...tx,dtxj->...dj", one_hot, pairs, precision="highest")
     return z + jnp.broadcast_to(process.stationary, z.shape)
 
@@ -448,6 +460,6 @@ def _level(process, vectors, depth):
 
 @jax.jit
 def _apply(vectors, tokens, heads):
-    v = vectors[tokens]
+    v = _picked(vectors, tokens)
     mixed = jnp.sum(heads.attention * heads.gains[:, None, :], axis=0)
     return heads.embedding * v + matmul(mixed, v)

@@ -159,6 +159,14 @@ def test_spectrum_and_heads():
     assert ((values.values[1] * v[None]).sum((-1, -2)) < 0).all()
 
 
+def test_tokens_out_of_range_under_a_trace_are_nan():
+    for method in ("recursive", "kernel"):
+        run = jax.jit(lambda x, m=method: constrained.constrained_beliefs(MESS3, x, method=m))
+        assert np.isnan(run(np.array([5, -1]))).all()
+    with pytest.raises(ImrError, match="hidden Markov"):
+        constrained.row_normalised_token_vectors(PROCESSES["tom_quantum"])
+
+
 def test_jit_vmap_gradient_export():
     tokens = WORDS[:5]
     for method in ("recursive", "kernel"):

@@ -352,6 +352,7 @@ def test_gradients_to_start_and_targets():
         assert error(found, wanted) <= 1e-6
 
 
+@pytest.mark.slow
 def test_the_steady_state_is_where_the_anchored_loss_is_least():
     p = linear()
     loss = imr.feature_loss(imr.linear_logits, p.theta, p.labels, anchor=(0.5, p.z))
@@ -445,6 +446,7 @@ def test_a_time_not_reached_leaves_the_gradients_of_the_others(reduced):
     assert error(jax.jit(jax.grad(first))(p.theta), wanted) <= 1e-6
 
 
+@pytest.mark.slow
 def test_bad_values_under_a_trace_are_codes():
     p = linear()
     field = imr.linear_field(p.theta, p.labels)
@@ -659,6 +661,7 @@ class TestErrors:
         with pytest.raises(imr.ImrError, match="targets must be given; found None"):
             imr.quadratic_flow(self.p.z, jnp.eye(5), None, None, t1=1.0)
 
+    @pytest.mark.slow
     def test_labels_out_of_range_under_a_trace_diverge(self):
         loss = lambda y: imr.feature_loss(imr.linear_logits, self.p.theta, y)  # noqa: E731
         flows = (

@@ -187,6 +187,7 @@ def linear_map(a):
     return lambda t, z, args: (a @ z.ravel()).reshape(z.shape)
 
 
+@pytest.mark.slow
 def test_antisymmetric_share_of_known_fields():
     z, key = linear(3, 2).z, jax.random.key(1)
     a = jax.random.normal(key, (6, 6))

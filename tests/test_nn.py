@@ -42,6 +42,7 @@ def test_block_is_a_lie_step(attention, mlp_width):
         assert error(imr.lie_step(block.fields(), z, tau), expected) <= 1e-12
 
 
+@pytest.mark.slow
 def test_a_solve_of_a_blocks_fields_sees_its_later_parameters():
     """Compiled once, and not with the numbers that the block had then."""
     z = linear(6, 4).z
@@ -62,6 +63,7 @@ def test_a_step_is_positive_unless_its_sign_is_free():
     assert float(signed.tau) == pytest.approx(-0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_classifier_reads_out_with_the_theta_of_its_block(tied):
     z = linear(9, 5).z
@@ -227,6 +229,7 @@ def test_a_flow_that_fails_is_nan_and_says_so():
     assert jnp.isnan(block(z)).all()
 
 
+@pytest.mark.slow
 def test_a_flow_block_trains_in_one_compilation():
     p = linear(8, 5)
     optimizer = optax.adam(0.05)

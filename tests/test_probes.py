@@ -119,6 +119,12 @@ def test_edits_against_projections():
 @pytest.mark.usefixtures("unchecked")
 def test_errors():
     x, y, w = problem()
+    with pytest.raises(imr.ImrError, match="residual must be a floating array"):
+        metrics.ablate_along(jnp.array([3, 4]), jnp.array([[2.0, 0.0]]))
+    with pytest.raises(imr.ImrError, match="weights must have a positive entry"):
+        metrics.fit_probe(x, y, 0 * w)
+    with pytest.raises(imr.ImrError, match="words must lie in 0 to 1"):
+        metrics.lag_gains(y, jnp.ones((2, 3)), jnp.full((60, 2), 5), w)
     with pytest.raises(imr.ImrError, match="targets has 59 rows, but features has 60"):
         metrics.fit_probe(x, y[1:], w)
     with pytest.raises(imr.ImrError, match="weights must be at least 0"):

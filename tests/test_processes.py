@@ -71,6 +71,12 @@ def test_the_average_from_a_start_where_chains_are_reducible():
     assert np.allclose(mixed, np.repeat([0.1, 0.7 / 3], 3), atol=1e-14)
     with pytest.raises(ImrError, match=r"reducible.*2 closed classes.*initial="):
         Process(matrix)
+    # Written to six digits, rows sum to one within what is allowed, and classes are still closed.
+    digits = np.kron(np.eye(2), np.full((3, 3), 0.333333))[None]
+    with pytest.raises(ImrError, match=r"reducible.*2 closed classes"):
+        Process(digits)
+    assert np.allclose(Process(digits, np.eye(6)[0]).stationary, [1 / 3] * 3 + [0] * 3)
+    assert np.allclose(processes.mess3(1e-8, 0.6).stationary, 1 / 3)
 
 
 def test_definitions():
@@ -145,6 +151,7 @@ def test_sampled_frequencies(name):
     assert (abs(found - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_sampling_compiles_once_and_maps_over_keys_and_processes():
     keys = jax.random.split(jax.random.key(0), 6).reshape(2, 3)
     process = NAMED["mess3"]
@@ -212,7 +219,13 @@ def test_a_process_made_under_a_trace():
         (lambda: processes.post_quantum(-1.0, 0.5), r"log_alpha must lie in \(0,"),
         (lambda: processes.post_quantum(np.log(2.0), 0.5), "integer"),
         (lambda: processes.post_quantum(np.log(1.5), 0.5), "differ from 2"),
-        (lambda: processes.tom_quantum(0.0, 1.0), "alpha and beta"),
+        (lambda: processes.tom_quantum(1.0, 0.0), r"beta must lie in \(-inf, 0\) or \(0, inf\)"),
+        (lambda: processes.coin("a"), "p must be a number; found 'a'"),
+        (lambda: processes.matching_parens(0.5), "begin with 1"),
+        (lambda: Process([[[1.0], [2.0, 3.0]]]), "transitions must have shape"),
+        (lambda: Process(np.diag([2.0, 1.0])[None], generalised=True), "none above it"),
+        (lambda: Process([[[-0.5]], [[1.5]]], generalised=True), r"probabilities in \[0, 1\]"),
+        (lambda: processes.sample(NAMED["coin"], 0, 3), "key must be made by"),
         (lambda: processes.mixture([]), "at least one"),
         (lambda: processes.mixture([NAMED["coin"]], [0.5]), "sum to 1"),
         (lambda: processes.mixture([NAMED["coin"]], None, [[0, 0]]), "2 different tokens"),

@@ -74,6 +74,7 @@ def test_triple_jumps_are_symmetric_and_whole():
     assert abs(np.sum(shares**3)) <= 1e-12  # the error of order 3 cancels
 
 
+@pytest.mark.slow
 def test_a_solver_of_diffrax():
     p, fields = three_fields()
     stages = strang_stages(3)
@@ -100,6 +101,7 @@ def test_backwards_in_time():
     assert abs(end.ys[0] - jnp.exp(0.5)) <= 1e-8
 
 
+@pytest.mark.slow
 def test_the_tied_transformer_is_the_flow():
     """Blocks of attention and label term, tau = T / n: the difference goes as 1 / n."""
     p = linear()

@@ -48,6 +48,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_vmapped_runs_are_one_program_and_equal_single_runs():
     counter = []
     states, hyper, chunk, data, _ = problem(counter)

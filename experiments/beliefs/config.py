@@ -24,7 +24,7 @@ class Config:
     theory_only: bool = False
     """Check the theory and draw its figures; train nothing."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints, a multiple of 200."""
+    """Steps between checkpoints; rounded down to a multiple of 200."""
     smoke: bool = False
     """Train the smallest net only, for a few steps; for tests."""
     out: Path | None = None

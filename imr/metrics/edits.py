@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from imr._checks import check_axis
+from imr._checks import check_axis, check_floating
 from imr._numerics import matmul
 from imr._typing import AnyArray, Array
 from imr.metrics._arrays import matrix, pseudo_inverse
@@ -15,7 +15,8 @@ def coordinates(
     residual: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]
 ) -> Float[Array, "*b p"]:
     """Coefficients c of the best c D within the span of directions D (p, d), shape (..., p)."""
-    directions = matrix("directions", directions, "(p, d)")
+    residual, directions = jnp.asarray(residual), _matrix(directions)
+    check_floating("residual", residual)
     check_axis("directions", directions.shape[1], "residual", residual.shape[-1], "columns")
     return matmul(residual, pseudo_inverse(directions).astype(residual.dtype))
 
@@ -33,7 +34,8 @@ def ablate_along(
     >>> ablate_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
     [0.0, 4.0]
     """
-    residual = jnp.asarray(residual)
+    residual, directions = jnp.asarray(residual), _matrix(directions)
+    check_floating("residual", residual)
     shifted = residual - jnp.broadcast_to(jnp.asarray(origin, residual.dtype), residual.shape)
     return residual - matmul(coordinates(shifted, directions), directions.astype(residual.dtype))
 
@@ -61,7 +63,13 @@ def add_along(
     >>> add_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([1.0])).tolist()
     [5.0, 4.0]
     """
-    directions = matrix("directions", directions, "(p, d)")
+    residual, directions = jnp.asarray(residual), _matrix(directions)
+    values = jnp.asarray(values)
+    check_floating("residual", residual)
     check_axis("values", values.shape[-1], "directions", directions.shape[0], "entries")
     moved = matmul(values.astype(directions.dtype), directions)
-    return jnp.asarray(residual) + moved.astype(residual.dtype)
+    return residual + moved.astype(residual.dtype)
+
+
+def _matrix(directions):
+    return matrix("directions", jnp.asarray(directions), "(p, d)")

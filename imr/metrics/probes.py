@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import ImrError, check_at_least, check_axis, check_count, check_rank
+from imr._checks import (
+    ImrError,
+    check_at_least,
+    check_axis,
+    check_count,
+    check_rank,
+    is_concrete,
+)
 from imr._numerics import matmul, widen
 from imr._typing import AnyArray
 from imr.metrics._arrays import matrix, pseudo_inverse
@@ -64,11 +71,20 @@ def fit_probe(
     """
     features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
     check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    check_rank("weights", weights, 1, "(n,)")
-    check_axis("weights", weights.shape[0], "features", features.shape[0], "entries")
-    check_at_least("weights", weights, 0)
     check_at_least("ridge", ridge, 0)
+    weights = _weights(weights, "features", features)
     return _fit(features, targets, weights, ridge)
+
+
+def _weights(weights, other, rows):
+    """Weights (n,) of the rows of another array, not negative, some positive."""
+    weights = jnp.asarray(weights)
+    check_rank("weights", weights, 1, "(n,)")
+    check_axis("weights", weights.shape[0], other, rows.shape[0], "entries")
+    check_at_least("weights", weights, 0)
+    if is_concrete(weights) and not np.any(np.asarray(weights) > 0):
+        raise ImrError("weights must have a positive entry; found none.")
+    return weights
 
 
 @jax.jit
@@ -151,7 +167,13 @@ def lag_gains(
     decoded, vectors = matrix("decoded", decoded, "(n, s)"), matrix("vectors", vectors, "(k, s)")
     check_rank("words", words, 2, "(n, l)")
     check_axis("words", words.shape[0], "decoded", decoded.shape[0], "rows")
-    check_axis("weights", weights.shape[0], "decoded", decoded.shape[0], "entries")
+    weights = _weights(weights, "decoded", decoded)
+    if is_concrete(words) and words.size:
+        low, high = np.min(np.asarray(words)), np.max(np.asarray(words))
+        if low < 0 or high >= len(vectors):
+            raise ImrError(
+                f"words must lie in 0 to {len(vectors) - 1}, rows of vectors; found {low} to {high}."
+            )
     check_axis("vectors", vectors.shape[1], "decoded", decoded.shape[1], "columns")
     return _gains(decoded, vectors, words, weights)
 
@@ -180,7 +202,7 @@ def encoding(
     """
     features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
     check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    check_axis("weights", weights.shape[0], "features", features.shape[0], "entries")
+    weights = _weights(weights, "features", features)
     return _encoding(features, targets, weights)
 
 
@@ -188,7 +210,8 @@ def encoding(
 def _encoding(features, targets, weights):
     dtype = jnp.result_type(features, targets)
     w = (weights / jnp.sum(weights)).astype(dtype)
-    x, y = features.astype(dtype), targets.astype(dtype)
+    part = (weights > 0)[:, None]
+    x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
     x, y = x - matmul(w, x)[None, :], y - matmul(w, y)[None, :]
     covariance = matmul(y.T, w[:, None] * y)
     inverse = jnp.linalg.pinv(covariance, rtol=1e-6, hermitian=True)

@@ -91,6 +91,7 @@ def exact_kl(
         log_q = jax.nn.log_softmax(model(word[None])[0].astype(p.dtype), axis=-1)
         log_p = jnp.log(jnp.where(p > 0, p, 1))
         kl = jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0), axis=-1)
+        kl = jnp.where(alive[:, 0], kl, 0)  # whatever the model makes of what cannot be
         # The sum over all that follows a prefix is the weight of the prefix.
         return jnp.exp(filtered.log_probability[-1]), kl
 

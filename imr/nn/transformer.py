@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_count, is_concrete
+from imr._checks import ImrError, as_tokens, check_count
 
 # The initialisation of GPT-2.
 _SMALL = nnx.initializers.normal(0.02)
@@ -158,18 +158,7 @@ class Transformer(nnx.Module):
         return Record(*stacked, normed=normed, logits=self.unembedding(normed))
 
     def _checked(self, tokens):
-        dtype = jnp.result_type(tokens)
-        if jnp.ndim(tokens) < 1 or not jnp.issubdtype(dtype, jnp.integer):
-            raise ImrError(
-                f"tokens must be integers of shape (..., l); found {dtype} of shape "
-                f"{np.shape(tokens)}."
-            )
-        if (found := np.shape(tokens)[-1]) > self.length:
-            raise ImrError(f"tokens must have at most {self.length} positions; found {found}.")
-        if is_concrete(tokens) and np.size(tokens):
-            low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))
-            if low < 0 or high >= self.num_tokens:
-                raise ImrError(
-                    f"tokens must lie in 0 to {self.num_tokens - 1}; found {low} to {high}."
-                )
-        return jnp.asarray(tokens)
+        tokens = as_tokens(tokens, self.num_tokens)
+        if not 1 <= (found := tokens.shape[-1]) <= self.length:
+            raise ImrError(f"tokens must have 1 to {self.length} positions; found {found}.")
+        return tokens

@@ -16,7 +16,10 @@ def _number(name, value, low, high, *, open_low=False, open_high=False):
             f"{name} must be a number, for its range is checked; found a traced value. Make the "
             "process outside of jax.jit (a Process may be passed in), or build its transitions."
         )
-    value = float(value)
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be a number; found {value!r}.") from None
     below = value <= low if open_low else value < low
     above = value >= high if open_high else value > high
     if below or above or not np.isfinite(value):
@@ -46,7 +49,7 @@ def coin(p: float) -> Process:
 
 
 def even_ones(p: float) -> Process:
-    """Runs of ones have even length; p in [0, 1): a run begins. States E, O.
+    """Runs of ones have even length; p in [0, 1]: a run begins. States E, O.
 
     T[0]: E->E 1-p. T[1]: E->O p, O->E 1.
 
@@ -150,7 +153,7 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
     >>> matching_parens([1.0, 0.5]).num_states
     3
     """
-    probs = [_number(f"open_probs[{d}]", p, 0, 1) for d, p in enumerate(np.asarray(open_probs))]
+    probs = [_number(f"open_probs[{d}]", p, 0, 1) for d, p in enumerate(np.atleast_1d(open_probs))]
     if not probs or probs[0] != 1:
         raise ImrError(f"open_probs must begin with 1, nothing can be closed yet; found {probs}.")
     if 1 in probs[1:]:
@@ -255,7 +258,7 @@ def post_quantum(log_alpha: float, beta: float) -> Process:
 
 
 def tom_quantum(alpha: float, beta: float) -> Process:
-    r"""Measurements of a qubit, a generalised process of 3 states and 4 tokens; not both zero.
+    r"""Measurements of a qubit, a generalised process of 3 states and 4 tokens; beta is not zero.
 
     With $g = 1/(4(\alpha^2+\beta^2))$, $m = (\alpha^2-\beta^2) g$, $o = 2\alpha\beta g$:
     $[[1/4, 0, \pm o], [0, m, 0], [\pm o, 0, 1/4]]$ and $[[1/4, \pm o, 0], [\pm o, 1/4, 0],
@@ -268,11 +271,11 @@ def tom_quantum(alpha: float, beta: float) -> Process:
     """
     alpha = _number("alpha", alpha, -np.inf, np.inf)
     beta = _number("beta", beta, -np.inf, np.inf)
-    if alpha * beta == 0:
-        raise ImrError(
-            f"alpha and beta must both lie in (-inf, 0) or (0, inf); found {alpha:g} and {beta:g}."
-        )
-    g = 1 / (4 * (alpha**2 + beta**2))
+    if beta == 0:
+        raise ImrError(f"beta must lie in (-inf, 0) or (0, inf); found {beta:g}.")
+    size = np.hypot(alpha, beta)
+    alpha, beta = alpha / size, beta / size
+    g = 1 / 4
     m, o = (alpha**2 - beta**2) * g, 2 * alpha * beta * g
     first = [[[1 / 4, 0, s * o], [0, m, 0], [s * o, 0, 1 / 4]] for s in (1, -1)]
     second = [[[1 / 4, s * o, 0], [s * o, 1 / 4, 0], [0, 0, m]] for s in (1, -1)]

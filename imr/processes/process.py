@@ -27,13 +27,15 @@ class Process:
         stationary distribution is not unique; `stationary` is then the long-run average from it.
       tokens, states: names, k and s of them; numbers unless given.
       generalised: entries may be negative, and w is computed; it is scaled to sum to s where that
-        is possible, and distributions are normalised by $\mu w = 1$.
+        is possible, and distributions are normalised by $\mu w = 1$. Probabilities of longer words
+        than one token are not checked.
 
     Attributes: transitions (k, s, s), stationary (s,), initial (s,), right (s,), tokens, states,
       generalised.
     Raises: ImrError for shapes that do not fit, a negative entry, a row whose probabilities do not
       sum to one (naming the row and by how much), and a stationary distribution that is not unique
-      where no start is given. Under a trace values are not checked.
+      where no start is given. Under a trace values are not checked, and the stationary distribution
+      is taken to be unique.
 
     >>> process = Process([[[0.5, 0.0], [1.0, 0.0]], [[0.0, 0.5], [0.0, 0.0]]])
     >>> [round(p, 4) for p in process.stationary.tolist()]
@@ -59,8 +61,13 @@ class Process:
         states: Sequence[str] | None = None,
         generalised: bool = False,
     ):
-        if not isinstance(transitions, jax.Array):
-            transitions = np.asarray(transitions)
+        if not is_concrete(transitions):
+            transitions = jnp.asarray(transitions)
+        elif not isinstance(transitions, jax.Array):
+            try:
+                transitions = np.asarray(transitions)
+            except ValueError as error:
+                raise ImrError(f"transitions must have shape (k, s, s): {error}.") from None
         shape = np.shape(transitions)
         if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
             raise ImrError(f"transitions must have shape (k, s, s), none of them 0; found {shape}.")
@@ -130,7 +137,7 @@ def sample(process: Process, key: Any, length: int) -> Sample:
       key: a key, or an array of keys of any shape, one for each sequence.
       length: number of tokens.
     Returns: tokens and states, each of shape (..., length).
-    Raises: ImrError where length is no positive integer.
+    Raises: ImrError where length is no positive integer, or key no random key.
 
     >>> from imr.processes import coin
     >>> sample(coin(1.0), jax.random.key(0), 3).tokens.tolist()
@@ -138,6 +145,8 @@ def sample(process: Process, key: Any, length: int) -> Sample:
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ImrError(f"length must be an integer of at least 1; found {length!r}.")
+    if not isinstance(key, jax.Array):
+        raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     uniforms = _uniforms(key, length + 1, process.transitions.dtype)
@@ -207,22 +216,6 @@ def is_unifilar(process: Process) -> bool:
     return bool(np.all(np.sum(np.asarray(process.transitions) != 0, axis=-1) <= 1))
 
 
-def check_tokens(process: Process, tokens: Any) -> Int[Array, "*b l"]:
-    """Demands integers (..., l), of the process's tokens where they are concrete."""
-    dtype = jnp.result_type(tokens)
-    if jnp.ndim(tokens) < 1 or not jnp.issubdtype(dtype, jnp.integer):
-        raise ImrError(
-            f"tokens must be integers of shape (..., l); found {dtype} of shape {np.shape(tokens)}."
-        )
-    if is_concrete(tokens) and np.size(tokens):
-        low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))
-        if low < 0 or high >= process.num_tokens:
-            raise ImrError(
-                f"tokens must lie in 0 to {process.num_tokens - 1}; found {low} to {high}."
-            )
-    return jnp.asarray(tokens)
-
-
 def _names(what, names, count):
     names = tuple(map(str, range(count))) if names is None else tuple(map(str, names))
     if len(names) != count or len(set(names)) != count:
@@ -239,14 +232,20 @@ def _concrete(transitions, initial, process):
     eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
     if not process.generalised:
         _check_entries(transitions, matrix, process, tolerance)
+        # Entries of a few digits: what is left of the sum would pass for a way out of a class.
+        matrix = matrix / matrix.sum(1, keepdims=True)
     u, scales, vh = np.linalg.svd(matrix - eye)
-    fixed = max(int(np.sum(scales < 1e-7 * max(1.0, scales[0]))), 1)
-    if process.generalised and (scales[-1] > tolerance or fixed > 1):
-        raise ImrError(
-            "the sum of the transitions of a generalised process must have the eigenvalue 1 once; "
-            f"found the eigenvalues {np.round(np.linalg.eigvals(matrix), 6).tolist()}. "
-            "Divide the transitions by the largest of them."
-        )
+    if process.generalised:
+        fixed = max(int(np.sum(scales < 1e-7 * max(1.0, scales[0]))), 1)
+        values = np.linalg.eigvals(matrix)
+        if scales[-1] > tolerance or fixed > 1 or np.abs(values).max() > 1 + tolerance:
+            raise ImrError(
+                "the sum of the transitions of a generalised process must have the eigenvalue 1 "
+                f"once and none above it; found the eigenvalues {np.round(values, 6).tolist()}. "
+                "Divide the transitions by the largest of them."
+            )
+    else:
+        fixed = _closed_classes(matrix)
     if initial is not None:
         initial = np.asarray(initial, np.float64)
         check_finite("initial", initial)
@@ -279,11 +278,28 @@ def _concrete(transitions, initial, process):
     else:
         equations = np.concatenate([matrix.T - eye, ones[None]])
         stationary = np.linalg.lstsq(equations, np.append(0 * ones, 1.0), rcond=None)[0]
-    if not process.generalised:
+    if process.generalised:
+        start = stationary if initial is None else initial
+        chances = start @ transitions @ right
+        if chances.min() < -tolerance or chances.max() > 1 + tolerance:
+            raise ImrError(
+                "words of one token of a generalised process must have probabilities in [0, 1]; "
+                f"found {np.round(chances, 6).tolist()}."
+            )
+    else:
         # Transient states come out as rounding errors of either sign.
         stationary = np.where(stationary > 1e-14, stationary, 0.0)
         stationary = stationary / stationary.sum()
     return stationary, stationary if initial is None else initial, right
+
+
+def _closed_classes(matrix):
+    """The number of classes of states that are never left, from what can be reached at all."""
+    reached = (matrix > 0) | np.eye(len(matrix), dtype=bool)
+    for _ in range(int(np.ceil(np.log2(max(len(matrix), 2))))):
+        reached = (reached.astype(np.float32) @ reached.astype(np.float32)) > 0
+    closed = ~np.any(reached & ~reached.T, axis=1)
+    return len(np.unique(reached[closed], axis=0))
 
 
 def _check_entries(transitions, matrix, process, tolerance):
