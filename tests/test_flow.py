@@ -301,7 +301,7 @@ def test_gradients_of_reduced_equal_those_of_full(kind):
         jax.grad(lambda th, z: jnp.sum(weights * flow(th, z).z ** 2), argnums=(0, 1))
     )(theta, p.z)
     for a, b in zip(jax.tree.leaves(of(reduced)), jax.tree.leaves(of(full)), strict=True):
-        assert error(a, b) <= 1e-8
+        assert error(a, b) <= 1e-9
 
 
 # Adjoints

@@ -16,7 +16,7 @@ from imr import gradient_field
 ROUNDING = 1e-12  # identities: some hundred roundings of 1e-16 and the condition of a softmax
 DIFFERENCES = 1e-6  # central differences: about 1e-10 for smooth functions of order 1
 SOLVED = 1e-9  # adaptive solves at relative tolerance 1e-11, one or two digits lost on the way
-SOLVED_GRADIENT = 1e-8  # their gradients: a solve there and one back
+SOLVED_GRADIENT = 1e-9  # their gradients: a solve there and one back, seen at 1e-10
 SINGLE = 1e-6  # where a library computes inside in float32: eps 6e-8 and a few sums
 ORDER = 0.1  # measured orders of convergence and exponents
 NO_GRADIENT = 1e-2  # an asymmetry that no rounding makes: ten orders above ROUNDING
