@@ -94,6 +94,13 @@ def test_unique_prefixes_are_each_once():
     assert (np.array([s for s in seen if len(s) == 3]) == level).all()
 
 
+def test_parity_shares_of_many_heads():
+    attention = np.random.default_rng(0).dirichlet(np.ones(5), (2, 3, 5))
+    found = metrics.parity_share(jnp.asarray(attention))
+    even, odd = attention[..., -1, [0, 2]].sum(-1), attention[..., -1, [1, 3]].sum(-1)
+    np.testing.assert_allclose(found, np.stack([even, odd], -1) / (even + odd)[..., None])
+
+
 def test_edits_against_projections():
     random = np.random.default_rng(0)
     x, d = jnp.asarray(random.normal(size=(2, 4, 6))), jnp.asarray(random.normal(size=(2, 6)))

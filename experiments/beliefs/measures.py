@@ -129,7 +129,9 @@ def measure(net: Net, params: Any, known: Truth) -> dict[str, Any]:
         "parity": np.asarray(metrics.parity_share(attention[0])),
         "ov_along": along,
         "ov_read": read,
-        "embedding_read": np.asarray((embeddings - embeddings.mean(0)) @ probe.weight),
+        "embedding_read": np.asarray(
+            (embeddings - embeddings.mean(0, keepdims=True)) @ probe.weight
+        ),
         "ov_energy": float(metrics.energy_share(centred, plane)),
         "shown_middle": decoded[shown],
         "shown_final": np.asarray(probes["final norm", "bayes"](normed[shown])),

@@ -248,8 +248,8 @@ def parity_share(attention: Float[AnyArray, "*b l l"]) -> Float[Array, "*b 2"]:
     """
     if (length := attention.shape[-1]) < 2:
         raise ImrError(f"attention must have at least 2 positions; found {length}.")
-    lags = np.arange(length)[::-1]
     row = attention[..., -1, :]
-    shares = [jnp.sum(row * ((lags > 0) & (lags % 2 == p)), axis=-1) for p in (0, 1)]
+    lags = np.broadcast_to(np.arange(length)[::-1], row.shape)
+    shares = [jnp.sum(row, axis=-1, where=(lags > 0) & (lags % 2 == p)) for p in (0, 1)]
     both = jnp.stack(shares, axis=-1)
     return both / jnp.sum(both, axis=-1, keepdims=True)
