@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from imr._checks import ImrError, missing_package
-from imr.run import json_ready
+from imr.run import RunFolder, json_ready
 
 _PLAIN_SECONDS = 15.0
 
@@ -118,6 +118,32 @@ class Progress:
         parts += [f"{name} {value}" for name, value in self._values.items()]
         sys.stderr.write(f"{self.label}: {', '.join(parts)}\n")
         sys.stderr.flush()
+
+
+def say(words: str) -> None:
+    """One line on standard error, where the progress of an experiment goes."""
+    sys.stderr.write(f"{words}\n")
+    sys.stderr.flush()
+
+
+def run_once(run: RunFolder, work: Callable[[], object]) -> None:
+    """Does the work unless the folder holds its results already; then shows them, either way.
+
+    Args:
+        run: the folder, from `open_run`.
+        work: makes the results, and ends in `run.finish`.
+
+    Returns:
+        Nothing; the table, the paths of the figures and of `summary.json` go to standard output.
+    """
+    if run.finished:
+        say(f"This configuration has already run; its results, from {run.path}:")
+    else:
+        work()
+    print((run.path / "table.md").read_text(encoding="utf-8"))
+    for figure in sorted(run.figures.glob("*.png")):
+        print(f"figure: {figure}")
+    print(f"every row, as data: {run.path / 'summary.json'}")
 
 
 def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from experiments.beliefs.config import Config, check, plan, shrink
 from experiments.beliefs.measures import measure, truth
 from experiments.beliefs.nets import initial, train_net
 from experiments.beliefs.report import draw_nets, draw_theory, report
-from imr.console import run_main
+from imr.console import run_main, run_once
 from imr.run import RunFolder, open_run
 
 
@@ -17,15 +17,12 @@ def main(config: Config) -> int:
     """Do trained transformers carry out constrained belief updates, as predicted?"""
     check(config)
     run = open_run("beliefs", config, out=config.out, overwrite=config.overwrite)
-    if run.finished:
-        sys.stderr.write(f"This configuration has already run; its results, from {run.path}:\n")
-    else:
+
+    def work():
         with jax.enable_x64(True):  # the theory; nets are float32 all the same
-            work(shrink(config) if config.smoke else config, run)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row, as data: {run.path / 'summary.json'}")
+            measure_all(shrink(config) if config.smoke else config, run)
+
+    run_once(run, work)
     summary = run.summary()
     for name in ("theory", "table"):
         for row in summary[name]:
@@ -35,7 +32,7 @@ def main(config: Config) -> int:
     return 0 if all(row["passed"] for row in summary["theory"]) else 1
 
 
-def work(config: Config, run: RunFolder) -> None:
+def measure_all(config: Config, run: RunFolder) -> None:
     """Checks the theory, trains and measures the nets, and writes tables and figures."""
     exact = theory.rows()
     draw_theory(run)

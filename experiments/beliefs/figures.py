@@ -57,15 +57,13 @@ def simplexes(
     return figure
 
 
-def patterns(
-    rows: Sequence[Mapping[str, np.ndarray]], names: Sequence[str], *, title: str = ""
-) -> Any:
+def patterns(rows: Sequence[Mapping[str, np.ndarray]], *, title: str = "") -> Any:
     """Attention patterns (l, l) as images: rows look, columns are looked at; one colour scale."""
     columns = max(map(len, rows))
     figure = new_figure(figsize=(3.2 * columns + 0.8, 3.1 * len(rows) + 0.4))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     image = None
-    for line, row, _ in zip(axes, rows, names, strict=True):
+    for line, row in zip(axes, rows, strict=True):
         for axis, (panel, weights) in zip(line, row.items(), strict=True):
             length = len(weights)
             shown = np.where(np.tri(length, dtype=bool), weights, np.nan)

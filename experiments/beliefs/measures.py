@@ -1,6 +1,6 @@
 """What is read off a net: over all prefixes of up to ten tokens, exactly, by their probability."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ class Truth(NamedTuple):
     vectors: np.ndarray
 
 
+@cache
 def truth(net: Net) -> Truth:
     """The theory's side of every measurement of a net."""
     process = net.process

@@ -74,7 +74,7 @@ def draw_theory(run: RunFolder) -> None:
         f"even head, λ = {TWO.decay:.2f}": arrays["two"][0],
         f"odd head, λ = {TWO.decay:.2f}": arrays["two"][1],
     }
-    figure = figures.patterns([patterns], [""], title="Attention predicted from the spectrum")
+    figure = figures.patterns([patterns], title="Attention predicted from the spectrum")
     run.save_figure("theory_attention", figure, **arrays)
 
 
@@ -171,7 +171,7 @@ def _draw_parity(run, net, tag, trained, untrained):
             {f"{name}: even head": attention[first], f"{name}: odd head": attention[1 - first]}
         )
     panels.insert(0, {"predicted: even head": predicted[0], "predicted: odd head": predicted[1]})
-    figure = figures.patterns(panels, [""] * 3, title=f"{net.title}: attention, seed 0")
+    figure = figures.patterns(panels, title=f"{net.title}: attention, seed 0")
     run.save_figure(f"parity_{tag}", figure, **arrays)
 
 

@@ -1,7 +1,5 @@
 """The way in: `python -m experiments.collapse`."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from experiments.collapse.flows import DECAYS, Course, flows, starts, times
 from experiments.collapse.measures import MEASURED, table
 from experiments.collapse.report import draw, report
 from imr import FlowError
-from imr.console import run_main
+from imr.console import run_main, run_once, say
 from imr.run import RunFolder, open_run
 
 
@@ -19,20 +17,13 @@ def main(config: Config) -> None:
     """Into what frames do features and class weights collapse, with and without room for them?"""
     check(config)
     run = open_run("collapse", config, out=config.out, overwrite=config.overwrite)
-    if run.finished:
-        _say(f"This configuration has already run; its results, from {run.path}:")
-    else:
-        measure(shrink(config) if config.smoke else config, run)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row: {run.path / 'summary.json'}")
+    run_once(run, lambda: measure(shrink(config) if config.smoke else config, run))
 
 
 def measure(config: Config, run: RunFolder) -> None:
     """Runs every flow, and writes tables and figures into the run folder."""
     fs = dimensions(config)
-    _say(
+    say(
         f"{config.classes} classes, f = {', '.join(map(str, fs))}, {len(DECAYS)} decays, "
         f"{config.seeds} seeds: {len(DECAYS) * len(fs) * config.seeds} runs in one program"
     )
@@ -61,10 +52,6 @@ def _log(run: RunFolder, ts: np.ndarray, runs: Course, fs) -> None:
             for step, t in enumerate(ts[d]):
                 means = {name: getattr(runs, name)[d, i, :, step].mean() for name in MEASURED}
                 metrics.append(step, t=t, **means)
-
-
-def _say(words: str) -> None:
-    sys.stderr.write(words + "\n")
 
 
 if __name__ == "__main__":

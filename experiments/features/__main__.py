@@ -1,6 +1,5 @@
 """The way in: `python -m experiments.features`."""
 
-import sys
 from dataclasses import replace
 
 import jax
@@ -11,7 +10,7 @@ from experiments.features.flows import bootstrap, check_classes, flows, times
 from experiments.features.measures import KINDS, bound_row, by_seed, class_rows, end_rows, law_rows
 from experiments.features.report import draw, report
 from imr import FlowError
-from imr.console import run_main
+from imr.console import run_main, run_once, say
 from imr.data import ImageData, load_images
 from imr.run import RunFolder, open_run
 
@@ -29,19 +28,12 @@ def main(config: Config) -> None:
     )
     check_classes(data.train_labels, data.class_names)
     run = open_run("features", config, out=config.out, overwrite=config.overwrite)
-    if run.finished:
-        _say(f"This configuration has already run; its results, from {run.path}:")
-    else:
-        measure(actual, run, data)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row: {run.path / 'summary.json'}")
+    run_once(run, lambda: measure(actual, run, data))
 
 
 def measure(config: Config, run: RunFolder, data: ImageData) -> None:
     """Fits, flows and measures, and writes tables and figures into the run folder."""
-    _say(f"{data.name}: {len(data.train_labels):,} images, {config.seeds} seeds, one program")
+    say(f"{data.name}: {len(data.train_labels):,} images, {config.seeds} seeds, one program")
     ts, rows = times(config), bootstrap(data.train_labels, config)
     arrays = jax.device_put((data.train_images, data.train_labels, rows, ts.astype(np.float32)))
     shown = min(config.shown, rows.shape[1])
@@ -71,11 +63,11 @@ def _check_ends(config: Config, found) -> None:
                 f"{found.course.result[:, i].tolist()}); lower {flag}."
             )
     if not found.converged.all():
-        _say("the fit of theta is not at its optimum in every seed; raise --l2")
+        say("the fit of theta is not at its optimum in every seed; raise --l2")
     # The field holds 1 - p of the label, which below the dtype's resolution is noise.
     loss, limit = np.median(found.course.loss[:, 0, -1]), 10 * np.finfo(found.theta.dtype).eps
     if loss < limit:
-        _say(f"median loss {loss:.1e} at the end is below {limit:.1e}: late times are inaccurate")
+        say(f"median loss {loss:.1e} at the end is below {limit:.1e}: late times are inaccurate")
 
 
 def _log(run: RunFolder, ts: np.ndarray, seeds) -> None:
@@ -86,10 +78,6 @@ def _log(run: RunFolder, ts: np.ndarray, seeds) -> None:
         for step, t in enumerate(ts):
             means = {n: np.mean([getattr(c, n)[step].mean() for c in courses]) for n in names}
             metrics.append(step, t=t, **means)
-
-
-def _say(words: str) -> None:
-    sys.stderr.write(words + "\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from experiments.images.baseline import regression_results
 from experiments.images.config import Config, check, shrink
 from experiments.images.models import build, strip, test_model, train_model
 from experiments.images.report import draw, flat_rows, frontier_points, frontier_rows, report
-from experiments.images.scoring import say, std
-from imr.console import run_main
+from experiments.images.scoring import std
+from imr.console import run_main, run_once, say
 from imr.data import ImageData, load_images
 from imr.run import RunFolder, open_run
 
@@ -33,14 +33,7 @@ def main(config: Config) -> None:
         test_limit=actual.test_limit,
     )
     run = open_run("images", config, out=config.out, overwrite=config.overwrite)
-    if run.finished:
-        say(f"This configuration has already run; its results, from {run.path}:")
-    else:
-        measure(actual, run, data)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row, by iteration: {run.path / 'summary.json'}")
+    run_once(run, lambda: measure(actual, run, data))
 
 
 def measure(config: Config, run: RunFolder, data: ImageData) -> None:

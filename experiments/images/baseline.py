@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.images.config import Config
-from experiments.images.scoring import noisy_test, say, score
+from experiments.images.scoring import noisy_test, score
 from imr import cross_entropy
-from imr.console import Progress
+from imr.console import Progress, say
 from imr.data import ImageData, add_noise, held_back_split
 from imr.regression import Regression, fit_noisy_regression, fit_regression
 

@@ -1,7 +1,5 @@
 """What every model is measured by."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +22,3 @@ def score(logits, labels):
 def std(values) -> float:
     """Standard deviation over seeds; of one seed there is none."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-
-
-def say(words: str) -> None:
-    """A plain line of progress."""
-    sys.stderr.write(words + "\n")

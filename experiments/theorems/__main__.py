@@ -9,7 +9,7 @@ from experiments.theorems.config import Config, check, shrink
 from experiments.theorems.figures import draw
 from experiments.theorems.problems import make_problems
 from experiments.theorems.table import chosen, evaluate, failing, markdown
-from imr.console import Progress, run_main
+from imr.console import Progress, run_main, run_once
 from imr.run import RunFolder, open_run
 
 
@@ -18,15 +18,12 @@ def main(config: Config) -> int:
     check(config)
     claims = chosen(config)
     run = open_run("theorems", config, out=config.out, overwrite=config.overwrite)
-    if run.finished:
-        sys.stderr.write(f"This configuration has already run; its results, from {run.path}:\n")
-    else:
+
+    def work():
         with jax.enable_x64(True):
             measure(shrink(config) if config.smoke else config, run, claims)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row, as data: {run.path / 'summary.json'}")
+
+    run_once(run, work)
     failures = list(failing(run.summary()["table"]))
     for line in failures:
         sys.stderr.write(f"failed: {line}\n")

@@ -1,7 +1,5 @@
 """The way in: `python -m experiments.tokens`."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from experiments.tokens.config import Config, check, shrink
 from experiments.tokens.flows import SETTINGS, Flows, Setting, solve_setting, start
 from experiments.tokens.report import draw, nearest, report
 from experiments.tokens.tables import column_rows, setting_rows
-from imr.console import Progress, run_main
+from imr.console import Progress, run_main, run_once
 from imr.run import RunFolder, open_run
 
 LATER = 1.0  # the time of the second look at the Jacobian: tokens have moved, and are not merged
@@ -20,14 +18,7 @@ def main(config: Config) -> None:
     """Where do tokens cluster, over (beta, t), and what does the column term of attention change?"""
     check(config)
     run = open_run("tokens", config, out=config.out, overwrite=config.overwrite)
-    if run.finished:
-        sys.stderr.write(f"This configuration has already run; its results, from {run.path}:\n")
-    else:
-        measure(shrink(config) if config.smoke else config, run)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row, by inverse temperature: {run.path / 'summary.json'}")
+    run_once(run, lambda: measure(shrink(config) if config.smoke else config, run))
 
 
 def measure(config: Config, run: RunFolder) -> None:

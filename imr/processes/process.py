@@ -332,3 +332,8 @@ def _traced(transitions, initial, generalised):
     square = jnp.eye(size, dtype=matrix.dtype) - matrix + jnp.outer(right, right)
     stationary = jnp.linalg.solve(square.T, right)
     return stationary, stationary if initial is None else jnp.asarray(initial), right
+
+
+def least_probability(process, dtype):
+    """Probabilities up to this are zero: in a generalised process zeros come from cancellation."""
+    return 64 * float(jnp.finfo(dtype).eps) if process.generalised else 0.0

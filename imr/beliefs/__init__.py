@@ -1,0 +1,23 @@
+r"""Bayesian beliefs of an observer of tokens: filter, smoother, predictions, entropies, mixed states.
+
+The one convention of alignment: the belief at position d is AFTER token d, and the prediction made
+from it is for token d + 1. States are row vectors; $T_x$, A, $\pi$, w as in `imr.processes`.
+"""
+
+from imr.beliefs.entropies import EntropyRate as EntropyRate
+from imr.beliefs.entropies import block_entropies as block_entropies
+from imr.beliefs.entropies import conditional_entropies as conditional_entropies
+from imr.beliefs.entropies import entropy_rate as entropy_rate
+from imr.beliefs.entropies import excess_entropy as excess_entropy
+from imr.beliefs.filter import Filtered as Filtered
+from imr.beliefs.filter import bayes_filter as bayes_filter
+from imr.beliefs.filter import is_forbidden as is_forbidden
+from imr.beliefs.filter import next_token_probabilities as next_token_probabilities
+from imr.beliefs.filter import smooth as smooth
+from imr.beliefs.words import MOST_WORDS as MOST_WORDS
+from imr.beliefs.words import Level as Level
+from imr.beliefs.words import MixedStates as MixedStates
+from imr.beliefs.words import all_words as all_words
+from imr.beliefs.words import belief_level as belief_level
+from imr.beliefs.words import count_mixed_states as count_mixed_states
+from imr.beliefs.words import mixed_states as mixed_states

@@ -1,0 +1,128 @@
+"""Entropies of what comes next, in nats, by exact enumeration of words."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imr._numerics import matmul
+from imr.beliefs.words import check_depth, grow
+from imr.processes.process import Process, bare, is_unifilar
+
+
+def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
+    r"""Myopic entropies $h_d = H[X_{d+1} | X_1 \dots X_d]$ in nats, by enumeration of all words.
+
+    Args:
+      process: the process.
+      depth: the largest d.
+    Returns: shape (depth + 1,), d = 0 to depth. The loss of the best predictor at position d.
+    Raises: ImrError where depth is no integer of at least 0, or the words are more than 2^24.
+
+    >>> from imr.processes import z1r
+    >>> conditional_entropies(z1r(0.5), 2).round(3).tolist()
+    [0.693, 0.637, 0.462]
+    """
+    check_depth(process, depth)
+    return _entropies(bare(process), process.initial, depth)
+
+
+def block_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
+    r"""$H[X_1 \dots X_d] = \sum_{c < d} h_c$ in nats, d = 0 to depth, shape (depth + 1,).
+
+    Raises: ImrError as `conditional_entropies` does.
+
+    >>> from imr.processes import coin
+    >>> block_entropies(coin(0.5), 2).round(3).tolist()
+    [0.0, 0.693, 1.386]
+    """
+    check_depth(process, depth, enumerates=False)
+    if depth == 0:
+        return jnp.zeros(1, process.transitions.dtype)
+    return jnp.pad(jnp.cumsum(conditional_entropies(process, depth - 1)), (1, 0))
+
+
+class EntropyRate(NamedTuple):
+    """Bounds of the entropy rate in nats, equal where it is known exactly."""
+
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+
+
+def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
+    r"""The entropy rate $h = \lim h_d$ of the stationary process, between two bounds.
+
+    Unifilar: exact, $h = \sum_i \pi_i H[X | i]$. Otherwise
+    $H[X_{d+1} | X_1 \dots X_d, S_0] \le h \le H[X_{d+1} | X_1 \dots X_d]$, both from $\pi$.
+
+    Args:
+      process: the process, started from its stationary distribution whatever its initial one is.
+      depth: d of the bounds.
+    Returns: lower and upper bound; the lower one is 0 for a generalised process.
+    Raises: ImrError as `conditional_entropies` does, and under a trace.
+
+    >>> from imr.processes import z1r
+    >>> [round(bound.item(), 4) for bound in entropy_rate(z1r(0.5))]
+    [0.231, 0.231]
+
+    Reference: Cover and Thomas, Elements of Information Theory, Theorem 4.5.1.
+    """
+    unifilar = not process.generalised and is_unifilar(process)
+    check_depth(process, depth, enumerates=not unifilar)
+    process = bare(process)
+    if process.generalised:
+        upper = _entropies(process, process.stationary, depth)[-1]
+        return EntropyRate(jnp.zeros_like(upper), upper)
+    known = _known_start(process, 0 if unifilar else depth)
+    return EntropyRate(
+        known, known if unifilar else _entropies(process, process.stationary, depth)[-1]
+    )
+
+
+def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
+    r"""Information between past and future, $E_d = \sum_{c<d} (h_c - h)$, up to words of length d.
+
+    From the stationary distribution. h is exact where the process is unifilar; otherwise it is
+    its upper bound at depth d, and $E_d$ a lower bound of E.
+
+    Raises: ImrError as `entropy_rate` does.
+
+    >>> from imr.processes import coin
+    >>> round(excess_entropy(coin(0.3)).item(), 4)
+    0.0
+    """
+    rate = entropy_rate(process, depth).upper
+    if depth == 0:
+        return jnp.zeros_like(rate)
+    return _excess(_entropies(bare(process), process.stationary, depth - 1), rate)
+
+
+@partial(jax.jit, static_argnames="depth")
+def _entropies(process, start, depth):
+    readout = matmul(process.transitions, process.right).T
+    words, found = start[None, :], []
+    for d in range(depth + 1):
+        words = grow(process, words, min(d, 1))
+        joint = matmul(words, readout)
+        total = jnp.sum(joint, axis=1, keepdims=True)
+        positive = (joint > 0) & (total > 0)
+        terms = joint * (
+            jnp.log(jnp.where(positive, joint, 1)) - jnp.log(jnp.where(total > 0, total, 1))
+        )
+        found.append(-jnp.sum(jnp.where(positive, terms, 0)))
+    return jnp.stack(found)
+
+
+@partial(jax.jit, static_argnames="depth")
+def _known_start(process, depth):
+    """H of token depth + 1 given those before and the state before the first."""
+    starts = jnp.eye(process.num_states, dtype=process.transitions.dtype)
+    each = jax.lax.map(lambda start: _entropies(process, start, depth)[-1], starts)
+    return matmul(process.stationary, each)
+
+
+@jax.jit
+def _excess(entropies, rate):
+    return jnp.sum(entropies - rate)

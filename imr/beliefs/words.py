@@ -1,0 +1,170 @@
+"""All words at once: their beliefs and probabilities, and the tree of mixed states."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from imr._checks import ImrError, check_count, is_concrete
+from imr._numerics import matmul
+from imr.processes.process import Process, bare, least_probability
+
+# Enumerations beyond this many words do not end.
+MOST_WORDS = 2**24
+
+
+def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
+    """All k^l words in lexicographic order, the first token most significant, shape (k^l, l).
+
+    Raises: ImrError where the words are more than 2^24, or an argument is no positive integer.
+
+    >>> all_words(2, 2).tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
+    check_count("num_tokens", num_tokens)
+    check_count("length", length)
+    if num_tokens**length > MOST_WORDS:
+        raise ImrError(f"length must keep {num_tokens}^length below {MOST_WORDS}; found {length}.")
+    numbers, places = np.arange(num_tokens**length), num_tokens ** np.arange(length)[::-1]
+    return jnp.asarray(numbers[:, None] // places[None, :] % num_tokens, jnp.int32)
+
+
+class Level(NamedTuple):
+    """All words of one length, the first token most significant: beliefs (k^d, s), their
+    probabilities (k^d,). The belief of a word of probability zero is NaN."""
+
+    beliefs: Float[Array, "words s"]
+    probabilities: Float[Array, "words"]
+
+
+def belief_level(process: Process, depth: int) -> Level:
+    r"""Beliefs and probabilities of all $k^d$ words of length d, in lexicographic order.
+
+    Args:
+      process: the process.
+      depth: d, at least 0.
+    Returns: beliefs (k^d, s), probabilities (k^d,).
+    Raises: ImrError where depth is no such integer, or the words are more than 2^24.
+
+    >>> from imr.processes import golden_mean
+    >>> belief_level(golden_mean(0.5), 2).probabilities.round(4).tolist()
+    [0.3333, 0.3333, 0.3333, 0.0]
+    """
+    check_depth(process, depth)
+    return Level(*_level(bare(process), depth))
+
+
+class MixedStates(NamedTuple):
+    """Lists by length of word 0 to depth: words (n, d) of positive probability in lexicographic
+    order, beliefs (n, s) after them, probabilities (n,)."""
+
+    words: list[Int[Array, "n d"]]
+    beliefs: list[Float[Array, "n s"]]
+    probabilities: list[Float[Array, "n"]]
+
+
+def mixed_states(
+    process: Process, depth: int, *, merge: bool = False, tolerance: float = 1e-10
+) -> MixedStates:
+    """The tree of beliefs over words that can occur, level by level.
+
+    Args:
+      process: the process.
+      depth: the longest words.
+      merge: whether words of equal belief become one, the first of them, with the sum of their
+        probabilities; where mixed states are finite any depth is then cheap.
+      tolerance: beliefs that agree to it are equal; a level of float32 needs about 1e-5.
+    Returns: lists of depth + 1 levels.
+    Raises: ImrError under a trace, for a depth that is no integer of at least 0, and for more than
+      2^24 words.
+
+    >>> from imr.processes import golden_mean
+    >>> [words.tolist() for words in mixed_states(golden_mean(0.5), 2).words]
+    [[[]], [[0], [1]], [[0, 0], [0, 1], [1, 0]]]
+    """
+    check_depth(process, depth, enumerates=False)
+    if not is_concrete(process):
+        raise ImrError("mixed_states has results of data-dependent shapes: call it without jit.")
+    transitions = np.asarray(process.transitions, np.float64)
+    right = np.asarray(process.right, np.float64)
+    k = process.num_tokens
+    words = [np.zeros((1, 0), np.int32)]
+    beliefs = [np.asarray(process.initial, np.float64)[None]]
+    probabilities: list[Any] = [np.ones(1)]
+    least = least_probability(process, np.float64)
+    for _ in range(depth):
+        if len(words[-1]) * k > MOST_WORDS:
+            raise ImrError(f"depth must keep words below {MOST_WORDS}; found {depth}. Try merge.")
+        following = np.einsum("ni,kij->nkj", beliefs[-1], transitions).reshape(-1, len(right))
+        chance = following @ right
+        longer = np.repeat(words[-1], k, 0)
+        longer = np.concatenate([longer, np.tile(np.arange(k), len(words[-1]))[:, None]], 1)
+        keep = chance > least
+        belief = following[keep] / chance[keep, None]
+        weight, word = (np.repeat(probabilities[-1], k) * chance)[keep], longer[keep]
+        if merge:
+            first, group = _equal(belief, tolerance)
+            weight, word, belief = np.bincount(group, weights=weight), word[first], belief[first]
+        words.append(word.astype(np.int32))
+        beliefs.append(belief)
+        probabilities.append(weight)
+    dtype = process.transitions.dtype
+    return MixedStates(
+        [jnp.asarray(x) for x in words],
+        [jnp.asarray(x, dtype) for x in beliefs],
+        [jnp.asarray(x, dtype) for x in probabilities],
+    )
+
+
+def count_mixed_states(process: Process, depth: int, *, tolerance: float = 1e-10) -> int:
+    """The number of distinct beliefs after words of length 0 to depth.
+
+    Raises: ImrError as `mixed_states` does.
+
+    >>> from imr.processes import golden_mean
+    >>> count_mixed_states(golden_mean(0.5), 10, tolerance=1e-5)
+    3
+    """
+    tree = mixed_states(process, depth, merge=True, tolerance=tolerance)
+    return len(_equal(np.concatenate([np.asarray(x) for x in tree.beliefs]), tolerance)[0])
+
+
+def check_depth(process, depth, enumerates=True):
+    """Refuses what is no length of words, or too long to enumerate."""
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+        raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
+    if enumerates and process.num_tokens ** (depth + 1) > MOST_WORDS:
+        raise ImrError(
+            f"depth {depth} with {process.num_tokens} tokens has more than {MOST_WORDS} words; "
+            "take a smaller depth, or mixed_states with merge=True."
+        )
+
+
+def grow(process, words, depth):
+    """Unnormalised beliefs of all words so much longer: mu T_x1 ... T_xd."""
+    for _ in range(depth):
+        both = jnp.einsum("ni,kij->nkj", words, process.transitions, precision="highest")
+        words = both.reshape(-1, process.num_states)
+    return words
+
+
+def _equal(beliefs, tolerance):
+    """First index and group of equal rows. The shift keeps plain fractions off the boundaries."""
+    _, first, group = np.unique(
+        np.floor(beliefs / tolerance + 0.3719), axis=0, return_index=True, return_inverse=True
+    )
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[group.reshape(-1)]
+
+
+@partial(jax.jit, static_argnames="depth")
+def _level(process, depth):
+    words = grow(process, process.initial[None, :], depth)
+    p = matmul(words, process.right)
+    p = jnp.where(p > least_probability(process, p.dtype) * jnp.max(p), p, 0)
+    return words / jnp.where(p > 0, p, jnp.nan)[:, None], p

@@ -1,0 +1,206 @@
+"""Heads of attention that carry the updates out, made by hand, and the best filter of their kind."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, as_tokens
+from imr._numerics import matmul
+from imr.constrained.vectors import lag_table, pick, token_vectors
+from imr.processes.process import Process
+
+
+class Heads(NamedTuple):
+    r"""A constructed layer: residual after attention $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
+
+    Attributes:
+      attention: A, rows sum to one, shape (h, l, l).
+      gains: g, the value at s is $g_s v_{x_s}$, shape (h, l).
+      embedding: e, a scalar.
+    """
+
+    attention: Float[Array, "h l l"]
+    gains: Float[Array, "h l"]
+    embedding: Float[Array, ""]
+
+
+def one_head_attention(eigenvalue: float, length: int, embedding: float = 0.0) -> Heads:
+    r"""The one head that makes $\eta - \pi$ exactly, for an eigenvalue $0 < \lambda < 1$.
+
+    $A_{ds} g_s = \lambda^{d-s}$ for s < d, $e + A_{dd} g_d = 1$, rows of A sum to one. For e = 0
+    the only solution is $g_1 = 1$, $g_s = 1 / (1 - \lambda)$, that is $A_{d1} = \lambda^{d-1}$,
+    $A_{ds} = (1 - \lambda) \lambda^{d-s}$. For others only the products $A_{ds} g_s$ are
+    predicted; late gains are $(1 - e) + \lambda / (1 - \lambda)$.
+
+    Args:
+      eigenvalue: in (0, 1).
+      length: l.
+      embedding: e in [0, 1 - eigenvalue).
+    Returns: `Heads` of one head.
+    Raises: ImrError for values out of range.
+
+    >>> one_head_attention(0.5, 3).attention[0].tolist()
+    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]
+
+    Reference: arXiv 2502.01954, section 4.
+    """
+    lam, e = _within("eigenvalue", eigenvalue, 0, 1), float(embedding)
+    _check_length(length)
+    if not 0 <= e < 1 - lam:
+        raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
+    products = np.tril(lam ** np.maximum(lag_table(length), 0)) - e * np.eye(length)
+    gains = np.zeros(length)
+    for d in range(length):
+        gains[d] = (1 - e) / (1 - np.sum(products[d, :d] / gains[:d]))
+    return _heads([products / gains[None, :]], [gains], e)
+
+
+def two_head_attention(eigenvalue: float, length: int) -> Heads:
+    r"""An even-lag and an odd-lag head that make $\eta - \pi$ exactly for $-1 < \lambda < 0$.
+
+    e = 1; exact from the second position on. Position 1 serves both heads in row 2: gains
+    $\lambda^2$ and $\lambda - \lambda^2$. Then each new gain, at lag f = 2 of the even and 1 of the
+    odd head, is $\lambda^f / (1 - \sum_{older} \lambda^{d-s} / g_s)$; late ones are
+    $\lambda^2 / (1 - \lambda^2)$ and $\lambda / (1 - \lambda^2)$.
+
+    Args:
+      eigenvalue: in (-1, 0).
+      length: l.
+    Returns: `Heads`, the even head first.
+    Raises: ImrError for values out of range.
+
+    >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
+    [0.3333, -0.6667]
+
+    Reference: arXiv 2502.01954, section 4.
+    """
+    lam = _within("eigenvalue", eigenvalue, -1, 0)
+    _check_length(length)
+    lags = lag_table(length)
+    attentions, all_gains = [], []
+    for first in (2, 1):
+        products = np.where(
+            (lags >= first) & (lags % 2 == first % 2), lam ** np.maximum(lags, 0), 0.0
+        )
+        # Until a row that uses them says otherwise.
+        gains = np.full(length, lam**first / (1 - lam**2))
+        gains[0] = lam**2 if first == 2 else lam - lam**2
+        for d in range(max(first, 2), length):
+            new = d - first
+            if new > 0:
+                gains[new] = lam**first / (1 - np.sum(products[d, :new] / gains[:new]))
+        attention = products / gains[None, :]
+        # What has no token at its lags looks at the first.
+        attention[:2] = np.eye(length)[0][None, :]
+        attentions.append(attention)
+        all_gains.append(gains)
+    return _heads(attentions, all_gains, 1.0)
+
+
+def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b l s"]:
+    r"""Runs a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$, here $\eta - \pi$.
+
+    Args:
+      process: the process.
+      tokens: integers, shape (..., l).
+      heads: of length l.
+    Returns: shape (..., l, s).
+    Raises: ImrError where lengths differ, or tokens are out of range.
+
+    >>> from imr.processes import mess3
+    >>> tokens = jnp.array([0, 0])
+    >>> apply_heads(mess3(0.15, 0.6), tokens, one_head_attention(0.55, 2))[:, 0].round(4).tolist()
+    [0.2667, 0.4133]
+    """
+    tokens = as_tokens(tokens, process.num_tokens)
+    if tokens.shape[-1] != heads.gains.shape[-1]:
+        raise ImrError(f"tokens have length {tokens.shape[-1]}, heads {heads.gains.shape[-1]}.")
+    return _apply(token_vectors(process), tokens, heads)
+
+
+class Values(NamedTuple):
+    """Predicted vectors in belief space: embeddings (k, s) and values (h, l, k, s)."""
+
+    embeddings: Float[Array, "k s"]
+    values: Float[Array, "h l k s"]
+
+
+def predicted_values(process: Process, heads: Heads) -> Values:
+    r"""Embeddings $E_x = e v_x$ and OV outputs $g_{hs} v_x$ of each head, position and token.
+
+    >>> from imr.processes import mess3
+    >>> predicted_values(mess3(0.15, 0.6), one_head_attention(0.55, 4)).values.shape
+    (1, 4, 3, 3)
+    """
+    vectors = token_vectors(process)
+    return Values(
+        heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None]
+    )  # fmt: skip
+
+
+class AdditiveFilter(NamedTuple):
+    """Steady-state Kalman filter: z_d = pole z_{d-1} + gain y_d, and its error variance."""
+
+    pole: float
+    gain: float
+    variance: float
+
+
+def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
+    r"""The best additive filter of a state of decay $\lambda$ seen with correlation c.
+
+    $z_{d+1} = \lambda z_d + \text{noise}$ of unit variance, $y = c z + \text{noise}$ of variance
+    $R = 1 - c^2$. P, the variance of the one-step prediction, solves
+    $P = \lambda^2 P R / (c^2 P + R) + 1 - \lambda^2$; pole $\lambda R / (c^2 P + R)$, gain
+    $c P / (c^2 P + R)$. For `mess3(x, a)`: $\lambda = 1 - 3x$, $c = (3a - 1)/2$, z and y the
+    centred one-hot state and token. It decays faster than $\lambda$, the decay of `constrained_beliefs`.
+
+    Args:
+      eigenvalue: in (-1, 1).
+      correlation: in [-1, 1].
+    Returns: pole, gain, variance P.
+    Raises: ImrError for values out of range.
+
+    >>> round(additive_filter(0.55, 0.4).pole, 4)
+    0.4666
+    """
+    lam = _within("eigenvalue", eigenvalue, -1, 1)
+    c = float(correlation)
+    if not -1 <= c <= 1:
+        raise ImrError(f"correlation must lie in [-1, 1]; found {c:g}.")
+    noise, drive = 1 - c**2, 1 - lam**2
+    # c^2 P^2 + half P - constant = 0; of two forms of the root the one without cancellation.
+    half, constant = drive * (noise - c**2), drive * noise
+    root = np.sqrt(half**2 + 4 * c**2 * constant)
+    variance = (root - half) / (2 * c**2) if half < 0 else 2 * constant / (half + root)
+    total = c**2 * variance + noise
+    return AdditiveFilter(float(lam * noise / total), float(c * variance / total), float(variance))
+
+
+def _within(name, value, low, high):
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be a number; found {value!r}.") from None
+    if not low < value < high:
+        raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.")
+    return value
+
+
+def _check_length(length):
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ImrError(f"length must be an integer of at least 1; found {length!r}.")
+
+
+def _heads(attention, gains, embedding):
+    return Heads(*(jnp.asarray(np.asarray(x), float) for x in (attention, gains, embedding)))
+
+
+@jax.jit
+def _apply(vectors, tokens, heads):
+    v = pick(vectors, tokens)
+    mixed = jnp.sum(heads.attention * heads.gains[:, None, :], axis=0)
+    return heads.embedding * v + matmul(mixed, v)

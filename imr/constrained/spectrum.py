@@ -1,0 +1,86 @@
+"""The spectrum of the chain, and how many heads of attention it asks for."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Complex
+
+from imr._checks import ImrError, is_concrete
+from imr.constrained.vectors import token_vectors
+from imr.processes.process import Process
+
+
+class Spectrum(NamedTuple):
+    r"""$A = \sum_k \lambda_k R_k L_k$, by falling $|\lambda|$.
+
+    Attributes:
+      eigenvalues: shape (s,), complex.
+      right: columns R, shape (s, s); left: rows L, shape (s, s), $L R = 1$.
+      weights: $v_x R_k$, shape (k, s).
+      active: whether some token has a weight on it, shape (s,); the stationary one is not.
+    """
+
+    eigenvalues: Complex[Array, "s"]
+    right: Complex[Array, "s s"]
+    left: Complex[Array, "s s"]
+    weights: Complex[Array, "k s"]
+    active: Bool[Array, "s"]
+
+
+def spectrum(process: Process) -> Spectrum:
+    """Eigenvalues and eigenvectors of the chain, and what the tokens put on them.
+
+    Raises: ImrError under a trace, and for a chain without a basis of eigenvectors.
+
+    >>> from imr.processes import mess3
+    >>> found = spectrum(mess3(0.15, 0.6))
+    >>> found.eigenvalues.real.round(3).tolist(), found.active.tolist()
+    ([1.0, 0.55, 0.55], [False, True, True])
+    """
+    if not is_concrete(process):
+        raise ImrError("spectrum needs the values of the process; call it outside of jax.jit.")
+    matrix = np.asarray(process.transitions, np.float64).sum(0)
+    values, right = np.linalg.eig(matrix)
+    order = np.argsort(-np.abs(values).round(12), kind="stable")
+    values, right = values[order].astype(complex), right[:, order].astype(complex)
+    if (condition := np.linalg.cond(right)) > 1e8:
+        raise ImrError(
+            "the chain has no basis of eigenvectors (their matrix has condition number "
+            f"{condition:.1e}); use the method recursive or kernel."
+        )
+    weights = np.asarray(token_vectors(process), np.float64) @ right
+    precision = 1e-9 if process.transitions.dtype == jnp.float64 else 1e-5
+    active = np.abs(weights).max(0) > precision
+    dtype = jnp.result_type(process.transitions, jnp.complex64)
+    left = np.linalg.inv(right)
+    values, right, left, weights = (jnp.asarray(x, dtype) for x in (values, right, left, weights))
+    return Spectrum(values, right, left, weights, jnp.asarray(active))
+
+
+def head_count(process: Process, *, tolerance: float = 1e-5) -> int:
+    r"""How many heads of attention over lags of at least one the active spectrum asks for.
+
+    Weights of attention are positive and a head has one value matrix. So an eigenvalue
+    $\lambda > 0$ needs one head; $\lambda < 0$ two, of even and of odd lags, with values of
+    opposite sign; a pair $|\lambda| e^{\pm i 2 \pi p / q}$ one for each residue of the lag modulo
+    q, or four, the positive and negative parts of cosine and sine, where q is larger.
+    Eigenvalues that differ have different patterns, and add; zero needs none. An ansatz.
+
+    Raises: ImrError as `spectrum` does.
+
+    >>> from imr.processes import mess3
+    >>> head_count(mess3(0.15, 0.6)), head_count(mess3(0.5, 0.6))
+    (1, 2)
+
+    Reference: arXiv 2502.01954, section 4.
+    """
+    found = spectrum(process)
+    distinct = []
+    for value in np.asarray(found.eigenvalues)[np.asarray(found.active)]:
+        # Of a conjugate pair the upper one.
+        value = complex(value.real, abs(value.imag))
+        if abs(value) > tolerance and all(abs(value - other) > tolerance for other in distinct):
+            distinct.append(value)
+    orders = ((q for q in (1, 2, 3) if abs((v / abs(v)) ** q - 1) < tolerance) for v in distinct)
+    return sum(next(found, 4) for found in orders)

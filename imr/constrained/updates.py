@@ -1,0 +1,114 @@
+r"""Constrained beliefs $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$, in three ways."""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, as_tokens, check_choice
+from imr._numerics import matmul
+from imr.constrained.spectrum import spectrum
+from imr.constrained.vectors import lag_table, pick, token_vectors
+from imr.processes.process import Process, bare
+
+
+def constrained_beliefs(
+    process: Process, tokens: Any, *, method: Literal["recursive", "kernel", "spectral"] = "recursive"
+) -> Float[Array, "*b l s"]:  # fmt: skip
+    r"""$\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$, after each token.
+
+    Args:
+      process: the process.
+      tokens: integers, shape (..., l).
+      method: "recursive", $z_d = z_{d-1} A + v_{x_d}$; "kernel", the sum over all pairs of
+        positions, as attention has it, of size l^2 k s; "spectral", the same with
+        $v_x A^n = \sum_k \lambda_k^n (v_x R_k) L_k$ (not under a trace of the process).
+    Returns: shape (..., l, s). Rows sum to one; entries may be negative.
+    Raises: ImrError for an unknown method, tokens out of range, a token of probability zero, and a
+      chain without a basis of eigenvectors where the spectrum is asked for.
+
+    >>> from imr.processes import mess3
+    >>> constrained_beliefs(mess3(0.15, 0.6), jnp.array([0, 0]))[:, 0].round(4).tolist()
+    [0.6, 0.7467]
+
+    Reference: arXiv 2502.01954, section 4.
+    """
+    check_choice("method", method, ("recursive", "kernel", "spectral"))
+    tokens = as_tokens(tokens, process.num_tokens)
+    vectors = token_vectors(process)
+    if method == "recursive":
+        return _recursive(bare(process), vectors, tokens)
+    if method == "kernel":
+        return _by_kernel(bare(process), _kernel(bare(process), vectors, tokens.shape[-1]), tokens)
+    return _by_kernel(bare(process), _spectral_kernel(spectrum(process), tokens.shape[-1]), tokens)
+
+
+def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
+    """Constrained beliefs after all k^d words of length d, the first token most significant.
+
+    Returns: shape (k^d, s), in the order of `belief_level`.
+    Raises: ImrError where depth is no integer of at least 0 or the words are more than 2^24.
+
+    >>> from imr.processes import mess3
+    >>> constrained_level(mess3(0.15, 0.6), 2).shape
+    (9, 3)
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+        raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
+    if process.num_tokens**depth > 2**24:
+        raise ImrError(f"depth must keep {process.num_tokens}^depth below 2^24; found {depth}.")
+    return _level(bare(process), token_vectors(process), depth)
+
+
+def _chain(process):
+    return jnp.sum(process.transitions, axis=0)
+
+
+@jax.jit
+def _recursive(process, vectors, tokens):
+    chain = _chain(process)
+
+    def step(z, v):
+        z = matmul(z, chain) + v
+        return z, z
+
+    inputs = jnp.moveaxis(pick(vectors, tokens), -2, 0)
+    z = jax.lax.scan(step, jnp.zeros(inputs.shape[1:], vectors.dtype), inputs)[1]
+    z = jnp.moveaxis(z, 0, -2)
+    return z + jnp.broadcast_to(process.stationary, z.shape)
+
+
+@partial(jax.jit, static_argnames="length")
+def _kernel(process, vectors, length):
+    chain = _chain(process)
+    return jax.lax.scan(lambda v, _: (matmul(v, chain), v), vectors, length=length)[1]
+
+
+@partial(jax.jit, static_argnames="length")
+def _spectral_kernel(found, length):
+    # Powers by multiplication: 0^0 is one, and no branch of a complex logarithm is taken.
+    step = lambda power, _: (power * found.eigenvalues, power)  # noqa: E731
+    powers = jax.lax.scan(step, jnp.ones_like(found.eigenvalues), length=length)[1]
+    terms = powers[:, None, :] * found.weights[None]
+    return jnp.einsum("nxk,kj->nxj", terms, found.left, precision="highest").real
+
+
+@jax.jit
+def _by_kernel(process, kernel, tokens):
+    """Sum over pairs of positions of kernel (l, k, s) at lag and token."""
+    lags = lag_table(tokens.shape[-1])
+    pairs = jnp.where((lags >= 0)[..., None, None], kernel[np.maximum(lags, 0)], 0)
+    one_hot = pick(jnp.eye(kernel.shape[1], dtype=kernel.dtype), tokens)
+    z = jnp.einsum("...tx,dtxj->...dj", one_hot, pairs, precision="highest")
+    return z + jnp.broadcast_to(process.stationary, z.shape)
+
+
+@partial(jax.jit, static_argnames="depth")
+def _level(process, vectors, depth):
+    chain, z = _chain(process), jnp.zeros((1, process.num_states), vectors.dtype)
+    for _ in range(depth):
+        z = (matmul(z, chain)[:, None] + vectors[None]).reshape(-1, process.num_states)
+    return z + process.stationary[None, :]

@@ -1,0 +1,87 @@
+"""What single tokens say of the state: the vectors that constrained beliefs add up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError, is_concrete
+from imr._numerics import matmul
+from imr.processes.process import Process, bare
+
+
+def token_vectors(process: Process) -> Float[Array, "k s"]:
+    r"""What each token says by itself: $v_x = \pi T_x / (\pi T_x w) - \pi$.
+
+    Returns: shape (k, s); $\pi + v_x$ is the posterior after x alone.
+    Raises: ImrError where a token has probability zero, and its posterior no meaning; under a
+      trace that row is NaN.
+
+    >>> from imr.processes import mess3
+    >>> token_vectors(mess3(0.15, 0.6))[0].round(4).tolist()
+    [0.2667, -0.1333, -0.1333]
+
+    Reference: arXiv 2502.01954, section 4.
+    """
+    vectors, p = _token_vectors(bare(process))
+    if is_concrete(p) and np.any(bad := ~(np.asarray(p) > 1e-12)):
+        names = [name for name, zero in zip(process.tokens, bad, strict=True) if zero]
+        raise ImrError(
+            f"every token of the process must have positive probability; {names} have none. "
+            "Leave their transitions out; of a process with a begin token take the process without."
+        )
+    return vectors
+
+
+def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
+    r"""A variant, for comparison: $\pi \tilde T_x - \pi$, rows of $T_x$ normalised to sum to one.
+
+    It is the posterior after x only where x is as likely from every state; for `mess3` it is
+    parallel to `token_vectors`, and shorter or longer.
+
+    Returns: shape (k, s).
+    Raises: ImrError where a token cannot be emitted from some state: that row cannot be normalised.
+      Under a trace those vectors are NaN.
+
+    >>> from imr.processes import mess3
+    >>> process = mess3(0.15, 0.6)
+    >>> v = token_vectors(process) / row_normalised_token_vectors(process)
+    >>> round(v[0, 0].item(), 2)
+    1.41
+    """
+    if process.generalised:
+        raise ImrError("process must be hidden Markov: rows of a generalised one are no weights.")
+    if is_concrete(process):
+        rows = np.asarray(process.transitions).sum(-1)
+        if np.any(rows == 0):
+            x, i = np.argwhere(rows == 0)[0]
+            raise ImrError(
+                f"rows cannot be normalised: token {process.tokens[x]!r} is never emitted from "
+                f"state {process.states[i]!r}. Use token_vectors."
+            )
+    return _row_normalised(bare(process))
+
+
+def pick(vectors, tokens):
+    """The vector of each token; NaN of tokens out of range, which only a trace lets pass."""
+    valid = (tokens >= 0) & (tokens < len(vectors))
+    return jnp.where(valid[..., None], vectors[jnp.where(valid, tokens, 0)], jnp.nan)
+
+
+@jax.jit
+def _token_vectors(process):
+    joint = matmul(process.stationary, process.transitions)
+    p = matmul(joint, process.right)
+    return joint / jnp.where(p > 0, p, jnp.nan)[:, None] - process.stationary[None, :], p
+
+
+@jax.jit
+def _row_normalised(process):
+    rows = jnp.sum(process.transitions, -1, keepdims=True)
+    normalised = process.transitions / jnp.where(rows > 0, rows, jnp.nan)
+    return matmul(process.stationary, normalised) - process.stationary[None, :]
+
+
+def lag_table(length):
+    """d - s of each pair of positions (d, s)."""
+    return np.arange(length)[:, None] - np.arange(length)[None, :]
