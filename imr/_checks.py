@@ -91,6 +91,12 @@ def check_at_least(name: str, value: Any, least: float) -> None:
         raise ImrError(f"{name} must be at least {least}; found {value}.")
 
 
+def check_key(key: Any) -> None:
+    """Demands random keys, new or old."""
+    if not isinstance(key, jax.Array):
+        raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
+
+
 def check_count(name, value):
     """Demands a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -108,8 +114,8 @@ def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:
             tokens = tokens.astype(np.int32)
     if jnp.ndim(tokens) < 1 or tokens.dtype.kind not in "iu":
         raise ImrError(
-            f"tokens must be integers of shape (..., l); found {tokens.dtype} of shape "
-            f"{np.shape(tokens)}."
+            f"tokens must be integers of shape (..., l), 0 to {num_tokens - 1}; found {tokens.dtype} "
+            f"of shape {np.shape(tokens)}. Names of tokens are found in process.tokens.index(name)."
         )
     if is_concrete(tokens) and np.size(tokens):
         low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))

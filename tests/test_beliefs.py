@@ -274,3 +274,26 @@ def test_many_sequences_maps_gradients_and_export():
 def test_bad_input(make, message, unchecked):
     with pytest.raises(ImrError, match=message):
         make()
+
+
+def test_mixed_states_merge_in_float32():
+    """Matrices rounded to float32 must not make nine states look like more."""
+    with jax.enable_x64(False):
+        process = processes.product([processes.even(0.3), processes.golden_mean(0.3)])
+        assert beliefs.count_mixed_states(process, 8) == 9
+        assert beliefs.count_mixed_states(process, 8, tolerance=1e-10) > 9
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_process_or_no_beliefs():
+    for call in (beliefs.bayes_filter, beliefs.smooth, beliefs.next_token_probabilities):
+        with pytest.raises(ImrError, match=r"process must be an imr.Process; .* mess3\(\.\.\.\)"):
+            call(processes.mess3, np.array([0]))
+    for call in (beliefs.belief_level, beliefs.mixed_states, beliefs.entropy_rate):
+        with pytest.raises(ImrError, match=r"process must be an imr\.Process; found a list"):
+            call([[1.0]], 2)
+    with pytest.raises(ImrError, match=r"hand in its \.beliefs"):
+        beliefs.next_token_probabilities(MESS3, beliefs.bayes_filter(MESS3, np.array([0])))
+    with pytest.raises(ImrError, match="tolerance must be positive"):
+        beliefs.mixed_states(MESS3, 2, merge=True, tolerance=-1.0)
+    assert beliefs.smooth(MESS3, np.zeros((2, 0), int)).shape == (2, 0, 3)

@@ -202,3 +202,19 @@ def test_jit_vmap_gradient_export():
 def test_bad_input(make, message, unchecked):
     with pytest.raises(ImrError, match=message):
         make()
+
+
+def test_the_spectrum_of_a_known_process_inside_jit():
+    tokens = WORDS[:5]
+    inside = jax.jit(lambda t: constrained.constrained_beliefs(MESS3, t, method="spectral"))(tokens)
+    wanted = constrained.constrained_beliefs(MESS3, tokens)
+    np.testing.assert_allclose(inside, wanted, atol=1e-12)
+
+
+def test_eigenvalues_of_a_spectrum_are_taken():
+    value = constrained.spectrum(MESS3).eigenvalues[1]
+    assert constrained.one_head_attention(value, 4).attention.shape == (1, 4, 4)
+    with pytest.raises(ImrError, match="there is two_head_attention"):
+        constrained.one_head_attention(-0.2, 4)
+    with pytest.raises(ImrError, match="eigenvalue must be real"):
+        constrained.one_head_attention(0.2 + 0.1j, 4)  # pyright: ignore[reportArgumentType]

@@ -144,7 +144,7 @@ def test_errors():
         metrics.lag_gains(y, jnp.ones((3, 2)), jnp.zeros((60, 4), int), w)
     with pytest.raises(imr.ImrError, match="at least 2 positions; found 1"):
         metrics.parity_share(jnp.ones((1, 1)))
-    with pytest.raises(imr.ImrError, match="values has 3 entries, but directions has 2"):
+    with pytest.raises(imr.ImrError, match=r"values must have shape \(2,\)"):
         metrics.add_along(jnp.ones(4), jnp.ones((2, 4)), jnp.ones(3))
     with pytest.raises(imr.ImrError, match="directions has 5 columns, but residual has 4"):
         metrics.ablate_along(jnp.ones(4), jnp.ones((2, 5)))

@@ -239,3 +239,26 @@ def test_a_process_made_under_a_trace():
 def test_bad_input(make, message, unchecked):
     with pytest.raises(ImrError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_process_does_not_change():
+    process = processes.coin(0.5)
+    with pytest.raises(ImrError, match="does not change; found an assignment to initial"):
+        process.initial = np.ones(1)
+    with pytest.raises(ImrError, match="tokens must be a sequence of 2 names"):
+        Process(np.full((2, 1, 1), 0.5), tokens=3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("bad", [{0: 1, 1: 2}, [0.5, 1.2], "01", [True, False], ["a", "b"]])
+def test_vocabularies_hold_integers(bad):
+    with pytest.raises(ImrError, match=r"vocabulary\[0\] must be a sequence of integers"):
+        processes.mixture([processes.coin(0.5)] * 2, vocabulary=[bad, [0, 1]])
+
+
+def test_mixtures_keep_names_that_agree():
+    a = Process(np.full((2, 1, 1), 0.5), tokens=["a", "b"])
+    b = Process(np.full((2, 1, 1), 0.5), tokens=["b", "c"])
+    assert processes.mixture([a, b], vocabulary=[[0, 1], [1, 2]]).tokens == ("a", "b", "c")
+    assert processes.mixture([a, b]).tokens == ("0", "1")

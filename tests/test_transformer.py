@@ -185,3 +185,26 @@ def test_errors(model):
         exact_kl(model, processes.tom_quantum(1.0, 4.0), 3)
     with pytest.raises(imr.ImrError, match="length must keep"):
         exact_kl(model, MESS3, 20)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_vocabularies_and_edits_that_do_not_fit(model):
+    begun = processes.with_begin_token(MESS3)
+    for soft in (False, True):
+        with pytest.raises(imr.ImrError, match=r"logits of shape \(2, 3, 4\).*begin or end"):
+            next_token_loss(
+                lambda tokens: jnp.zeros((*tokens.shape, 3)), begun, jax.random.key(0),
+                batch_size=2, length=3, soft=soft,
+            )  # fmt: skip
+    with pytest.raises(imr.ImrError, match="model must give logits"):
+        exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 1)), MESS3, 2)
+    with pytest.raises(imr.ImrError, match="key must be made by"):
+        next_token_loss(model, MESS3, 0)
+    with pytest.raises(imr.ImrError, match=r"edit must return the residual's shape.*found None"):
+        model.record(jnp.array([0, 1]), lambda site, layer, residual: None)
+
+
+def test_tokens_out_of_range_make_nan_under_a_trace(model):
+    logits = nnx.jit(lambda model, tokens: model(tokens))(model, jnp.array([[0, 1], [-1, 1]]))
+    assert np.isnan(logits[1]).all()
+    assert np.isfinite(logits[0]).all()

@@ -19,6 +19,15 @@ def plane(beliefs: np.ndarray) -> np.ndarray:
 def _triangle(axis):
     closed = np.append(_CORNERS, _CORNERS[:1], axis=0)
     axis.plot(closed[:, 0], closed[:, 1], color="0.6", linewidth=0.8)
+    for corner, name in zip(_CORNERS, _NAMES, strict=True):
+        axis.text(
+            *(1.08 * (corner - _CORNERS.mean(0)) + _CORNERS.mean(0)),
+            name,
+            ha="center",
+            va="center",
+            color="0.4",
+            fontsize=8,
+        )
     axis.set_aspect("equal")
     axis.set_axis_off()
 
@@ -48,7 +57,7 @@ def simplexes(
             _triangle(axis)
             points = plane(beliefs)
             axis.scatter(points[:, 0], points[:, 1], c=rgb, s=2, linewidths=0, rasterized=True)
-            axis.set_title(panel, fontsize=9)
+            axis.set_title(panel, fontsize=9, pad=10)
         if name:
             line[0].text(
                 -0.02, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right"

@@ -104,7 +104,9 @@ def _entropies() -> Iterator[dict[str, Any]]:
         yield _row("T3", f"h_1, h_2, h_10 of {name}", error, 1e-5)
         yield _row("T3", f"mean of h_1 to h_10 of {name}", abs(h[1:].mean() - known[3]), 1e-9)
         count = count_mixed_states(process, 10)
-        yield _row("T3", f"mixed states of {name}: {count}, not {states}", abs(count - states), 0)
+        yield _row(
+            "T3", f"mixed states of {name}, {count} found less {states}", abs(count - states), 0
+        )
     # Read the wrong way round, T[x] is no process: its rows do not sum to one.
     turned = np.swapaxes(np.asarray(processes.rrxor(0.5, 0.5).transitions), 1, 2)
     error = abs(_plain_mean_entropy(turned) - KNOWN["RRXOR(.5, .5)"][4])

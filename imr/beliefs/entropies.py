@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from imr._numerics import matmul
 from imr.beliefs.words import check_depth, grow
-from imr.processes.process import Process, bare, is_unifilar
+from imr.processes.process import Process, bare, check_process, is_unifilar
 
 
 def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
@@ -69,6 +69,7 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
 
     Reference: Cover and Thomas, Elements of Information Theory, Theorem 4.5.1.
     """
+    check_process(process)
     unifilar = not process.generalised and is_unifilar(process)
     check_depth(process, depth, enumerates=not unifilar)
     process = bare(process)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from imr._checks import ImrError, as_tokens, check_choice, check_finite, is_concrete
 from imr._numerics import matmul
-from imr.processes.process import Process, bare, least_probability
+from imr.processes.process import Process, bare, check_process, least_probability
 
 
 class Filtered(NamedTuple):
@@ -58,6 +58,7 @@ def bayes_filter(
 
     Reference: arXiv 2502.01954, section 2.
     """
+    check_process(process)
     check_choice("method", method, ("scan", "associative"))
     tokens = as_tokens(tokens, process.num_tokens)
     if initial is not None and np.shape(initial) != (process.num_states,):
@@ -93,6 +94,9 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     >>> next_token_probabilities(golden_mean(0.5), jnp.array([1.0, 0.0])).tolist()
     [0.5, 0.5]
     """
+    check_process(process)
+    if isinstance(beliefs, Filtered):
+        raise ImrError("beliefs must be an array; found a Filtered: hand in its .beliefs.")
     beliefs = jnp.asarray(beliefs)
     if not jnp.ndim(beliefs) or jnp.shape(beliefs)[-1] != process.num_states:
         raise ImrError(
@@ -117,6 +121,7 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
     >>> smooth(even(0.5), jnp.array([1, 1, 0])).round(4).tolist()
     [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
     """
+    check_process(process)
     if process.generalised:
         raise ImrError("process must be hidden Markov to be smoothed; found a generalised one.")
     return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
@@ -211,6 +216,8 @@ def _predict(process, beliefs):
 @jax.jit
 def _smooth(process, tokens):
     forward = _filter(process, tokens, None, False)[0]
+    if tokens.shape[-1] == 0:
+        return forward
 
     def step(message, x):
         message = matmul(_matrices(process, x), message[..., None])[..., 0]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import ImrError, check_count, is_concrete
+from imr._checks import ImrError, check_count, check_positive, is_concrete
 from imr._numerics import matmul
-from imr.processes.process import Process, bare, least_probability
+from imr.processes.process import Process, bare, check_process, least_probability
 
 # Enumerations beyond this many words do not end.
 MOST_WORDS = 2**24
@@ -67,7 +67,7 @@ class MixedStates(NamedTuple):
 
 
 def mixed_states(
-    process: Process, depth: int, *, merge: bool = False, tolerance: float = 1e-10
+    process: Process, depth: int, *, merge: bool = False, tolerance: float | None = None
 ) -> MixedStates:
     """The tree of beliefs over words that can occur, level by level.
 
@@ -76,16 +76,18 @@ def mixed_states(
       depth: the longest words.
       merge: whether words of equal belief become one, the first of them, with the sum of their
         probabilities; where mixed states are finite any depth is then cheap.
-      tolerance: beliefs that agree to it are equal; a level of float32 needs about 1e-5.
+      tolerance: beliefs that agree to it are equal; 1e-10 unless given, 1e-5 for a process in
+        float32.
     Returns: lists of depth + 1 levels.
-    Raises: ImrError under a trace, for a depth that is no integer of at least 0, and for more than
-      2^24 words.
+    Raises: ImrError under a trace, for a depth that is no integer of at least 0, a tolerance that is
+      not positive, and more than 2^24 words.
 
     >>> from imr.processes import golden_mean
     >>> [words.tolist() for words in mixed_states(golden_mean(0.5), 2).words]
     [[[]], [[0], [1]], [[0, 0], [0, 1], [1, 0]]]
     """
     check_depth(process, depth, enumerates=False)
+    tolerance = _tolerance(process, tolerance)
     if not is_concrete(process):
         raise ImrError("mixed_states has results of data-dependent shapes: call it without jit.")
     transitions = np.asarray(process.transitions, np.float64)
@@ -119,21 +121,25 @@ def mixed_states(
     )
 
 
-def count_mixed_states(process: Process, depth: int, *, tolerance: float = 1e-10) -> int:
+def count_mixed_states(
+    process: Process, depth: int, *, tolerance: float | None = None
+) -> int:  # fmt: skip
     """The number of distinct beliefs after words of length 0 to depth.
 
     Raises: ImrError as `mixed_states` does.
 
     >>> from imr.processes import golden_mean
-    >>> count_mixed_states(golden_mean(0.5), 10, tolerance=1e-5)
+    >>> count_mixed_states(golden_mean(0.5), 10)
     3
     """
+    tolerance = _tolerance(process, tolerance)
     tree = mixed_states(process, depth, merge=True, tolerance=tolerance)
     return len(_equal(np.concatenate([np.asarray(x) for x in tree.beliefs]), tolerance)[0])
 
 
 def check_depth(process, depth, enumerates=True):
     """Refuses what is no length of words, or too long to enumerate."""
+    check_process(process)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
         raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
     if enumerates and process.num_tokens ** (depth + 1) > MOST_WORDS:
@@ -149,6 +155,15 @@ def grow(process, words, depth):
         both = jnp.einsum("ni,kij->nkj", words, process.transitions, precision="highest")
         words = both.reshape(-1, process.num_states)
     return words
+
+
+def _tolerance(process, tolerance):
+    """Beyond the rounding of the matrices that the process was made of."""
+    check_process(process)
+    if tolerance is None:
+        return 1e-10 if process.transitions.dtype == jnp.float64 else 1e-5
+    check_positive("tolerance", tolerance)
+    return tolerance
 
 
 def _equal(beliefs, tolerance):

@@ -6,7 +6,8 @@ attention patterns, values and number of heads a trained layer should have.
 
 Rows of $\eta$ are normalised and may leave the simplex. The ansatz is about the sum over tokens,
 and silent elsewhere: where $v_x A = 0$, as for `rrxor`, it knows of the last token only; where the
-chain is periodic, as for `zero_one_random`, what tokens say never decays and the sum grows.
+chain is periodic, as for `zero_one_random`, or has several closed classes, as a mixture has, some of
+what tokens say never decays and the sum grows.
 """
 
 from imr.constrained.heads import AdditiveFilter as AdditiveFilter

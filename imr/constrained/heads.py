@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 from imr._checks import ImrError, as_tokens
 from imr._numerics import matmul
 from imr.constrained.vectors import lag_table, pick, token_vectors
-from imr.processes.process import Process
+from imr.processes.process import Process, check_process
+
+_TWO = " For a negative one there is two_head_attention."
 
 
 class Heads(NamedTuple):
@@ -27,7 +29,7 @@ class Heads(NamedTuple):
     embedding: Float[Array, ""]
 
 
-def one_head_attention(eigenvalue: float, length: int, embedding: float = 0.0) -> Heads:
+def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> Heads:
     r"""The one head that makes $\eta - \pi$ exactly, for an eigenvalue $0 < \lambda < 1$.
 
     $A_{ds} g_s = \lambda^{d-s}$ for s < d, $e + A_{dd} g_d = 1$, rows of A sum to one. For e = 0
@@ -36,7 +38,7 @@ def one_head_attention(eigenvalue: float, length: int, embedding: float = 0.0) -
     predicted; late gains are $(1 - e) + \lambda / (1 - \lambda)$.
 
     Args:
-      eigenvalue: in (0, 1).
+      eigenvalue: a number in (0, 1); of `spectrum`, too.
       length: l.
       embedding: e in [0, 1 - eigenvalue).
     Returns: `Heads` of one head.
@@ -47,7 +49,7 @@ def one_head_attention(eigenvalue: float, length: int, embedding: float = 0.0) -
 
     Reference: arXiv 2502.01954, section 4.
     """
-    lam, e = _within("eigenvalue", eigenvalue, 0, 1), float(embedding)
+    lam, e = _within("eigenvalue", eigenvalue, 0, 1, _TWO), float(embedding)
     _check_length(length)
     if not 0 <= e < 1 - lam:
         raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
@@ -58,7 +60,7 @@ def one_head_attention(eigenvalue: float, length: int, embedding: float = 0.0) -
     return _heads([products / gains[None, :]], [gains], e)
 
 
-def two_head_attention(eigenvalue: float, length: int) -> Heads:
+def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     r"""An even-lag and an odd-lag head that make $\eta - \pi$ exactly for $-1 < \lambda < 0$.
 
     e = 1; exact from the second position on. Position 1 serves both heads in row 2: gains
@@ -67,7 +69,7 @@ def two_head_attention(eigenvalue: float, length: int) -> Heads:
     $\lambda^2 / (1 - \lambda^2)$ and $\lambda / (1 - \lambda^2)$.
 
     Args:
-      eigenvalue: in (-1, 0).
+      eigenvalue: a number in (-1, 0); of `spectrum`, too.
       length: l.
     Returns: `Heads`, the even head first.
     Raises: ImrError for values out of range.
@@ -101,7 +103,9 @@ def two_head_attention(eigenvalue: float, length: int) -> Heads:
 
 
 def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b l s"]:
-    r"""Runs a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$, here $\eta - \pi$.
+    r"""Runs a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
+
+    Of the heads of one eigenvalue this is $\eta - \pi$ where the tokens put weight on no other.
 
     Args:
       process: the process.
@@ -115,6 +119,7 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     >>> apply_heads(mess3(0.15, 0.6), tokens, one_head_attention(0.55, 2))[:, 0].round(4).tolist()
     [0.2667, 0.4133]
     """
+    check_process(process)
     tokens = as_tokens(tokens, process.num_tokens)
     if tokens.shape[-1] != heads.gains.shape[-1]:
         raise ImrError(f"tokens have length {tokens.shape[-1]}, heads {heads.gains.shape[-1]}.")
@@ -180,13 +185,16 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     return AdditiveFilter(float(lam * noise / total), float(c * variance / total), float(variance))
 
 
-def _within(name, value, low, high):
+def _within(name, value, low, high, hint=""):
     try:
-        value = float(value)
+        value = complex(value)
     except (TypeError, ValueError):
         raise ImrError(f"{name} must be a number; found {value!r}.") from None
+    if value.imag:
+        raise ImrError(f"{name} must be real; found {value:g}.")
+    value = value.real
     if not low < value < high:
-        raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.")
+        raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.{hint}")
     return value
 
 

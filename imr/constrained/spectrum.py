@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex
 
 from imr._checks import ImrError, is_concrete
 from imr.constrained.vectors import token_vectors
-from imr.processes.process import Process
+from imr.processes.process import Process, check_process
 
 
 class Spectrum(NamedTuple):
@@ -38,6 +39,7 @@ def spectrum(process: Process) -> Spectrum:
     >>> found.eigenvalues.real.round(3).tolist(), found.active.tolist()
     ([1.0, 0.55, 0.55], [False, True, True])
     """
+    check_process(process)
     if not is_concrete(process):
         raise ImrError("spectrum needs the values of the process; call it outside of jax.jit.")
     matrix = np.asarray(process.transitions, np.float64).sum(0)
@@ -49,7 +51,8 @@ def spectrum(process: Process) -> Spectrum:
             "the chain has no basis of eigenvectors (their matrix has condition number "
             f"{condition:.1e}); use the method recursive or kernel."
         )
-    weights = np.asarray(token_vectors(process), np.float64) @ right
+    with jax.ensure_compile_time_eval():  # the process may be known where the tokens are not
+        weights = np.asarray(token_vectors(process), np.float64) @ right
     precision = 1e-9 if process.transitions.dtype == jnp.float64 else 1e-5
     active = np.abs(weights).max(0) > precision
     dtype = jnp.result_type(process.transitions, jnp.complex64)

@@ -12,7 +12,7 @@ from imr._checks import ImrError, as_tokens, check_choice
 from imr._numerics import matmul
 from imr.constrained.spectrum import spectrum
 from imr.constrained.vectors import lag_table, pick, token_vectors
-from imr.processes.process import Process, bare
+from imr.processes.process import Process, bare, check_process
 
 
 def constrained_beliefs(
@@ -36,6 +36,7 @@ def constrained_beliefs(
 
     Reference: arXiv 2502.01954, section 4.
     """
+    check_process(process)
     check_choice("method", method, ("recursive", "kernel", "spectral"))
     tokens = as_tokens(tokens, process.num_tokens)
     vectors = token_vectors(process)
@@ -56,6 +57,7 @@ def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
     >>> constrained_level(mess3(0.15, 0.6), 2).shape
     (9, 3)
     """
+    check_process(process)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
         raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
     if process.num_tokens**depth > 2**24:

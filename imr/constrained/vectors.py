@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from imr._checks import ImrError, is_concrete
 from imr._numerics import matmul
-from imr.processes.process import Process, bare
+from imr.processes.process import Process, bare, check_process
 
 
 def token_vectors(process: Process) -> Float[Array, "k s"]:
@@ -23,6 +23,7 @@ def token_vectors(process: Process) -> Float[Array, "k s"]:
 
     Reference: arXiv 2502.01954, section 4.
     """
+    check_process(process)
     vectors, p = _token_vectors(bare(process))
     if is_concrete(p) and np.any(bad := ~(np.asarray(p) > 1e-12)):
         names = [name for name, zero in zip(process.tokens, bad, strict=True) if zero]
@@ -49,6 +50,7 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     >>> round(v[0, 0].item(), 2)
     1.41
     """
+    check_process(process)
     if process.generalised:
         raise ImrError("process must be hidden Markov: rows of a generalised one are no weights.")
     if is_concrete(process):

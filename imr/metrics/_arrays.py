@@ -2,12 +2,18 @@
 
 import jax.numpy as jnp
 
-from imr._checks import check_at_least, check_floating, check_rank
+from imr._checks import ImrError, check_at_least, check_floating, check_rank
 from imr._numerics import widen
 
 
 def matrix(name, array, shape, rows=1):
     """A floating array of two axes and so many rows, in float32 or wider."""
+    if jnp.ndim(array) > 2:
+        raise ImrError(
+            f"{name} must have shape {shape}; found shape {jnp.shape(array)}. Make one axis of the "
+            "leading ones, or use jax.vmap for a result of each."
+        )
+    array = jnp.asarray(array)
     check_rank(name, array, 2, shape)
     check_floating(name, array)
     check_at_least(f"the number of rows of {name}", array.shape[0], rows)

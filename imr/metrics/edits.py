@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from imr._checks import check_axis, check_floating
+from imr._checks import ImrError, check_axis, check_floating
 from imr._numerics import matmul
 from imr._typing import AnyArray, Array
 from imr.metrics._arrays import matrix, pseudo_inverse
@@ -36,6 +36,10 @@ def ablate_along(
     """
     residual, directions = jnp.asarray(residual), _matrix(directions)
     check_floating("residual", residual)
+    if jnp.shape(origin) not in ((), residual.shape[-1:]):
+        raise ImrError(
+            f"origin must be a number or have shape {residual.shape[-1:]}; found {jnp.shape(origin)}."
+        )
     shifted = residual - jnp.broadcast_to(jnp.asarray(origin, residual.dtype), residual.shape)
     return residual - matmul(coordinates(shifted, directions), directions.astype(residual.dtype))
 
@@ -66,8 +70,13 @@ def add_along(
     residual, directions = jnp.asarray(residual), _matrix(directions)
     values = jnp.asarray(values)
     check_floating("residual", residual)
-    check_axis("values", values.shape[-1], "directions", directions.shape[0], "entries")
-    moved = matmul(values.astype(directions.dtype), directions)
+    wanted = (*residual.shape[:-1], len(directions))
+    if values.ndim == 0 or values.shape not in (wanted, wanted[-1:]):
+        raise ImrError(
+            f"values must have shape {wanted}, a coefficient for each of the directions, or "
+            f"{wanted[-1:]} for all the same; found {values.shape}."
+        )
+    moved = matmul(jnp.broadcast_to(values, wanted).astype(directions.dtype), directions)
     return residual + moved.astype(residual.dtype)
 
 

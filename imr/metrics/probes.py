@@ -34,6 +34,7 @@ class Probe(NamedTuple):
 
     def __call__(self, features: Float[AnyArray, "*b d"]) -> Float[Array, "*b s"]:
         """The decoded targets, shape (..., s)."""
+        check_axis("features", features.shape[-1], "the probe", self.weight.shape[0], "columns")
         linear = matmul(features.astype(self.weight.dtype), self.weight)
         return linear + jnp.broadcast_to(self.bias, linear.shape)
 

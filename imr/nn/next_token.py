@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_count
+from imr._checks import ImrError, check_count, check_key
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
 from imr.processes import Process, sample
+from imr.processes.process import check_process
 
 
 def next_token_loss(
@@ -35,7 +36,8 @@ def next_token_loss(
       batch_size, length: B sequences of l positions; l + 1 tokens are drawn.
       soft: whether the targets are Bayes predictions.
     Returns: a scalar.
-    Raises: ImrError where batch_size or length is no positive integer.
+    Raises: ImrError where batch_size or length is no positive integer, key is no random key, or the
+      logits are not of shape (b, l, k), k the tokens of the process.
 
     >>> from imr.processes import mess3
     >>> model = lambda tokens: jnp.zeros((*tokens.shape, 3))
@@ -44,8 +46,10 @@ def next_token_loss(
     """
     check_count("batch_size", batch_size)
     check_count("length", length)
+    check_process(process)
+    check_key(key)
     tokens = sample(process, jax.random.split(key, batch_size), length + 1).tokens
-    log_q = jax.nn.log_softmax(model(tokens[:, :-1]), axis=-1)
+    log_q = jax.nn.log_softmax(_logits(model, process, tokens[:, :-1]), axis=-1)
     if soft:
         beliefs = bayes_filter(process, tokens[:, :-1]).beliefs
         p = jax.lax.stop_gradient(next_token_probabilities(process, beliefs))
@@ -69,12 +73,14 @@ def exact_kl(
       length: l. All k^l words are run, in blocks.
       block: words at a time.
     Returns: shape (l,), d = 1 to l.
-    Raises: ImrError where length is no positive integer or the words are more than 2^24.
+    Raises: ImrError where length is no positive integer, the words are more than 2^24, or the logits
+      are not of shape (b, l, k), k the tokens of the process.
 
     >>> from imr.processes import coin
     >>> exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 2)), coin(0.5), 3).tolist()
     [0.0, 0.0, 0.0]
     """
+    check_process(process)
     check_count("length", length)
     check_count("block", block)
     if process.generalised:
@@ -88,7 +94,7 @@ def exact_kl(
         p = next_token_probabilities(
             process, jnp.where(alive, filtered.beliefs, process.initial[None])
         )
-        log_q = jax.nn.log_softmax(model(word[None])[0].astype(p.dtype), axis=-1)
+        log_q = jax.nn.log_softmax(_logits(model, process, word[None])[0].astype(p.dtype), axis=-1)
         log_p = jnp.log(jnp.where(p > 0, p, 1))
         kl = jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0), axis=-1)
         kl = jnp.where(alive[:, 0], kl, 0)  # whatever the model makes of what cannot be
@@ -97,3 +103,13 @@ def exact_kl(
 
     weights, kl = jax.lax.map(terms, words, batch_size=min(block, len(words)))
     return jnp.sum(weights[:, None] * kl, axis=0)
+
+
+def _logits(model, process, tokens):
+    logits = model(tokens)
+    if logits.shape != (*tokens.shape, process.num_tokens):
+        raise ImrError(
+            f"model must give logits of shape {(*tokens.shape, process.num_tokens)}, one for each "
+            f"token of the process; found {logits.shape}. A begin or end token is one more."
+        )
+    return logits

@@ -138,11 +138,16 @@ class Transformer(nnx.Module):
             `imr.metrics.replace_along`.
 
         Raises:
-          ImrError: for tokens that are no integers, out of range, or too many.
+          ImrError: for tokens that are no integers, out of range (under a trace these make NaN of
+            their sequence), or too many, and for an edit that changes shapes.
         """
         tokens = self._checked(tokens)
-        edit = edit or (lambda site, layer, residual: residual)
-        x = self.embedding(tokens) + self.position[...][: tokens.shape[-1]].reshape(
+        edit = _shaped(edit) if edit else (lambda site, layer, residual: residual)
+        embedded = self.embedding(jnp.clip(tokens, 0, self.num_tokens - 1))
+        # Only a trace lets tokens out of range pass.
+        wrong = (tokens < 0) | (tokens >= self.num_tokens)
+        embedded = jnp.where(wrong[..., None], jnp.nan, embedded)
+        x = embedded + self.position[...][: tokens.shape[-1]].reshape(
             (1,) * (tokens.ndim - 1) + (tokens.shape[-1], -1)
         )
         columns = []
@@ -162,3 +167,20 @@ class Transformer(nnx.Module):
         if not 1 <= (found := tokens.shape[-1]) <= self.length:
             raise ImrError(f"tokens must have 1 to {self.length} positions; found {found}.")
         return tokens
+
+
+def _shaped(edit):
+    """The edit, held to the shape of what it edits."""
+
+    def checked(site, layer, residual):
+        found = edit(site, layer, residual)
+        shape = getattr(found, "shape", None)
+        if shape != residual.shape:
+            raise ImrError(
+                f"edit must return the residual's shape, {residual.shape}; found {shape} at site "
+                f"{site!r} of layer {layer}. "
+                "Return the residual where nothing is to change."
+            )
+        return found
+
+    return checked

@@ -20,7 +20,7 @@ def mixture(
       processes: n of them, hidden Markov.
       weights: probabilities c, shape (n,); equal unless given.
       vocabulary: for each process the tokens of the mixture that its own become, a sequence of
-        different numbers; unless given each keeps its numbers.
+        different integers; unless given each keeps its numbers. Names are kept where they agree.
     Returns: a Process whose states are those of all, one process after the other, named `i:state`.
     Raises: ImrError for weights that are no distribution and maps that do not fit.
 
@@ -37,9 +37,11 @@ def mixture(
         raise ImrError(f"weights must be {count} probabilities that sum to 1; found {weights}.")
     if vocabulary is None:
         vocabulary = [range(p.num_tokens) for p in processes]
-    maps = [[int(x) for x in m] for m in vocabulary]
-    if len(maps) != count:
-        raise ImrError(f"vocabulary must hold {count} maps, one for each process; found {maps}.")
+    if not isinstance(vocabulary, Sequence | np.ndarray) or len(vocabulary) != count:
+        raise ImrError(
+            f"vocabulary must hold {count} maps, one for each process; found {vocabulary}."
+        )
+    maps = [_map(f"vocabulary[{i}]", m) for i, m in enumerate(vocabulary)]
     for i, (m, p) in enumerate(zip(maps, processes, strict=True)):
         if len(m) != p.num_tokens or len(set(m)) != len(m) or min(m) < 0:
             raise ImrError(
@@ -47,7 +49,14 @@ def mixture(
                 f"found {m}."
             )
     size = sum(p.num_states for p in processes)
-    tokens = [str(x) for x in range(1 + max(max(m) for m in maps))]
+    names: list[set[str]] = [set() for _ in range(1 + max(max(m) for m in maps))]
+    for m, p in zip(maps, processes, strict=True):
+        for x, name in zip(m, p.tokens, strict=True):
+            names[x].add(name)
+    agreed = [name for each in names for name in each]
+    # Numbers, unless every token has one name, and no other token has it.
+    unique = len(set(agreed)) == len(agreed) == len(names)
+    tokens = agreed if unique else [str(x) for x in range(len(names))]
     transitions = np.zeros((len(tokens), size, size))
     at = 0
     for m, p in zip(maps, processes, strict=True):
@@ -57,6 +66,17 @@ def mixture(
     initial = [w * np.asarray(p.initial) for w, p in zip(weights, processes, strict=True)]
     states = [f"{i}:{name}" for i, p in enumerate(processes) for name in p.states]
     return Process(transitions, np.concatenate(initial), tokens=tokens, states=states)
+
+
+def _map(name, m):
+    """A map of tokens as a list of integers."""
+    try:
+        found = np.asarray([] if isinstance(m, dict | str) else m)
+    except ValueError:
+        found = np.asarray([])
+    if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
+        raise ImrError(f"{name} must be a sequence of integers, a token for each; found {m!r}.")
+    return found.tolist()
 
 
 def product(factors: Sequence[Process]) -> Process:

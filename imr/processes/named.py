@@ -14,7 +14,7 @@ def _number(name, value, low, high, *, open_low=False, open_high=False):
     if not is_concrete(value):
         raise ImrError(
             f"{name} must be a number, for its range is checked; found a traced value. Make the "
-            "process outside of jax.jit (a Process may be passed in), or build its transitions."
+            "process outside of jax.jit, vmap and grad (a Process may be passed in), or build its transitions."
         )
     try:
         value = float(value)

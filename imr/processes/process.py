@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from imr._checks import ImrError, check_finite, is_concrete
+from imr._checks import ImrError, check_count, check_finite, check_key, is_concrete
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -79,16 +79,24 @@ class Process:
                 f"initial must have shape {shape[1:2]}, one entry for each state of transitions; "
                 f"found {np.shape(initial)}."
             )
-        self.tokens = _names("tokens", tokens, shape[0])
-        self.states = _names("states", states, shape[1])
-        self.generalised = bool(generalised)
+        tokens, states = _names("tokens", tokens, shape[0]), _names("states", states, shape[1])
+        self._set(tokens=tokens, states=states, generalised=bool(generalised))
         if is_concrete(transitions, initial):
             computed = _concrete(np.asarray(transitions, np.float64), initial, self)
         else:
             computed = _traced(jnp.asarray(transitions), initial, self.generalised)
-        self.transitions = jnp.asarray(transitions)
-        dtype = self.transitions.dtype
-        self.stationary, self.initial, self.right = (jnp.asarray(x, dtype) for x in computed)
+        transitions = jnp.asarray(transitions)
+        stationary, initial, right = (jnp.asarray(x, transitions.dtype) for x in computed)
+        self._set(transitions=transitions, stationary=stationary, initial=initial, right=right)
+
+    def _set(self, **values: Any) -> None:
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ImrError(
+            f"a Process does not change; found an assignment to {name}. Make another one: "
+            "Process(process.transitions, initial, tokens=process.tokens, ...)."
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -114,8 +122,8 @@ class Process:
     def tree_unflatten(cls, static, leaves):
         """Without checks: leaves may be tracers, shapes, or objects of jax's own."""
         self = object.__new__(cls)
-        self.transitions, self.stationary, self.initial, self.right = leaves
-        self.tokens, self.states, self.generalised = static
+        names = ("transitions", "stationary", "initial", "right", "tokens", "states", "generalised")
+        self._set(**dict(zip(names, (*leaves, *static), strict=True)))
         return self
 
 
@@ -143,10 +151,9 @@ def sample(process: Process, key: Any, length: int) -> Sample:
     >>> sample(coin(1.0), jax.random.key(0), 3).tokens.tolist()
     [0, 0, 0]
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ImrError(f"length must be an integer of at least 1; found {length!r}.")
-    if not isinstance(key, jax.Array):
-        raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
+    check_process(process)
+    check_count("length", length)
+    check_key(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     uniforms = _uniforms(key, length + 1, process.transitions.dtype)
@@ -158,6 +165,15 @@ def sample(process: Process, key: Any, length: int) -> Sample:
 def _uniforms(key, count, dtype):
     draw = jax.vmap(lambda key: jax.random.uniform(key, (count,), dtype))
     return draw(key.reshape(-1)).reshape(*key.shape, count)
+
+
+def check_process(process: Any) -> None:
+    """Demands a `Process`."""
+    if not isinstance(process, Process):
+        hint = (
+            f" Call it with its parameters: {process.__name__}(...)." if callable(process) else ""
+        )
+        raise ImrError(f"process must be an imr.Process; found a {type(process).__name__}.{hint}")
 
 
 def bare(process: Process) -> Process:
@@ -217,7 +233,9 @@ def is_unifilar(process: Process) -> bool:
 
 
 def _names(what, names, count):
-    names = tuple(map(str, range(count))) if names is None else tuple(map(str, names))
+    if names is not None and not isinstance(names, Sequence):
+        raise ImrError(f"{what} must be a sequence of {count} names; found {names!r}.")
+    names = tuple(map(str, range(count) if names is None else names))
     if len(names) != count or len(set(names)) != count:
         raise ImrError(f"{what} must hold {count} different names; found {names}.")
     return names
