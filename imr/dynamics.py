@@ -15,13 +15,7 @@ from jaxtyping import Array, Float
 from imr._checks import ImrError, check_axis, check_finite, check_positive, check_rank
 from imr._numerics import matmul, softmax
 from imr._typing import Bias, ClassWeights, Field, Labels, LogitsFn, Loss, Mask, ScalarLike
-from imr.attention import (
-    Normalise,
-    Projection,
-    cross_attention,
-    reverse_attention,
-    self_attention,
-)
+from imr.attention import Normalise, Projection, attention_terms, cross_attention
 from imr.logits import linear_logits
 from imr.losses import feature_loss
 from imr.targets import target_product, transposed_target_product
@@ -139,6 +133,8 @@ def quadratic_field(
     anchor: tuple[Any, Any] | None = None,
     column_term: bool = True,
     normalise: Normalise = "row",
+    block: int | None = None,
+    mesh: Any = None,
 ) -> Partial:
     r"""Closed form of the quadratic model's flow.
 
@@ -158,9 +154,11 @@ def quadratic_field(
       column_term: whether the column term A^T is there. Without it this is the flow of ordinary
         attention, no gradient of anything unless the keys are held fixed.
       normalise: as in `attention_weights`; with `column` the log-sum-exp is over queries.
+      block, mesh: how the n x n weights are made without being held, by default as suits their size,
+        see `imr.attention.attention_products`.
 
     Returns:
-      A field f(t, z, args) of z, shape (n, f).
+      A field f(t, z, args) of z, shape (n, f). Memory is O(n (f + r)) beyond the targets.
 
     >>> import jax.numpy as jnp
     >>> field = quadratic_field(jnp.eye(2), None, jnp.array([0, 1]))
@@ -170,7 +168,8 @@ def quadratic_field(
     Reference: arXiv 2509.04653, Theorem 2.
     """
     check_positive("beta", beta)
-    choices = {"column_term": _Static(column_term), "normalise": _Static(normalise)}
+    choices = {"column_term": column_term, "normalise": normalise, "block": block, "mesh": mesh}
+    choices = {name: _Static(value) for name, value in choices.items()}
     return Partial(_quadratic_field, phi, k, targets, beta, where, anchor, **choices)
 
 
@@ -188,14 +187,14 @@ class _Static:
         return hash(self.value)
 
 
-def _quadratic_field(phi, k, targets, beta, where, anchor, t, z, args, *, column_term, normalise):
+def _quadratic_field(phi, k, targets, beta, where, anchor, t, z, args, *, column_term, **choices):
     del t, args
-    options: dict[str, Any] = {"beta": beta, "where": where, "normalise": normalise.value}
-    field = -self_attention(z, phi, k, **options)
-    if column_term.value:
-        field = field - reverse_attention(z, phi, k, **options)
+    columns = column_term.value
+    options: dict[str, Any] = {name: choice.value for name, choice in choices.items()}
+    terms = attention_terms(z, phi, k, beta=beta, where=where, columns=columns, **options)
+    field = -terms[0] if terms[1] is None else -terms[0] - terms[1]
     if targets is not None:
-        field = field + _label_term(z, phi, phi if k is None else k, targets, column_term.value)
+        field = field + _label_term(z, phi, phi if k is None else k, targets, columns)
     return _anchored(beta * field, z, anchor)
 
 

@@ -169,7 +169,7 @@ def quadratic_flow(
       beta: inverse temperature.
       anchor: (lam, x), adds (lam/2) ||Z - x||^2 to the loss.
       where: boolean, shape (n, n).
-      block: rows of the softmax at a time; see `imr.attention.attention_products`.
+      block: rows of the softmax at a time, see `imr.attention.attention_products`.
       norm: as in `linear_flow`.
       throw: raise `FlowError` where the end is not reached.
       options: solver, rtol, atol, dt0, adjoint and max_steps, as in `imr.solve`.
@@ -357,7 +357,9 @@ def _quadratic_drift(heads, targets, where, beta, y):
     y = y.T
 
     def one(queries, keys):
-        row, column = attention_products(queries, keys, beta=beta, where=where, block=heads.block)
+        row, column = attention_products(
+            queries, None if heads.symmetric else keys, beta=beta, where=where, block=heads.block
+        )
         b1 = target_product(targets, keys) - row
         b2 = transposed_target_product(targets, queries, y.shape[0]) - column
         return b1, b2

@@ -16,8 +16,8 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "imr", "experiments", "te
 
 # From the ground up. A module may import those of lower lines and, in a folder, of the same folder.
 FLOORS = (
-    ("_typing", "_checks", "_mesh"),
-    ("_numerics",),
+    ("_typing", "_checks"),
+    ("_numerics", "_mesh"),
     ("logits", "targets", "processes"),
     ("losses", "attention"),
     ("dynamics", "regression", "beliefs", "constrained"),

@@ -1,14 +1,15 @@
 """Attention in closed form: what the gradient of a log-sum-exp of logits is."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_choice
+from imr._checks import ImrError, check_choice
 from imr._numerics import matmul, softmax
 from imr._typing import Bias, ClassWeights, Features, Logits, Mask, ScalarLike
+from imr.attention.products import attention_products
 from imr.logits import check_projections, linear_logits
 
 Normalise = Literal["row", "column", "double"]
@@ -89,6 +90,8 @@ def self_attention(
     beta: ScalarLike = 1.0,
     where: Mask | None = None,
     normalise: Normalise = "row",
+    block: int | None = None,
+    mesh: Any = None,
 ) -> Features:
     r"""Self-attention, the row term of the gradient of the quadratic model's log-sum-exp.
 
@@ -107,6 +110,8 @@ def self_attention(
       beta: inverse temperature, multiplies the logits; 1/sqrt(r) is the usual scale.
       where: boolean, shape (n, n); True says that the query (row) may see the key (column).
       normalise: as in `attention_weights`.
+      block, mesh: how the n x n weights are made without being held, see
+        `imr.attention.attention_products`; by default as suits their size.
 
     Returns:
       Shape (n, f).
@@ -120,7 +125,17 @@ def self_attention(
 
     Reference: arXiv 2509.04653, Theorem 2 and its Corollary.
     """
-    return _over_heads(z, phi, k, beta, where, normalise, reverse=False)
+    return attention_terms(
+        z,
+        phi,
+        k,
+        beta=beta,
+        where=where,
+        normalise=normalise,
+        block=block,
+        mesh=mesh,
+        columns=False,
+    )[0]
 
 
 def reverse_attention(
@@ -131,6 +146,8 @@ def reverse_attention(
     beta: ScalarLike = 1.0,
     where: Mask | None = None,
     normalise: Normalise = "row",
+    block: int | None = None,
+    mesh: Any = None,
 ) -> Features:
     r"""The column term of that gradient: what a token is to those that attend to it.
 
@@ -156,71 +173,74 @@ def reverse_attention(
 
     Reference: arXiv 2509.04653, Theorem 2.
     """
-    return _over_heads(z, phi, k, beta, where, normalise, reverse=True)
+    terms = attention_terms(
+        z, phi, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh
+    )
+    return terms[1]
 
 
-def _over_heads(z, phi, k, beta, where, normalise, reverse):
-    check_projections(z, phi, k)
-
-    def one(q, k):
-        queries, keys = matmul(z, q), matmul(z, k)
-        # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
-        # difference, where large logits would be rounded otherwise than their maximum.
-        weights = attention_weights(matmul(beta * queries, keys.T), normalise, where)
-        if reverse:
-            return matmul(matmul(weights.T, queries), k.T)
-        return matmul(matmul(weights, keys), q.T)
-
-    k = phi if k is None else k
-    return one(phi, k) if phi.ndim == 2 else jnp.sum(jax.vmap(one)(phi, k), axis=0)
-
-
-def attention_products(
-    queries: Float[Array, "n r"],
-    keys: Float[Array, "m r"],
+def attention_terms(
+    z: Features,
+    phi: Projection,
+    k: Projection | None = None,
     *,
     beta: ScalarLike = 1.0,
-    where: Float[Array, "n m"] | Mask | None = None,
+    where: Mask | None = None,
+    normalise: Normalise = "row",
     block: int | None = None,
-) -> tuple[Float[Array, "n r"], Float[Array, "m r"]]:
-    r"""$P K$ and $P^T Q$ for $P = softmax(\beta Q K^T)$, without ever building P.
-
-    Rows of P are made a block at a time and used for both products; the gradient makes them anew.
+    mesh: Any = None,
+    columns: bool = True,
+) -> tuple[Features, Any]:
+    r"""`self_attention` and `reverse_attention` of the same arguments at the cost of one.
 
     Args:
-      queries: Q, shape (n, r).
-      keys: K, shape (m, r).
-      beta: inverse temperature.
-      where: boolean, shape (n, m).
-      block: rows at a time; by default as many as make about 4 million entries.
+      z: features, shape (n, f).
+      phi, k, beta, where, normalise, block, mesh: as in `self_attention`.
+      columns: whether the second is wanted.
 
     Returns:
-      P K, shape (n, r), and P^T Q, shape (m, r). Memory is O((n + m) r + block m).
+      SA and SA_rev, each (n, f), or None in place of the second.
+
+    Raises:
+      ImrError: where shapes do not fit, the rank is larger than f, or weights that need all of P at
+        once are asked for in blocks or on a mesh.
+
+    >>> import jax.numpy as jnp
+    >>> rows, columns = attention_terms(jnp.eye(2), jnp.eye(2))
+    >>> bool(jnp.allclose(rows, self_attention(jnp.eye(2), jnp.eye(2))))
+    True
+
+    Reference: arXiv 2509.04653, Theorem 2.
     """
-    n, m = queries.shape[0], keys.shape[0]
-    size = min(n, max(1, 2**22 // m) if block is None else block)
+    check_choice("normalise", normalise, ("row", "column", "double"))
+    check_projections(z, phi, k)
+    # Empty columns of a mask, and weights normalised twice, are only dealt with at once.
+    whole = normalise == "double" or (normalise == "column" and where is not None)
+    if whole and (block is not None or mesh is not None):
+        raise ImrError(
+            f"block and mesh are for normalise='row', or 'column' without where; found {normalise!r}."
+        )
+    options: dict[str, Any] = {"beta": beta, "block": block, "mesh": mesh, "columns": columns}
 
-    def rows(q, mask):
-        return softmax(matmul(beta * q, keys.T), mask)
+    def one(q, k):
+        queries = matmul(z, q)
+        keys = None if k is None else matmul(z, k)
+        if whole:
+            keys = queries if keys is None else keys
+            # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
+            # difference, where large logits would be rounded otherwise than their maximum.
+            weights = attention_weights(matmul(beta * queries, keys.T), normalise, where)
+            rows, cols = matmul(weights, keys), matmul(weights.T, queries)
+        elif normalise == "row":
+            rows, cols = attention_products(queries, keys, where=where, **options)
+        else:
+            # The softmax over queries is the transpose of that of the roles exchanged.
+            options["columns"] = True
+            pair = (queries, None) if keys is None else (keys, queries)
+            cols, rows = attention_products(*pair, **options)
+        rows = matmul(rows, q.T)
+        return rows, None if cols is None else matmul(cols, (q if k is None else k).T)
 
-    if size == n:
-        p = rows(queries, where)
-        return matmul(p, keys), matmul(p.T, queries)
-
-    # The last block is filled up with rows of queries 0; those add 0 to the second product.
-    count = -(-n // size)
-    padding = count * size - n
-    q_blocks = jnp.pad(queries, ((0, padding), (0, 0))).reshape(count, size, -1)
-    masks = None
-    if where is not None:
-        masks = jnp.pad(where, ((0, padding), (0, 0)), constant_values=True)
-        masks = masks.reshape(count, size, m)
-
-    @jax.checkpoint
-    def step(columns, block):
-        q, mask = block
-        p = rows(q, mask)
-        return columns + matmul(p.T, q), matmul(p, keys)
-
-    columns, forward = jax.lax.scan(step, jnp.zeros_like(keys), (q_blocks, masks))
-    return forward.reshape(count * size, -1)[:n], columns
+    if phi.ndim == 2:
+        return one(phi, k)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(one)(phi, k))

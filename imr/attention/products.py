@@ -1,0 +1,199 @@
+r"""The two products of an attention matrix, $P K$ and $P^T Q$, without holding the matrix.
+
+Arrays lie on their side here, (r, n): a CPU multiplies few long rows faster than many short ones.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import ImrError
+from imr._mesh import mesh_axis, pad_axis, padding
+from imr._numerics import mask_logits, matmul, widen
+from imr._typing import Mask, ScalarLike
+from imr.attention.ring import ring_products
+
+_DENSE = 2**20  # entries of P up to which it is made at once
+
+
+def attention_products(
+    queries: Float[Array, "n r"],
+    keys: Float[Array, "m r"] | None = None,
+    *,
+    beta: ScalarLike = 1.0,
+    where: Mask | None = None,
+    block: int | None = None,
+    mesh: Any = None,
+    columns: bool = True,
+) -> tuple[Float[Array, "n r"], Any]:
+    r"""$P K$ and $P^T Q$ for $P = softmax(\beta Q K^T)$, without holding P.
+
+    A strip of rows of P is made at a time and used for both products: one exponential for each
+    pair. Where the keys are the queries, $e^{\beta q_i q_j}$ is symmetric: tiles on and above the
+    diagonal serve their mirror images, in two sweeps, of the sums and of $P^T Q$: one exponential
+    for each pair again, in tiles that stay in cache. Tiles need $\beta |q_i|^2$ to vary by less than
+    136 (1360 in float64), which is looked up at run time; others go by strips. Derivatives, forward
+    and reverse, make the strips anew.
+
+    Args:
+      queries: Q, shape (n, r).
+      keys: K, shape (m, r); None where they are the queries.
+      beta: inverse temperature.
+      where: boolean, shape (n, m).
+      block: rows of P at a time, of a tile or a strip; n makes all of P at once. By default P is
+        made at once up to a million entries, and then in the blocks that suit the platform.
+      mesh: of one axis, see `imr.parallel.make_mesh`: rows of Q and K are spread over its devices
+        and keys go round in a ring; two exponentials for each pair. Any n and m that are equal.
+      columns: whether the second product is wanted.
+
+    Returns:
+      $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is
+      O((n + m) r + block m).
+
+    Raises:
+      ImrError: for a block that is no positive integer, or a mesh that does not fit.
+
+    >>> q = jnp.array([[1.0], [0.0]])
+    >>> rows, columns = attention_products(q)
+    >>> rows.round(3).tolist(), columns.round(3).tolist()
+    ([[0.731], [0.5]], [[0.731], [0.269]])
+    """
+    n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
+    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+        raise ImrError(f"block must be an integer of at least 1; found {block!r}.")
+    dtype = queries.dtype
+    q = widen(queries).T
+    k = q if keys is None else widen(keys).T
+    scaled = beta * q
+    if mesh is not None:
+        mesh_axis(mesh)
+        if n != m:
+            raise ImrError(f"on a mesh there must be as many queries as keys; found {n} and {m}.")
+        size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
+        found = ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=columns)
+    elif (n * m <= _DENSE) if block is None else block >= n:
+        found = _strip(scaled, q, k, where, columns=columns)
+    elif keys is None and where is None:
+        found = _symmetric(scaled, q, _tile_size() if block is None else block, columns)
+    else:
+        size = _strip_size(m) if block is None else block
+        found = _strips(scaled, q, k, where, size=size, columns=columns)
+    rows, cols = found
+    return rows.T.astype(dtype), None if cols is None else cols.T.astype(dtype)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _strip_size(m: int) -> int:
+    """Rows of a strip: a few that stay near the cores of a CPU, many to keep an accelerator busy."""
+    return max(16, 2**18 // m) if _on_cpu() else max(128, 2**24 // m)
+
+
+def _tile_size() -> int:
+    return 256 if _on_cpu() else 4096
+
+
+def _strip(scaled, q, k, where, *, columns):
+    """Some rows of P and what they give: (r, n) and (r, m)."""
+    logits = mask_logits(matmul(scaled.T, k), where)
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+    # Made once: a compiler that fuses it into both products makes it twice.
+    e = jax.lax.optimization_barrier(jnp.exp(logits - top))
+    sums = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
+    rows = sums[:-1] / sums[-1:]
+    return rows, matmul(q / sums[-1:], e) if columns else None
+
+
+def _strips(scaled, q, k, where, *, size, columns):
+    """Strip after strip; the last is filled up with queries 0, which add 0 to the columns."""
+    (r, n), m = q.shape, k.shape[1]
+    extra = padding(n, size)
+    cut = lambda x: jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0)  # noqa: E731
+    masks = None
+    if where is not None:
+        masks = pad_axis(where, extra, value=True).reshape(-1, size, m)
+    # A derivative makes each strip anew; what is summed over the strips is none of its business.
+    strip = jax.checkpoint(lambda s, q, mask: _strip(s, q, k, mask, columns=columns))
+
+    def step(total, block):
+        rows, cols = strip(*block)
+        return (total + cols if columns else None), rows
+
+    start = jnp.zeros_like(k) if columns else None
+    total, rows = jax.lax.scan(step, start, (cut(scaled), cut(q), masks))
+    return jnp.moveaxis(rows, 0, 1).reshape(r, -1)[:, :n], total
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _symmetric(scaled, q, tile, columns):
+    """By tiles where no exponential that matters leaves the numbers, else by strips."""
+    # What underflows, below e^-87 or e^-708, is then below e^-19 of the sum of its row.
+    limit = 68.0 if q.dtype == jnp.float32 else 680.0
+    by_strips = partial(_strips, where=None, size=_strip_size(q.shape[1]), columns=columns)
+
+    # One after the other under vmap: both branches would run otherwise.
+    @jax.custom_batching.sequential_vmap
+    def either(scaled, q):
+        gauge = 0.5 * jnp.sum(scaled * q, axis=0)
+        return jax.lax.cond(
+            jnp.max(gauge) - jnp.min(gauge) <= limit,
+            partial(_tiles, tile=tile, columns=columns),
+            lambda s, q: by_strips(s, q, q),
+            scaled,
+            q,
+        )
+
+    return either(scaled, q)
+
+
+@_symmetric.defjvp
+def _symmetric_jvp(tile, columns, primals, tangents):
+    size = _strip_size(primals[1].shape[1])
+    strips = lambda s, q: _strips(s, q, q, None, size=size, columns=columns)  # noqa: E731
+    return _symmetric(*primals, tile, columns), jax.jvp(strips, primals, tangents)[1]
+
+
+def _tiles(scaled, q, *, tile, columns):
+    r"""$e_{ij} = \exp(\beta q_i q_j - a_i - a_j)$, $a_i = \beta |q_i|^2 / 2$, on tiles with i <= j.
+
+    Each tile serves (i, j) and (j, i), and no e is above 1. $P_{ij} = e_{ij} w_j / \sum_l e_{il} w_l$
+    with $w_j = \exp(a_j - \max a)$.
+    """
+    n = q.shape[1]
+    extra = padding(n, tile)
+    gauge = 0.5 * jnp.sum(scaled * q, axis=0)
+    # Columns that fill up have weight zero.
+    weights = pad_axis(jnp.exp(gauge - jnp.max(gauge)), extra)
+    scaled, padded = pad_axis(scaled, extra, 1), pad_axis(q, extra, 1)
+    gauge = pad_axis(gauge, extra)
+    first, second = np.triu_indices(padded.shape[1] // tile)
+    # A tile on the diagonal is its own mirror image.
+    share = np.where(first == second, 0.5, 1.0).astype(q.dtype)
+    cut = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, tile, -1)  # noqa: E731
+
+    def add(x, start, more):
+        return jax.lax.dynamic_update_slice_in_dim(x, cut(x, start) + more, start, -1)
+
+    def sweep(x):
+        """x e, shape (r, n)."""
+
+        def step(total, pair):
+            i, j, share = pair
+            logits = matmul(cut(scaled, i).T, cut(padded, j))
+            logits = logits - cut(gauge, i)[:, None] - cut(gauge, j)[None, :]
+            e = jax.lax.optimization_barrier(jnp.exp(logits))
+            total = add(total, i, share * matmul(cut(x, j), e.T))
+            return add(total, j, share * matmul(cut(x, i), e)), None
+
+        return jax.lax.scan(step, jnp.zeros_like(x), (first * tile, second * tile, share))[0]
+
+    sums = sweep(jnp.concatenate([padded, jnp.ones_like(padded[:1])]) * weights[None, :])
+    rows = (sums[:-1] / sums[-1:])[:, :n]
+    return rows, (weights[None, :] * sweep(padded / sums[-1:]))[:, :n] if columns else None

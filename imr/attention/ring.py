@@ -1,0 +1,100 @@
+r"""$P K$ and $P^T Q$ with rows spread over devices: keys go round, queries stay."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from imr._mesh import mesh_axis, pad_axis, padding
+from imr._numerics import mask_logits, matmul
+
+
+def ring_products(scaled, q, k, where, *, mesh, size, columns):
+    """Queries and keys (r, n) on a mesh of p devices: (r, n) and (r, n), n any number.
+
+    The keys go round the ring twice, n r numbers past each device each time: first for the sums of
+    each row, which are rescaled to their largest logit so far, then, with what they collect, for the
+    columns. A device holds O(n r / p) numbers and strips of `size` rows by n / p keys.
+    """
+    n = q.shape[1]
+    axis, parts = mesh_axis(mesh)
+    extra = padding(n, parts)
+    valid = pad_axis(jnp.ones(n, bool), extra)
+    if where is not None:
+        where = pad_axis(pad_axis(where, extra, value=True), extra, 1, value=False)
+    across, along = PartitionSpec(None, axis), PartitionSpec(axis)
+    mapped = jax.shard_map(
+        partial(_local, axis=axis, parts=parts, size=size, columns=columns),
+        mesh=mesh,
+        in_specs=(across, across, across, along, along),
+        out_specs=(across, across if columns else None),
+        check_vma=False,
+    )
+    scaled, q, k = (pad_axis(x, extra, 1) for x in (scaled, q, k))
+    rows, cols = mapped(scaled, q, k, valid, where)
+    return rows[:, :n], None if cols is None else cols[:, :n]
+
+
+def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
+    """What one device does."""
+    r, n = q.shape
+    size = min(size, n)
+    extra = padding(n, size)
+    cut = lambda x: jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0)  # noqa: E731
+    queries = cut(scaled), cut(q)
+    masks = None
+    if where is not None:
+        masks = pad_axis(where, extra, value=True).reshape(-1, size, n * parts)
+    here = jax.lax.axis_index(axis)
+    onward = [(i, (i + 1) % parts) for i in range(parts)]
+    move = lambda tree: jax.lax.ppermute(tree, axis, onward)  # noqa: E731
+
+    def logits(scaled, mask, k, valid, hop):
+        seen = valid[None, :]
+        if mask is not None:
+            # After so many hops the keys are those of the device so far back.
+            start = (here - hop) % parts * n
+            seen = seen & jax.lax.dynamic_slice_in_dim(mask, start, n, 1)
+        return mask_logits(matmul(scaled.T, k), seen)
+
+    @jax.checkpoint
+    def more(block, k, valid, hop):
+        """Sums of a strip over the keys that are here now."""
+        (scaled, mask), (top, sums) = block
+        found = logits(scaled, mask, k, valid, hop)
+        new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(found, axis=1)))
+        safe = jnp.where(jnp.isneginf(new), 0, new)
+        e = jnp.exp(found - safe[:, None])
+        fresh = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
+        return new, sums * jnp.exp(top - safe)[None, :] + fresh
+
+    def first_round(carry, hop):
+        state, (k, valid) = carry
+        strips = lambda block: more(block, k, valid, hop)  # noqa: E731
+        state = jax.lax.map(strips, ((queries[0], masks), state))
+        return (state, move((k, valid))), None
+
+    count = queries[0].shape[0]
+    empty = jnp.full((count, size), -jnp.inf, q.dtype), jnp.zeros((count, r + 1, size), q.dtype)
+    hops = jnp.arange(parts)
+    ((top, sums), _), _ = jax.lax.scan(first_round, (empty, (k, valid)), hops)
+    rows = jnp.moveaxis(sums[:, :-1] / sums[:, -1:], 0, 1).reshape(r, -1)[:, :n]
+    if not columns:
+        return rows, None
+    lse = top + jnp.log(sums[:, -1])
+
+    @jax.checkpoint
+    def given(block, k, valid, hop):
+        """What the queries of a strip give to the keys that are here now."""
+        scaled, q, mask, lse = block
+        return matmul(q, jnp.exp(logits(scaled, mask, k, valid, hop) - lse[:, None]))
+
+    def second_round(carry, hop):
+        k, valid, total = carry
+        step = lambda total, block: (total + given(block, k, valid, hop), None)  # noqa: E731
+        total = jax.lax.scan(step, total, (*queries, masks, lse))[0]
+        return move((k, valid, total)), None
+
+    total = jax.lax.scan(second_round, (k, valid, jnp.zeros_like(k)), hops)[0][2]
+    return rows, total

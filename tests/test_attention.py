@@ -1,0 +1,158 @@
+"""Products of attention by tiles, strips and rings against the whole matrix; random features."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import imr
+from imr._mesh import split_over
+from imr.attention import attention_products, attention_terms, random_feature_products
+
+ROOT = Path(__file__).resolve().parents[1]
+N, R = 45, 4
+
+
+def problem(seed=0, scale=1.0):
+    random = np.random.default_rng(seed)
+    q, k, g, h = (jnp.asarray(scale * random.normal(size=(N, R))) for _ in range(4))
+    where = jnp.asarray((random.random((N, N)) < 0.5) | np.eye(N, dtype=bool))
+    return q, k, g, h, where
+
+
+def relative(found, wanted):
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
+
+
+def check_all(ways, symmetric, masked, tolerance):
+    """Values, gradients in both ways and a derivative of a gradient, against P made at once."""
+    q, k, g, h, where = problem()
+    k, where = None if symmetric else k, where if masked else None
+
+    @jax.jit
+    def everything(q, k, where):
+        def one(**options):
+            def products(q, k, beta):
+                return attention_products(q, k, beta=beta, where=where, **options)
+
+            def scalar(q, k, beta):
+                rows, columns = products(q, k, beta)
+                return jnp.sum(rows * g) + jnp.sum(columns * h)
+
+            argnums = (0, 2) if symmetric else (0, 1, 2)
+            gradient = jax.grad(scalar, argnums=argnums)
+            forward = jax.jvp(lambda q: products(q, k, 0.7), (q,), (g,))
+            return products(q, k, 0.7), gradient(q, k, 0.7), forward
+
+        return [one(**way) for way in ways]
+
+    wanted, *found = everything(q, k, where)
+    for way, each in zip(ways[1:], found, strict=True):
+        assert relative(each, wanted) < tolerance, way
+
+
+@pytest.mark.parametrize(("symmetric", "masked"), [(True, False), (False, True)])
+def test_blocks_of_any_size_equal_the_whole(symmetric, masked):
+    check_all([{"block": N}, {"block": 16}, {"block": 7}], symmetric, masked, 1e-13)
+
+
+def test_the_range_of_the_tiles_and_beyond():
+    """Where logits leave the range of the tiles, and where they nearly do, in both dtypes."""
+    limits = {jnp.float64: 680.0, jnp.float32: 68.0}
+    q, _, _, _, _ = problem()
+    spread = 0.5 * float(jnp.ptp(jnp.sum(q * q, axis=1)))
+    for dtype, limit in limits.items():
+        both = jnp.stack([q * np.sqrt(share * limit / spread) for share in (0.99, 1.01, 20)])
+        wanted = jax.vmap(lambda q: attention_products(q, block=N))(both)
+        found = jax.vmap(lambda q: attention_products(q, block=16))(both.astype(dtype))
+        tolerance = 1e-12 if dtype == jnp.float64 else 2e-5
+        assert relative(jax.tree.map(lambda x: x.astype(float), found), wanted) < tolerance
+
+
+def test_what_is_not_finite_stays_visible():
+    q = problem()[0].at[3, 0].set(jnp.nan)
+    assert all(np.isnan(x).any() for x in attention_products(q, block=16))
+
+
+@pytest.mark.parametrize("normalise", ["row", "column"])
+def test_the_field_by_blocks(normalise):
+    z, phi = problem()[0], problem(1)[0][:R]
+    targets = imr.same_class_targets(jnp.arange(N) % 3)
+    fields = [
+        imr.quadratic_field(
+            jnp.stack([phi, 0.5 * phi]), None, targets, normalise=normalise, block=b
+        )
+        for b in (N, 16)
+    ]
+    whole, blocks = (jax.jit(field)(0.0, z, None) for field in fields)
+    assert relative(blocks, whole) < 1e-13
+    with pytest.raises(imr.ImrError, match="block and mesh are for normalise='row'"):
+        attention_terms(z, phi, normalise="double", block=16)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors():
+    q = problem()[0]
+    for bad in (0, True, 2.5):
+        with pytest.raises(imr.ImrError, match="block must be an integer of at least 1"):
+            attention_products(q, block=bad)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(imr.ImrError, match=r"mesh must be a jax\.sharding\.Mesh; found int"):
+        attention_products(q, mesh=8)
+    square = jax.make_mesh((1, 1), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(imr.ImrError, match="mesh must have one axis"):
+        attention_products(q, mesh=square)
+    line = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))
+    with pytest.raises(imr.ImrError, match="as many queries as keys; found 45 and 4"):
+        attention_products(q, q[:4], mesh=line)
+
+
+def test_random_features_and_what_they_say_of_themselves():
+    q = 0.3 * problem()[0]
+    exact = attention_products(q, block=N)
+    keys = jax.random.split(jax.random.key(0), 16)
+    errors = []
+    for features in (64, 4096):
+        found = jax.vmap(
+            lambda key, m=features: random_feature_products(q, key=key, num_features=m, checked=N)
+        )(keys)
+        apart = [
+            jnp.linalg.norm(a - b[None], axis=(1, 2)) / jnp.linalg.norm(b)
+            for a, b in zip(found[:2], exact, strict=True)
+        ]
+        assert relative(found.error, apart[0]) < 1e-12
+        errors.append([float(x.mean()) for x in apart])
+    # 64 times as many features: an eighth of the error, give or take.
+    assert all(6 < few / many < 11 for few, many in zip(*errors, strict=True))
+    assert max(errors[1]) < 0.06
+    large = random_feature_products(10 * q, key=jax.random.key(0), num_features=64)
+    assert large.error > 0.3
+
+
+def test_rings_of_devices():
+    """In a process of its own, which has eight devices."""
+    code = "from tests.test_attention import rings; rings()"
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def rings():
+    """Each device a share of the rows: 45 over 8 devices, and strips that do not divide a share."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    ways = [{"block": N}, {"mesh": mesh}, {"mesh": mesh, "block": 4}]
+    check_all(ways, True, False, 1e-12)
+    check_all(ways, False, True, 1e-12)
+    q = split_over(mesh, jnp.ones((48, R)))
+    text = jax.jit(lambda q: attention_products(q, mesh=mesh)).lower(q).compile().as_text() or ""
+    assert "collective-permute" in text
+    assert "all-gather" not in text
