@@ -14,7 +14,17 @@ from jaxtyping import Array, Float
 
 from imr._checks import ImrError, check_axis, check_finite, check_positive, check_rank
 from imr._numerics import matmul, softmax
-from imr._typing import Bias, ClassWeights, Field, Labels, LogitsFn, Loss, Mask, ScalarLike
+from imr._typing import (
+    Bias,
+    ClassWeights,
+    Field,
+    Labels,
+    LogitsFn,
+    Loss,
+    Mask,
+    ScalarLike,
+    Static,
+)
 from imr.attention import Normalise, Projection, attention_terms, cross_attention
 from imr.logits import linear_logits
 from imr.losses import feature_loss
@@ -169,22 +179,8 @@ def quadratic_field(
     """
     check_positive("beta", beta)
     choices = {"column_term": column_term, "normalise": normalise, "block": block, "mesh": mesh}
-    choices = {name: _Static(value) for name, value in choices.items()}
+    choices = {name: Static(value) for name, value in choices.items()}
     return Partial(_quadratic_field, phi, k, targets, beta, where, anchor, **choices)
-
-
-@jax.tree_util.register_static
-class _Static:
-    """A choice that a Partial carries as structure, not as a leaf."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
 
 
 def _quadratic_field(phi, k, targets, beta, where, anchor, t, z, args, *, column_term, **choices):

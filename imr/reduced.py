@@ -27,9 +27,10 @@ from imr._checks import (
     check_rank,
     is_concrete,
 )
+from imr._mesh import mesh_axis, pad_axis, padding, split_over
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
-from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike
-from imr.attention import Projection, attention_products
+from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike, Static
+from imr.attention import Projection, attention_log_sums, attention_products
 from imr.flow import Flow, Result, integrate, raised
 from imr.logits import check_projections, linear_logits
 from imr.targets import (
@@ -73,6 +74,7 @@ def linear_flow(
     anchor: tuple[ScalarLike, Features] | None = None,
     group: Array | None = None,
     norm: Norm = "coordinates",
+    mesh: Any = None,
     throw: bool = False,
     **options: Any,
 ) -> Flow:
@@ -95,6 +97,8 @@ def linear_flow(
         B. `features`: over the coordinates of Z in an orthonormal basis of the span, so that errors
         are lengths in feature space and are relative to Z's part in the span; its gradients need
         theta of full rank.
+      mesh: of one axis, see `imr.parallel.make_mesh`: rows are spread over its devices, whether
+        they divide n or not; steps are those of the whole.
       throw: raise `FlowError` where the end is not reached.
       options: solver, rtol, atol, dt0, adjoint and max_steps, as in `imr.solve`.
 
@@ -129,8 +133,8 @@ def linear_flow(
     drift = Partial(_latent_drift if group is not None else _linear_drift, targets, bias, beta)
     loss = Partial(_latent_loss if group is not None else _linear_loss, targets, bias, beta)
     return _reduced(
-        z0, theta, drift, loss, anchor=anchor, norm=norm, t0=t0, t1=t1, ts=ts, throw=throw,
-        **options,
+        z0, theta, drift, loss, anchor=anchor, norm=norm, t0=t0, t1=t1, ts=ts, mesh=mesh,
+        throw=throw, **options,
     )  # fmt: skip
 
 
@@ -148,6 +152,7 @@ def quadratic_flow(
     where: Mask | None = None,
     block: int | None = None,
     norm: Norm = "coordinates",
+    mesh: Any = None,
     throw: bool = False,
     **options: Any,
 ) -> Flow:
@@ -170,7 +175,7 @@ def quadratic_flow(
       anchor: (lam, x), adds (lam/2) ||Z - x||^2 to the loss.
       where: boolean, shape (n, n).
       block: rows of the softmax at a time, see `imr.attention.attention_products`.
-      norm: as in `linear_flow`.
+      norm, mesh: as in `linear_flow`; on a mesh keys go round in a ring.
       throw: raise `FlowError` where the end is not reached.
       options: solver, rtol, atol, dt0, adjoint and max_steps, as in `imr.solve`.
 
@@ -202,26 +207,43 @@ def quadratic_flow(
     if k is not None:
         stacked = jnp.concatenate([stacked, k.reshape(heads, f, r)])
     vectors = jnp.swapaxes(stacked, 1, 2).reshape(-1, f)
-    shape = _Heads(heads, r, k is None, block)
+    shape = _Heads(heads, r, k is None, block, mesh)
     drift = Partial(_quadratic_drift, shape, targets, where, beta)
     loss = Partial(_quadratic_loss, shape, targets, where, beta)
     return _reduced(
-        z0, vectors, drift, loss, anchor=anchor, norm=norm, t0=t0, t1=t1, ts=ts, throw=throw,
-        **options,
+        z0, vectors, drift, loss, anchor=anchor, norm=norm, t0=t0, t1=t1, ts=ts, mesh=mesh,
+        throw=throw, **options,
     )  # fmt: skip
 
 
-def _reduced(z0, vectors, drift, loss, *, anchor, norm, t0, t1, ts, throw, **options: Any) -> Flow:
+def _reduced(
+    z0, vectors, drift, loss, *, anchor, norm, t0, t1, ts, mesh, throw, **options: Any
+) -> Flow:
     """Integrates the coordinates, and reads features, loss and norm of the field off them."""
     check_choice("norm", norm, ("coordinates", "features"))
     known = ("solver", "rtol", "atol", "dt0", "adjoint", "max_steps")
     for name in options:
         check_choice("a further keyword", name, known)
     lam, x = (jnp.zeros((), z0.dtype), None) if anchor is None else anchor
+    n = z0.shape[0]
+    if mesh is not None:
+        extra = padding(n, mesh_axis(mesh)[1])
+        z0, x = (a if a is None else split_over(mesh, pad_axis(a, extra)) for a in (z0, x))
+        if extra:
+            # Rows that fill up stand still, and would lower the error norm, a mean over all.
+            share = (n / (n + extra)) ** 0.5
+            for name, default in (("rtol", 1e-5), ("atol", 1e-7)):
+                options[name] = share * options.get(name, default)
+            drift, loss = (
+                Partial(_uneven, Static(n), drift),
+                Partial(_uneven_loss, Static(n), loss),
+            )
     frame = _frame(z0, vectors, x, norm)
     field = Partial(_coordinate_field, drift, frame, jnp.asarray(lam, z0.dtype), t0)
     path = integrate(field, frame.start, t0=t0, t1=t1, ts=ts, **options)
     flow = _read_off(path, z0, x, vectors, frame, field, loss, saved=ts is not None)
+    if z0.shape[0] > n:
+        flow = flow._replace(z=flow.z[:n], zs=None if flow.zs is None else flow.zs[:, :n])
     return raised(flow) if throw else flow
 
 
@@ -298,6 +320,16 @@ def _read_off(path, z0, x, vectors, frame, field, loss, *, saved) -> Flow:
     )
 
 
+def _uneven(n, drift, y):
+    """The drift of the first n rows; those that fill up stand still."""
+    slope = drift(y[:, : n.value])
+    return pad_axis(slope, y.shape[1] - n.value, 1)
+
+
+def _uneven_loss(n, loss, y):
+    return loss(y[: n.value])
+
+
 # The drifts g of V Z^T (m, n), and the losses of Z V^T (n, m)
 
 
@@ -346,6 +378,7 @@ class _Heads:
     rank: int
     symmetric: bool
     block: int | None
+    mesh: Any
 
     def split(self, y):
         """Queries and keys, shape (h, n, r)."""
@@ -358,8 +391,9 @@ def _quadratic_drift(heads, targets, where, beta, y):
 
     def one(queries, keys):
         row, column = attention_products(
-            queries, None if heads.symmetric else keys, beta=beta, where=where, block=heads.block
-        )
+            queries, None if heads.symmetric else keys, beta=beta, where=where, block=heads.block,
+            mesh=heads.mesh,
+        )  # fmt: skip
         b1 = target_product(targets, keys) - row
         b2 = transposed_target_product(targets, queries, y.shape[0]) - column
         return b1, b2
@@ -371,16 +405,11 @@ def _quadratic_drift(heads, targets, where, beta, y):
 
 def _quadratic_loss(heads, targets, where, beta, y):
     """Sum over heads and rows, a block of rows at a time."""
-    n = y.shape[0]
 
     def one(queries, keys):
         label = jnp.sum(queries * target_product(targets, keys))
-        rows = lambda pair: log_sum_exp(matmul(beta * pair[0], keys.T), pair[1])  # noqa: E731
-        size = min(n, max(1, 2**22 // n) if heads.block is None else heads.block)
-        lse = jax.lax.map(
-            lambda pair: rows(jax.tree.map(lambda a: a[None], pair))[0],
-            (queries, where),
-            batch_size=size,
+        lse = attention_log_sums(
+            queries, keys, beta=beta, where=where, block=heads.block, mesh=heads.mesh
         )
         return jnp.sum(lse) - beta * label
 

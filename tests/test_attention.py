@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,9 +136,10 @@ def test_random_features_and_what_they_say_of_themselves():
     assert large.error > 0.3
 
 
-def test_rings_of_devices():
-    """In a process of its own, which has eight devices."""
-    code = "from tests.test_attention import rings; rings()"
+@pytest.mark.parametrize("check", ["rings", pytest.param("flows", marks=pytest.mark.slow)])
+def test_on_eight_devices(check):
+    """In a process of its own, which has them."""
+    code = f"from tests.test_attention import {check}; {check}()"
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
     done = subprocess.run(
@@ -156,3 +158,38 @@ def rings():
     text = jax.jit(lambda q: attention_products(q, mesh=mesh)).lower(q).compile().as_text() or ""
     assert "collective-permute" in text
     assert "all-gather" not in text
+
+
+def flows():
+    """Flows on a mesh that does not divide their rows: the same steps to the same end."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    z, phi, theta = problem()[0], problem(1)[0][:R], problem(2)[0][:3]
+    labels, options = jnp.arange(N) % 3, {"rtol": 1e-6, "atol": 1e-8, "ts": jnp.array([0.3, 1.0])}
+    anchor = (0.1, 0.5 * z)
+
+    def linear(mesh, norm: Any = "coordinates"):
+        def run(theta):
+            flow: Any = imr.linear_flow(
+                z, theta, labels, t1=1.0, anchor=anchor, norm=norm, mesh=mesh, **options
+            )
+            return jnp.sum(flow.z**2), flow
+
+        return jax.value_and_grad(run, has_aux=True)(theta)
+
+    def quadratic(mesh):
+        def run(phi):
+            flow: Any = imr.quadratic_flow(
+                z, phi, None, imr.same_class_targets(labels, 3), t1=1.0, mesh=mesh, **options
+            )
+            return jnp.sum(flow.z**2), flow
+
+        return jax.value_and_grad(run, has_aux=True)(phi)
+
+    for way in (linear, lambda mesh: linear(mesh, "features"), quadratic):
+        ((_, alone), slope), ((_, spread), slopes) = way(None), way(mesh)
+        assert int(alone.num_steps) == int(spread.num_steps)
+        assert bool(spread.converged)
+        assert spread.z.shape == (N, R)
+        pairs = (spread.z, alone.z), (spread.zs, alone.zs), (spread.loss, alone.loss)
+        for pair in (*pairs, (spread.grad_norm, alone.grad_norm), (slopes, slope)):
+            assert relative(*pair) < 1e-10

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from imr._checks import ImrError
 from imr._mesh import mesh_axis, pad_axis, padding
-from imr._numerics import mask_logits, matmul, widen
+from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Mask, ScalarLike
 from imr.attention.ring import ring_products
 
@@ -63,19 +63,14 @@ def attention_products(
     >>> rows.round(3).tolist(), columns.round(3).tolist()
     ([[0.731], [0.5]], [[0.731], [0.269]])
     """
-    n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
-    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-        raise ImrError(f"block must be an integer of at least 1; found {block!r}.")
+    n, m = _sizes(queries, keys, block, mesh)
     dtype = queries.dtype
     q = widen(queries).T
     k = q if keys is None else widen(keys).T
     scaled = beta * q
     if mesh is not None:
-        mesh_axis(mesh)
-        if n != m:
-            raise ImrError(f"on a mesh there must be as many queries as keys; found {n} and {m}.")
         size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
-        found = ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=columns)
+        found = ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=columns)[:2]
     elif (n * m <= _DENSE) if block is None else block >= n:
         found = _strip(scaled, q, k, where, columns=columns)
     elif keys is None and where is None:
@@ -85,6 +80,45 @@ def attention_products(
         found = _strips(scaled, q, k, where, size=size, columns=columns)
     rows, cols = found
     return rows.T.astype(dtype), None if cols is None else cols.T.astype(dtype)
+
+
+def attention_log_sums(
+    queries: Float[Array, "n r"],
+    keys: Float[Array, "m r"] | None = None,
+    *,
+    beta: ScalarLike = 1.0,
+    where: Mask | None = None,
+    block: int | None = None,
+    mesh: Any = None,
+) -> Float[Array, "n"]:
+    r"""$\log \sum_j \exp(\beta q_i k_j)$, shape (n,), a strip of rows at a time.
+
+    Arguments and errors are those of `attention_products`.
+
+    >>> attention_log_sums(jnp.array([[1.0], [0.0]])).round(3).tolist()
+    [1.313, 0.693]
+    """
+    n, m = _sizes(queries, keys, block, mesh)
+    keys = queries if keys is None else keys
+    if mesh is not None:
+        size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
+        scaled, q, k = (widen(x).T for x in (beta * queries, queries, keys))
+        return ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=False)[2]
+    row = lambda pair: log_sum_exp(matmul(beta * pair[0][None], keys.T), pair[1])[0]  # noqa: E731
+    size = min(n, _strip_size(m) if block is None else block)
+    masks = None if where is None else where[:, None, :]
+    return jax.lax.map(row, (queries, masks), batch_size=size)
+
+
+def _sizes(queries, keys, block, mesh):
+    n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
+    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+        raise ImrError(f"block must be an integer of at least 1; found {block!r}.")
+    if mesh is not None:
+        mesh_axis(mesh)
+        if n != m:
+            raise ImrError(f"on a mesh there must be as many queries as keys; found {n} and {m}.")
+    return n, m
 
 
 def _on_cpu() -> bool:

@@ -11,7 +11,7 @@ from imr._numerics import mask_logits, matmul
 
 
 def ring_products(scaled, q, k, where, *, mesh, size, columns):
-    """Queries and keys (r, n) on a mesh of p devices: (r, n) and (r, n), n any number.
+    """Queries and keys (r, n) on a mesh of p devices: (r, n), (r, n), and log-sums of rows (n,).
 
     The keys go round the ring twice, n r numbers past each device each time: first for the sums of
     each row, which are rescaled to their largest logit so far, then, with what they collect, for the
@@ -28,12 +28,12 @@ def ring_products(scaled, q, k, where, *, mesh, size, columns):
         partial(_local, axis=axis, parts=parts, size=size, columns=columns),
         mesh=mesh,
         in_specs=(across, across, across, along, along),
-        out_specs=(across, across if columns else None),
+        out_specs=(across, across if columns else None, along),
         check_vma=False,
     )
     scaled, q, k = (pad_axis(x, extra, 1) for x in (scaled, q, k))
-    rows, cols = mapped(scaled, q, k, valid, where)
-    return rows[:, :n], None if cols is None else cols[:, :n]
+    rows, cols, lse = mapped(scaled, q, k, valid, where)
+    return rows[:, :n], None if cols is None else cols[:, :n], lse[:n]
 
 
 def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
@@ -80,9 +80,10 @@ def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
     hops = jnp.arange(parts)
     ((top, sums), _), _ = jax.lax.scan(first_round, (empty, (k, valid)), hops)
     rows = jnp.moveaxis(sums[:, :-1] / sums[:, -1:], 0, 1).reshape(r, -1)[:, :n]
-    if not columns:
-        return rows, None
     lse = top + jnp.log(sums[:, -1])
+    flat = lse.reshape(-1)[:n]
+    if not columns:
+        return rows, None, flat
 
     @jax.checkpoint
     def given(block, k, valid, hop):
@@ -97,4 +98,4 @@ def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
         return move((k, valid, total)), None
 
     total = jax.lax.scan(second_round, (k, valid, jnp.zeros_like(k)), hops)[0][2]
-    return rows, total
+    return rows, total, flat
