@@ -10,6 +10,7 @@ from imr import beliefs as beliefs
 from imr import constrained as constrained
 from imr import metrics as metrics
 from imr import nn as nn
+from imr import parallel as parallel
 from imr import processes as processes
 from imr import splitting as splitting
 from imr._checks import DataError as DataError

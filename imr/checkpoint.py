@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from imr._checks import RunError
 from imr._typing import PyTree
+from imr.parallel import Preempted, preempted
 
 
 class Checkpoints:
@@ -51,9 +52,20 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
-        """Saves the state at `step`, a pytree of arrays and random keys, when it is due."""
-        if force and self._manager.latest_step() == step:
-            return
+        """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
+
+        Raises:
+          Preempted: where SIGTERM has asked for it, see `imr.parallel.stop_on_sigterm`; the state is
+            then saved, whether it was due or not.
+        """
+        stop = preempted()
+        if not ((force or stop) and self._manager.latest_step() == step):
+            self._save(step, state, force or stop)
+        if stop:
+            self._manager.wait_until_finished()
+            raise Preempted(f"stopped at step {step}, which is saved in {self.directory}")
+
+    def _save(self, step: int, state: PyTree, force: bool) -> None:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
         )

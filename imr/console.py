@@ -12,6 +12,13 @@ import jax
 import numpy as np
 
 from imr._checks import ImrError, missing_package
+from imr.parallel import (
+    Preempted,
+    agreed,
+    initialize_from_environment,
+    is_first,
+    stop_on_sigterm,
+)
 from imr.run import RunFolder, json_ready
 
 _PLAIN_SECONDS = 15.0
@@ -88,7 +95,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._start = self._said = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             bar = _optional("tqdm").tqdm
             self._bar = bar(total=self.total, desc=self.label, unit=self.unit, initial=self.initial)
         return self
@@ -116,12 +123,13 @@ class Progress:
         left = timedelta(seconds=round((self.total - self._done) / rate)) if rate > 0 else "?"
         parts = [f"{self._done}/{self.total}", f"{rate:.3g} {self.unit}/s", f"{left} left"]
         parts += [f"{name} {value}" for name, value in self._values.items()]
-        sys.stderr.write(f"{self.label}: {', '.join(parts)}\n")
-        sys.stderr.flush()
+        say(f"{self.label}: {', '.join(parts)}")
 
 
 def say(words: str) -> None:
-    """One line on standard error, where the progress of an experiment goes."""
+    """One line on standard error, where the progress of an experiment goes; of the first process."""
+    if not is_first():
+        return
     sys.stderr.write(f"{words}\n")
     sys.stderr.flush()
 
@@ -136,10 +144,12 @@ def run_once(run: RunFolder, work: Callable[[], object]) -> None:
     Returns:
         Nothing; the table, the paths of the figures and of `summary.json` go to standard output.
     """
-    if run.finished:
+    if agreed(run.finished):
         say(f"This configuration has already run; its results, from {run.path}:")
     else:
         work()
+    if not is_first():
+        return
     print((run.path / "table.md").read_text(encoding="utf-8"))
     for figure in sorted(run.figures.glob("*.png")):
         print(f"figure: {figure}")
@@ -156,14 +166,21 @@ def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = Non
         argv: the flags, those of the process by default.
 
     Returns:
-        The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt.
+        The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt. SIGTERM in
+        training saves the state and ends with 0, so that a loop that starts it again resumes.
 
     Raises:
         SystemExit: from tyro, after `--help` or for flags that do not fit.
     """
     try:
         description = inspect.getdoc(main)
-        code = main(_optional("tyro").cli(config_type, description=description, args=argv))
+        config = _optional("tyro").cli(config_type, description=description, args=argv)
+        initialize_from_environment()
+        with stop_on_sigterm():
+            code = main(config)
+    except Preempted as stopped:
+        say(f"{stopped}: run the same command again to resume")
+        return 0
     except ImrError as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         return 2

@@ -228,7 +228,8 @@ def _reduced(
     n = z0.shape[0]
     if mesh is not None:
         extra = padding(n, mesh_axis(mesh)[1])
-        z0, x = (a if a is None else split_over(mesh, pad_axis(a, extra)) for a in (z0, x))
+        z0 = split_over(mesh, pad_axis(z0, extra))
+        x = None if x is None else split_over(mesh, pad_axis(x, extra))
         if extra:
             # Rows that fill up stand still, and would lower the error norm, a mean over all.
             share = (n / (n + extra)) ** 0.5

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from imr._checks import ImrError, RunError
+from imr.parallel import agreed, is_first
 
 _CONTROL = ("out", "overwrite")  # where a run goes, not what it computes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
@@ -167,9 +168,28 @@ def open_run(
         RunError: if the folder holds a run of another configuration, or is not empty and no run
             folder, or cannot be written.
     """
-    settings = config_dict(config)
+    if not is_first():
+        # The first process opens the folder; this one writes checkpoints into it, with the others.
+        if agreed(False):
+            raise RunError("the first process could not open the run folder; it says why.")
+        return RunFolder(_folder(name, config, out))
+    opened = False
+    try:
+        run = _open(name, config, out, overwrite)
+        opened = True
+    finally:
+        agreed(not opened)
+    return run
+
+
+def _folder(name: str, config: Any, out: str | os.PathLike[str] | None) -> Path:
     path = Path("runs", name, config_hash(config)) if out is None else Path(out).expanduser()
-    path = path.absolute()
+    return path.absolute()
+
+
+def _open(name: str, config: Any, out: Any, overwrite: bool) -> "RunFolder":
+    settings = config_dict(config)
+    path = _folder(name, config, out)
     try:
         path.mkdir(parents=True, exist_ok=True)
         # A run killed in its first moments leaves a half-written file alone.
@@ -196,7 +216,7 @@ def open_run(
 
 
 class RunFolder:
-    """The folder of one run; made by `open_run`.
+    """The folder of one run; made by `open_run`. Of several processes the first one writes.
 
     Attributes:
         path, figures, checkpoints: the folder and its two subfolders, absolute.
@@ -223,10 +243,12 @@ class RunFolder:
 
     def metrics(self, **tags: Any) -> "Metrics":
         """The metrics file; the tags stand on every line written through the result."""
-        return Metrics(self.path / "metrics.jsonl", **tags)
+        return Metrics(self.path / "metrics.jsonl" if is_first() else Path(os.devnull), **tags)
 
     def save_figure(self, name: str, figure: Any, **arrays: Any) -> None:
         """Writes figures/NAME.png and the arrays it shows to NAME.npz."""
+        if not is_first():
+            return
         figure.savefig(self.figures / f"{name}.png", dpi=150)
         np.savez_compressed(self.figures / f"{name}.npz", **arrays)
 
@@ -239,8 +261,10 @@ class RunFolder:
             table: the results to read, in Markdown.
         """
         ready = json_ready("summary", summary)
-        _write(self.path / "table.md", table.rstrip("\n") + "\n")
-        _write(self.path / "summary.json", ready)
+        if is_first():
+            _write(self.path / "table.md", table.rstrip("\n") + "\n")
+            _write(self.path / "summary.json", ready)
+        agreed(True)  # none goes on before all is there
 
 
 class Metrics:
@@ -255,6 +279,8 @@ class Metrics:
         self.path = Path(path)
         self.tags = json_ready("tags", tags)
         with contextlib.suppress(FileNotFoundError):
+            if self.path == Path(os.devnull):
+                return
             data = self.path.read_bytes()
             if not data.endswith(b"\n"):
                 os.truncate(self.path, data.rfind(b"\n") + 1)
@@ -291,6 +317,8 @@ class Metrics:
         Raises:
             RunError: if a line is damaged.
         """
+        if self.path == Path(os.devnull):
+            return
         kept = [r for r in self._rows() if r["step"] <= step or not self._carries(r, tags)]
         _write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from imr._checks import ImrError, check_at_least
+from imr._mesh import split_over
 from imr._typing import PyTree
+from imr.parallel import replicate
 
 
 class TrainState(NamedTuple):
@@ -29,6 +32,8 @@ def init_states(
     init: Callable[[PRNGKeyArray], PyTree],
     optimizer: optax.GradientTransformation,
     keys: Key[Array, "runs"],
+    *,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """States of several runs at step 0.
 
@@ -36,6 +41,7 @@ def init_states(
       init: from a key to parameters.
       optimizer: of optax.
       keys: a key for each run, shape (runs,).
+      mesh: devices, of all processes, that each get a copy; see `make_chunk`.
 
     Returns:
       A `TrainState` whose leaves have a leading axis of runs.
@@ -48,13 +54,15 @@ def init_states(
         params = jax.tree.map(lambda x: x.astype(x.dtype), init(init_key))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
-    return jax.jit(jax.vmap(one))(keys)
+    return replicate(jax.jit(jax.vmap(one))(keys), mesh)
 
 
 def make_chunk(
     loss: Callable[[PyTree, PyTree, PyTree, Any, PRNGKeyArray], Array],
     optimizer: optax.GradientTransformation,
     schedule: Callable[[PyTree, PRNGKeyArray, Array], PyTree],
+    *,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]:
     """One compiled function that trains every run for a chunk of steps.
 
@@ -63,6 +71,9 @@ def make_chunk(
       optimizer: of optax.
       schedule: `schedule(data, key, step)` gives the chunk that begins at `step`: a pytree whose
         leading axis is the steps, such as the indices of shuffled minibatches.
+      mesh: of one axis, see `imr.parallel.make_mesh`: the second axis of what the schedule gives,
+        the rows of a minibatch, is spread over its devices; those of them that do not divide it
+        each do the whole. The mean over a minibatch is that of all devices.
 
     Returns:
       `chunk(states, hyper, data)`: states and `hyper` have a leading axis of runs, `data` is shared
@@ -73,6 +84,7 @@ def make_chunk(
     def one_run(state: TrainState, hyper: PyTree, data: PyTree) -> tuple[TrainState, Array]:
         chunk_key, step_key = jax.random.split(state.key)
         entries = schedule(data, jax.random.fold_in(chunk_key, state.step), state.step)
+        entries = jax.tree.map(spread, entries)
 
         def one_step(carry, batch):
             params, opt_state, step = carry
@@ -84,7 +96,15 @@ def make_chunk(
         carry, losses = jax.lax.scan(one_step, (state.params, state.opt_state, state.step), entries)
         return TrainState(*carry, state.key), losses
 
-    return jax.jit(jax.vmap(one_run, in_axes=(0, 0, None)), donate_argnums=0)
+    def spread(x):
+        if mesh is None or x.ndim < 2 or x.shape[1] % mesh.size:
+            return x
+        return split_over(mesh, x, axis=1)
+
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        jax.vmap(one_run, in_axes=(0, 0, None)), donate_argnums=0, out_shardings=everywhere
+    )
 
 
 def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[Array, "steps b"]:

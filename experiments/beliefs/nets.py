@@ -1,6 +1,7 @@
 """Training of the transformers, all seeds of a net in one program."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import optax
 from flax import nnx
 
 from experiments.beliefs.config import LENGTH, Config, Net
-from imr import train
+from imr import parallel, train
 from imr.checkpoint import Checkpoints
 from imr.console import Progress
 from imr.nn import Transformer, next_token_loss
@@ -40,10 +41,10 @@ def optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.0))
 
 
-def initial(config: Config, net: Net, steps: int) -> train.TrainState:
+def initial(config: Config, net: Net, steps: int, mesh: Any = None) -> train.TrainState:
     """Untrained nets, one for each seed."""
     init = lambda key: nnx.state(build(net)(rngs=nnx.Rngs(key)), nnx.Param)  # noqa: E731
-    return train.init_states(init, optimizer(steps), keys(config))
+    return train.init_states(init, optimizer(steps), keys(config), mesh=mesh)
 
 
 def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int):
@@ -59,8 +60,11 @@ def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int
             model, process, key, batch_size=BATCH, length=LENGTH, soft=targets == "soft"
         )
 
-    states = initial(config, net, steps)
-    chunk = train.make_chunk(loss, optimizer(steps), lambda data, key, step: jnp.zeros(CHUNK))
+    mesh = parallel.mesh_of_all()
+    states = initial(config, net, steps, mesh)
+    nothing = lambda data, key, step: jnp.zeros(CHUNK)  # noqa: E731
+    chunk = train.make_chunk(loss, optimizer(steps), nothing, mesh=mesh)
+    hyper, process = parallel.replicate((jnp.zeros(config.seeds), process), mesh)
     label = f"{net.name}, {targets} targets"
     metrics = run.metrics(net=net.name, targets=targets)
     identity = {"net": net._asdict(), "targets": targets, "steps": steps, **config_dict(config)}
@@ -79,6 +83,5 @@ def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int
                 checkpoints.save(step, states, force=step == steps)
                 progress.update(step, loss=mean)
 
-            hyper = jnp.zeros(config.seeds)
             states = train.fit(chunk, states, hyper, process, num_steps=steps, on_chunk=on_chunk)
-    return states.params
+    return parallel.local(states.params)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments.images.config import MODELS, Config
 from experiments.images.scoring import noisy_test, score, std
-from imr import cross_entropy, train
+from imr import cross_entropy, parallel, train
 from imr.checkpoint import Checkpoints
 from imr.console import Progress
 from imr.data import ImageData, add_noise
@@ -85,8 +85,10 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
 
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, num_steps))
     init = lambda key: nnx.state(model(rngs=nnx.Rngs(key)), nnx.Param)  # noqa: E731
-    states = train.init_states(init, optimizer, run_keys)
-    chunk = train.make_chunk(loss, optimizer, schedule)
+    mesh = parallel.mesh_of_all()
+    states = train.init_states(init, optimizer, run_keys, mesh=mesh)
+    chunk = train.make_chunk(loss, optimizer, schedule, mesh=mesh)
+    hyper, arrays = parallel.replicate((hyper, arrays), mesh)
 
     label = f"{name}, {depth} iterations"
     identity = {"model": name, "depth": depth, **config_dict(config)}
@@ -111,7 +113,7 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
                 progress.update(step, loss=float(means.mean()))
 
             states = train.fit(chunk, states, hyper, arrays, num_steps=num_steps, on_chunk=on_chunk)
-    return states, runs
+    return parallel.local(states), runs
 
 
 def test_model(config: Config, name: str, depth: int, model, states, runs, test, keys):

@@ -1,0 +1,246 @@
+"""Several devices and several processes: start, meshes, placement, agreement, preemption."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from imr._checks import ImrError, check_count
+from imr._mesh import mesh_axis
+
+_VARIABLES = ("IMR_COORDINATOR", "IMR_NUM_PROCESSES", "IMR_PROCESS_ID")
+
+
+class Preempted(Exception):
+    """Training was asked to stop, and has saved its state; the same command goes on from there."""
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: float = 300.0,
+) -> None:
+    """Joins this process to the others of a program that runs on several hosts.
+
+    To be called before anything asks jax for its devices; experiments do it themselves, see
+    `initialize_from_environment`.
+
+    Args:
+      coordinator: host:port of process 0. Without arguments, jax finds the others itself: on Cloud
+        TPU, under SLURM and where GKE sets its variables.
+      num_processes: of the program.
+      process_id: of this one, from 0.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      ImrError: for values that do not fit, or a coordinator that does not answer in time; the
+        address is named.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(x is not None for x in given) and None in given:
+        raise ImrError(
+            f"coordinator, num_processes and process_id go together; found {given}. Without all of "
+            "them the cluster is looked up (Cloud TPU, SLURM, GKE)."
+        )
+    if coordinator is not None and num_processes is not None:
+        check_count("num_processes", num_processes)
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise ImrError(f"coordinator must be host:port; found {coordinator!r}.")
+        if not isinstance(process_id, int) or not 0 <= process_id < num_processes:
+            raise ImrError(
+                f"process_id must lie in 0 to {num_processes - 1}, for {num_processes} processes; "
+                f"found {process_id!r}."
+            )
+        if process_id:
+            _wait_for(host, int(port), timeout)
+    # Takes effect on CPU alone, where it is what processes talk through.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(*given, initialization_timeout=int(timeout))
+    except (RuntimeError, ValueError) as error:
+        where = "the cluster that was looked up" if coordinator is None else coordinator
+        raise ImrError(
+            f"the processes could not be joined through {where}: {' '.join(str(error).split())} "
+            "Each process must run, with the same coordinator and number of processes and an id of "
+            "its own, and nothing may have asked jax for devices before."
+        ) from error
+
+
+def _wait_for(host, port, timeout):
+    """Until somebody listens there; jax itself would end the process without a word of this."""
+    end, problem = time.monotonic() + timeout, None
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((host, port), timeout=min(5.0, timeout)):
+                return
+        except OSError as error:
+            problem = error
+            time.sleep(min(0.2, timeout))
+    raise ImrError(
+        f"coordinator {host}:{port} did not answer in {timeout:g} s ({problem}). Check that process 0 "
+        "runs, that the address is its own as seen from here, and that no firewall closes the port."
+    )
+
+
+def initialize_from_environment() -> None:
+    """Joins the other processes where a launcher says that there are some.
+
+    `IMR_COORDINATOR`, `IMR_NUM_PROCESSES` and `IMR_PROCESS_ID` are the arguments of `initialize`;
+    `IMR_DISTRIBUTED=1` calls it without any. Where none is set this process is alone.
+
+    Raises:
+      ImrError: as `initialize`, and where only some are set or one is no number.
+    """
+    found = [os.environ.get(name) for name in _VARIABLES]
+    if not any(found):
+        if os.environ.get("IMR_DISTRIBUTED") == "1":
+            initialize()
+        return
+    try:
+        coordinator, *numbers = found
+        count, number = map(int, numbers)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        raise ImrError(
+            f"{', '.join(_VARIABLES)} must be an address and two integers; found {found}."
+        ) from None
+    initialize(coordinator, count, number, timeout=float(os.environ.get("IMR_TIMEOUT", "300")))
+
+
+def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
+    """A mesh of one axis over the devices of all processes, or the first so many of them.
+
+    Raises:
+      ImrError: where there are not as many.
+
+    >>> make_mesh(1).shape
+    OrderedDict({'rows': 1})
+    """
+    devices = jax.devices()
+    if num_devices is not None:
+        check_count("num_devices", num_devices)
+        if num_devices > len(devices):
+            raise ImrError(
+                f"num_devices must be at most the {len(devices)} devices there are; found "
+                f"{num_devices}. On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} "
+                "makes as many."
+            )
+        devices = devices[:num_devices]
+    return Mesh(np.asarray(devices), (axis,), axis_types=(AxisType.Auto,))
+
+
+def mesh_of_all() -> Mesh | None:
+    """The mesh of all devices, or None where there is only one."""
+    return make_mesh() if jax.device_count() > 1 else None
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays, the same in every process, on all devices of the mesh; without one, as they are."""
+    return tree if mesh is None else _placed(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def from_local_rows(tree: Any, mesh: Mesh) -> Any:
+    """Arrays spread by rows over the mesh, of which each process hands in its own.
+
+    Args:
+      tree: arrays (n_local, ...); rows of process 0 come first. The devices of a process must
+        divide them, and all processes must have as many.
+      mesh: of all devices.
+
+    Raises:
+      ImrError: where the devices do not divide the rows; fill them up.
+    """
+    axis, size = mesh_axis(mesh)
+    parts = max(1, size // jax.process_count())
+    for leaf in jax.tree.leaves(tree):
+        if np.shape(leaf)[0] % parts:
+            raise ImrError(
+                f"tree must have rows that the {parts} devices of a process divide; found "
+                f"{np.shape(leaf)[0]}. Fill them up, or leave some out."
+            )
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
+    place = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
+    return jax.tree.map(place, tree)
+
+
+def _placed(tree, sharding):
+    def one(x):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
+
+
+def local(tree: Any) -> Any:
+    """What this process holds of replicated arrays, for computations of its own."""
+
+    def one(x):
+        if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        return x.addressable_data(0)
+
+    return jax.tree.map(one, tree)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def agreed(flag: bool) -> bool:
+    """Whether any process says so; the same answer in all, which have to ask together."""
+    if jax.process_count() == 1:
+        return bool(flag)
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(bool(flag)))))
+
+
+_asked_to_stop = False
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM asks training to save and stop; a second one ends the process at once."""
+    global _asked_to_stop
+
+    def ask(number, frame):
+        global _asked_to_stop
+        _asked_to_stop = True
+        signal.signal(signal.SIGTERM, before)
+
+    _asked_to_stop = False
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, ask)
+    except ValueError:  # not in the main thread, where signals cannot be handled
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _asked_to_stop = False
+
+
+def preempted() -> bool:
+    """Whether any process was asked to stop; all have to ask together."""
+    return agreed(_asked_to_stop)

@@ -1,0 +1,212 @@
+"""Several processes and devices: joining, agreement, training, preemption, and launchers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import imr
+from imr import parallel, train
+from imr.checkpoint import Checkpoints
+from imr.console import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, CHUNK, ROWS = 60, 5, 32
+
+
+def environment(**changes):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMR_", "XLA_FLAGS"))}
+    return {**kept, "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT), **changes}
+
+
+def start(folder, process, count, port, seconds=0.0):
+    """A process of a training, its output in a file."""
+    code = f"from tests.test_parallel import training; training({str(folder)!r}, {seconds})"
+    joined = {
+        "IMR_COORDINATOR": f"127.0.0.1:{port}", "IMR_NUM_PROCESSES": str(count),
+        "IMR_PROCESS_ID": str(process),
+    }  # fmt: skip
+    with (folder.parent / f"{folder.name}.{process}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", code], env=environment(**(joined if count > 1 else {})),
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def finish(processes, folder):
+    codes = [process.wait(timeout=240) for process in processes]
+    logs = "\n".join(path.read_text() for path in sorted(folder.parent.glob("*.log")))
+    assert codes == [0] * len(processes), logs
+    return logs
+
+
+def training(folder, seconds):
+    """Least squares on minibatches; writes what came out, and each step as it is reached."""
+
+    def main(config):
+        del config
+        folder_ = Path(folder)
+        mesh = parallel.mesh_of_all()
+        random = np.random.default_rng(0)
+        data = random.normal(size=(100, 8)), random.normal(size=100)
+        keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+        optimizer = optax.adam(0.1)
+
+        def loss(params, hyper, data, rows, key):
+            x, y = data
+            noise = jax.random.normal(key, (ROWS, 8))
+            return hyper * jnp.mean(((x[rows] + 0.1 * noise) @ params - y[rows]) ** 2)
+
+        def schedule(data, key, step):
+            del step
+            return jax.random.randint(key, (CHUNK, ROWS), 0, len(data[1]))
+
+        init = lambda key: jax.random.normal(key, (8,), float)  # noqa: E731
+        states = train.init_states(init, optimizer, keys, mesh=mesh)
+        chunk = train.make_chunk(loss, optimizer, schedule, mesh=mesh)
+        hyper, data = parallel.replicate((jnp.ones(2), data), mesh)
+        with Checkpoints(folder_ / "checkpoints", {}, every=1000) as checkpoints:
+            restored = checkpoints.restore(states)
+            states = states if restored is None else restored
+            print(f"from {int(states.step[0])}", flush=True)
+
+            def on_chunk(step, states, losses):
+                (folder_ / f"reached.{jax.process_index()}").write_text(str(step))
+                time.sleep(seconds)
+                checkpoints.save(step, states, force=step == STEPS)
+
+            states = train.fit(chunk, states, hyper, data, num_steps=STEPS, on_chunk=on_chunk)
+        if parallel.is_first():
+            np.save(folder_ / "end.npy", np.asarray(parallel.local(states).params))
+
+    from dataclasses import make_dataclass
+
+    raise SystemExit(run_main(main, make_dataclass("Config", []), []))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_on_sigterm_and_go_on(tmp_path):
+    """Both save and end with 0; the restart ends bit for bit where an unbroken run does."""
+    ends = {}
+    for name, count in (("alone", 1), ("two", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        port = free_port()
+        finish([start(folder, i, count, port) for i in range(count)], folder)
+        ends[name] = np.load(folder / "end.npy")
+    np.testing.assert_allclose(ends["two"], ends["alone"], rtol=1e-10)
+
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    port = free_port()
+    processes = [start(folder, i, 2, port, seconds=0.5) for i in range(2)]
+    reached = folder / "reached.1"
+    deadline = time.monotonic() + 200
+    while not (reached.exists() and reached.read_text() not in ("", "5")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    logs = finish(processes, folder)
+    assert "is saved in" in logs
+    assert "run the same command again to resume" in logs
+    assert not (folder / "end.npy").exists()
+    # One process picks up what two have left, on a copy: another topology.
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-r", folder, other], check=True)
+    finish([start(other, 0, 1, 0)], other)
+    np.testing.assert_allclose(np.load(other / "end.npy"), ends["alone"], rtol=1e-10)
+    port = free_port()
+    logs = finish([start(folder, i, 2, port) for i in range(2)], folder)
+    assert logs.count("from 0") == 5  # alone, two and the first of broken
+    np.testing.assert_array_equal(np.load(folder / "end.npy"), ends["two"])
+
+
+def test_preemption_saves_though_nothing_is_due(tmp_path):
+    state = {"x": jnp.arange(3.0)}
+    with parallel.stop_on_sigterm(), Checkpoints(tmp_path, {}, every=1000) as checkpoints:
+        checkpoints.save(0, state)
+        checkpoints.save(7, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(parallel.Preempted, match="stopped at step 8"):
+            checkpoints.save(8, {"x": 2 * state["x"]})
+    assert not parallel.preempted()
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        found = checkpoints.restore(state)
+    assert found is not None
+    assert found["x"].tolist() == [0.0, 2.0, 4.0]
+
+
+def test_a_coordinator_out_of_reach():
+    port = free_port()
+    with pytest.raises(
+        imr.ImrError, match=rf"coordinator 127.0.0.1:{port} did not answer in 0.3 s"
+    ):
+        parallel.initialize(f"127.0.0.1:{port}", 2, 1, timeout=0.3)
+
+
+def test_errors(monkeypatch):
+    with pytest.raises(imr.ImrError, match="go together"):
+        parallel.initialize("127.0.0.1:1", 2)
+    with pytest.raises(imr.ImrError, match="coordinator must be host:port; found 'here'"):
+        parallel.initialize("here", 2, 0)
+    with pytest.raises(imr.ImrError, match="process_id must lie in 0 to 1"):
+        parallel.initialize("127.0.0.1:1", 2, 2)
+    # Devices have been asked for already.
+    with pytest.raises(imr.ImrError, match=r"could not be joined through 127\.0\.0\.1:1"):
+        parallel.initialize("127.0.0.1:1", 1, 0)
+    monkeypatch.setenv("IMR_COORDINATOR", "127.0.0.1:1")
+    with pytest.raises(imr.ImrError, match="must be an address and two integers"):
+        parallel.initialize_from_environment()
+    count = jax.device_count() + 1
+    with pytest.raises(imr.ImrError, match=f"at most the {count - 1} devices"):
+        parallel.make_mesh(count)
+
+
+def test_placement_and_what_is_local():
+    mesh = parallel.make_mesh(1)
+    tree = {"key": jax.random.key(3), "x": np.arange(4.0)}
+    placed = parallel.replicate(tree, mesh)
+    back = parallel.local(placed)
+    assert (jax.random.key_data(back["key"]) == jax.random.key_data(tree["key"])).all()
+    np.testing.assert_array_equal(back["x"], tree["x"])
+    np.testing.assert_array_equal(parallel.from_local_rows(tree["x"], mesh), tree["x"])
+    assert parallel.replicate(tree, None) is tree
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        (["tpu/launch", "--name", "a", "--zone", "z", "--type", "t", "--dry-run", "--", "-m", "x"], 0,
+         ("tpu-vm create a --zone z", "IMR_DISTRIBUTED=1", "tpu-vm delete a")),
+        (["tpu/launch", "--name", "a", "--", "-m", "x"], 2, ("--zone is missing",)),
+        (["tpu/launch", "--name"], 2, ("--name needs a value",)),
+        (["slurm/launch", "--nodes", "2", "--gpus-per-node", "4", "--dry-run", "--", "-m", "x",
+          "--out", "/s/r"], 0, ("#SBATCH --ntasks-per-node=4", "srun", "/s/r/summary.json")),
+        (["slurm/launch", "--dry-run", "--", "-m", "x"], 2, ("a folder that all nodes share",)),
+        (["slurm/launch", "--nodes", "0", "--", "-m", "x"], 2, ("at least 1; found '0'",)),
+        (["local", "two"], 2, ("number of processes",)),
+        (["local", "2"], 2, ("say what to run",)),
+    ],
+)  # fmt: skip
+def test_launchers(command, status, words):
+    done = subprocess.run(
+        [ROOT / "scripts" / command[0], *command[1:]], capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    for word in words:
+        assert word in done.stdout + done.stderr
