@@ -8,6 +8,7 @@ holds hidden Markov processes, `imr.beliefs` and `imr.constrained` what an obser
 
 from imr import beliefs as beliefs
 from imr import constrained as constrained
+from imr import cost as cost
 from imr import metrics as metrics
 from imr import nn as nn
 from imr import parallel as parallel

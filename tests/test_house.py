@@ -17,7 +17,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "imr", "experiments", "te
 # From the ground up. A module may import those of lower lines and, in a folder, of the same folder.
 FLOORS = (
     ("_typing", "_checks"),
-    ("_numerics", "_mesh"),
+    ("_numerics", "_mesh", "cost"),
     ("parallel",),
     ("logits", "targets", "processes"),
     ("losses", "attention"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from imr.run import RunFolder
 
+PARTS: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -17,8 +18,9 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 class Config:
     """Flags of the benchmark."""
 
-    parts: tuple[str, ...] = ("linear", "beliefs")
-    """What to time: linear (the flow of the linear model), beliefs."""
+    parts: tuple[str, ...] = PARTS
+    """What to measure: linear (the flow of the linear model), attention (its field, by size), training,
+    beliefs, devices (a ring of them, results and bytes), rates (of the machine, and the cost model)."""
     n: int = 8000
     """Rows of Z."""
     features: int = 784
@@ -33,6 +35,10 @@ class Config:
     """Absolute tolerance."""
     scales: tuple[float, ...] = (1.0, 4.0, 16.0)
     """Root mean square lengths of the rows of theta: longer rows make a faster, stiffer flow."""
+    tokens: tuple[int, ...] = (2048, 4096, 8192, 16384, 32768, 65536)
+    """Numbers of tokens of the self-attention field."""
+    most_dense: int = 8192
+    """The most of them whose n x n matrix is made at once, to compare."""
     depth: int = 9
     """Length of the words, all 3^depth of them, whose constrained beliefs are timed."""
     repetitions: int = 7
@@ -51,22 +57,24 @@ class Config:
 
 def main(config: Config) -> None:
     """Times what imr does against the plain ways to the same results."""
+    from imr.console import run_once
     from imr.run import open_run
 
     check(config)
     run = open_run("bench", config, out=config.out, overwrite=config.overwrite)
-    if not run.finished:
-        measure(shrink(config) if config.smoke else config, run)
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    print(f"every time, in seconds: {run.path / 'summary.json'}")
+    run_once(run, lambda: measure(shrink(config) if config.smoke else config, run))
+
+
+HIDDEN = ("seconds", "norms", "arrays", "peak")  # in summary.json alone
 
 
 def measure(config: Config, run: "RunFolder") -> None:
     """Times every part and writes the tables."""
-    from experiments.bench import beliefs, linear
+    from experiments.bench import attention, beliefs, devices, linear, rates, training
     from imr.console import markdown_table
 
-    parts = {"linear": linear, "beliefs": beliefs}
+    modules = (linear, attention, training, beliefs, devices, rates)
+    parts = dict(zip(PARTS, modules, strict=True))
     summary, texts = (
         {},
         [
@@ -76,7 +84,10 @@ def measure(config: Config, run: "RunFolder") -> None:
     )
     for name in config.parts:
         words, summary[name] = parts[name].measure(config)
-        shown = [{k: v for k, v in row.items() if k != "seconds"} for row in summary[name]]
+        if hasattr(parts[name], "draw"):
+            parts[name].draw(run, summary[name])
+        plain = lambda row: {k: v for k, v in row.items() if k not in HIDDEN}  # noqa: E731
+        shown = [plain(row) for row in summary[name]]
         columns = dict.fromkeys(key for row in shown for key in row)
         texts += [words, markdown_table(shown, columns, formats=parts[name].FORMATS)]
     run.finish({**summary, "machine": machine(config)}, "\n\n".join(texts))
@@ -84,7 +95,10 @@ def measure(config: Config, run: "RunFolder") -> None:
 
 def shrink(config: Config) -> Config:
     """The smoke version."""
-    return replace(config, n=200, features=50, repetitions=2, scales=config.scales[:1], depth=4)
+    return replace(
+        config, n=200, features=50, repetitions=2, scales=config.scales[:1], depth=4,
+        tokens=(1100, 2048), most_dense=1100,
+    )  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -94,8 +108,10 @@ def check(config: Config) -> None:
     for name in ("n", "features", "classes", "depth", "repetitions", "t1", "rtol", "atol"):
         if not getattr(config, name) > 0:
             raise ImrError(f"--{name} must be positive; found {getattr(config, name)}.")
-    if not config.parts or not set(config.parts) <= {"linear", "beliefs"}:
-        raise ImrError(f"--parts must be among linear, beliefs; found {config.parts}.")
+    if not config.parts or not set(config.parts) <= set(PARTS):
+        raise ImrError(f"--parts must be among {', '.join(PARTS)}; found {config.parts}.")
+    if not config.tokens or min(config.tokens) < 2:
+        raise ImrError(f"--tokens takes one or more numbers of at least 2; found {config.tokens}.")
     if not config.scales or min(config.scales) <= 0:
         raise ImrError(f"--scales takes one or more positive lengths; found {config.scales}.")
 

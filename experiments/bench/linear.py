@@ -1,14 +1,17 @@
 """The flow of the linear model, three ways to the same end."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 import imr
 from experiments.bench.rounds import difference, race
 from imr.console import Progress
 
 REDUCED, AUTODIFF, CLOSED = "linear_flow", "solve(gradient_field)", "solve(linear_field)"
+TORCH = "torchdiffeq dopri5"
 FORMATS = {"difference": ".1e", f"times {REDUCED}": ".1f", "scale": "g"}
 
 
@@ -23,6 +26,7 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
         f"The linear model's flow, n={config.n} f={config.features} k={config.classes}, "
         f"t1={config.t1:g}, rtol {config.rtol:g}, atol {config.atol:g}, float32. `scale`: length of "
         f"the rows of theta. `difference`: from {AUTODIFF}, largest over the largest entry."
+        + ("" if available() else f" Skipped: {TORCH}; torch and torchdiffeq are not installed.")
     ), rows
 
 
@@ -38,7 +42,7 @@ def compare(config: Any, scale: float) -> list[dict[str, Any]]:
         ),
     }
     flows, times = race(ways, config.repetitions, REDUCED)
-    return [
+    rows = [
         {
             "scale": scale,
             **times[name],
@@ -48,6 +52,55 @@ def compare(config: Any, scale: float) -> list[dict[str, Any]]:
         }
         for name, flow in flows.items()
     ]
+    if available():
+        # In rounds of its own: where both hold the threads, each slows the other down.
+        run = torch_flow(z0, theta, labels, config)
+        found, slow = race({TORCH: run}, max(2, config.repetitions // 3), TORCH)
+        ratio = slow[TORCH]["median s"] / times[REDUCED]["median s"]
+        del slow[TORCH][f"times {TORCH}"]
+        rows.append(
+            {
+                "scale": scale, **slow[TORCH], f"times {REDUCED}": ratio,
+                "difference": difference(found[TORCH], flows[AUTODIFF].z),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def available() -> bool:
+    """Whether torch and torchdiffeq are installed, and work."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+        import torchdiffeq  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except (ImportError, OSError):
+        return False
+    return torch is not None
+
+
+def torch_flow(z0: Any, theta: Any, labels: Any, config: Any) -> Callable[[], Any]:
+    """The same flow by torchdiffeq, the field by torch's autograd."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torchdiffeq import odeint  # pyright: ignore[reportMissingImports]
+
+    if not config.all_cores:
+        torch.set_num_threads(1)
+    z, weights = (torch.tensor(np.asarray(x)) for x in (z0, theta))
+    targets = torch.tensor(np.asarray(labels), dtype=torch.long)
+
+    def field(t, z):
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(z @ weights.T, targets, reduction="sum")
+            return -torch.autograd.grad(loss, z)[0]
+
+    times = torch.tensor([0.0, config.t1])
+
+    def run():
+        with torch.no_grad():
+            options = {"rtol": config.rtol, "atol": config.atol, "method": "dopri5"}
+            return odeint(field, z, times, **options)[-1].numpy()
+
+    return run
 
 
 def problem(config: Any, scale: float) -> tuple[Any, Any, Any]:

@@ -1,0 +1,62 @@
+"""A training step of a block of attention and MLP, with one seed and with five in one program."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import imr
+from experiments.bench.rounds import race
+from imr import train
+from imr.nn import Classifier
+
+STEPS, BATCH = 50, 128
+ONE, FIVE = "1 seed", "5 seeds"
+FORMATS = {f"times {ONE}": ".2f", "ms a step": ".2f", "ms a step and seed": ".2f"}
+
+
+def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Times chunks of steps: what was done, and a row for each number of seeds."""
+    build = partial(Classifier, config.features, config.classes, iterations=3)
+    graph = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))), nnx.Param)[0]
+    keys = jax.random.split(jax.random.key(config.seed), 2)
+    data = (
+        jax.random.normal(keys[0], (config.n, config.features)),
+        jax.random.randint(keys[1], (config.n,), 0, config.classes),
+    )
+
+    def loss(params, hyper, data, rows, key):
+        del hyper, key
+        x, y = data
+        return jnp.mean(imr.cross_entropy(nnx.merge(graph, params)(x[rows]), y[rows]))
+
+    def schedule(data, key, step):
+        del step
+        return jax.random.randint(key, (STEPS, min(BATCH, config.n)), 0, len(data[1]))
+
+    optimizer = optax.adam(1e-3)
+    init = lambda key: nnx.state(build(rngs=nnx.Rngs(key)), nnx.Param)  # noqa: E731
+    chunk = train.make_chunk(loss, optimizer, schedule)
+
+    def way(seeds):
+        states = train.init_states(init, optimizer, jax.random.split(keys[0], seeds))
+        box = [states]  # a chunk consumes what it is given
+
+        def run():
+            box[0], losses = chunk(box[0], jnp.zeros(seeds), data)
+            return losses
+
+        return run
+
+    _, times = race({ONE: way(1), FIVE: way(5)}, config.repetitions, ONE)
+    rows = []
+    for name, seeds in ((ONE, 1), (FIVE, 5)):
+        step = 1e3 * times[name]["median s"] / STEPS
+        rows.append({**times[name], "ms a step": step, "ms a step and seed": step / seeds})
+    return (
+        f"Training of a classifier of three iterations of attention and MLP, f={config.features}, minibatches "
+        f"of {BATCH}, {STEPS} steps in one dispatch, float32."
+    ), rows

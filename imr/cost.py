@@ -1,0 +1,180 @@
+r"""What a field costs: FLOPs, exponentials and bytes, and how long that takes on a machine.
+
+A product of (a, b) by (b, c) counts 2 a b c FLOPs, everything else that is done to each of N numbers
+N. Bytes are those that cross from main memory where blocks stay in cache: each array read or written
+once for each time that it is gone through.
+"""
+
+from typing import NamedTuple
+
+from imr._checks import ImrError, check_choice, check_count
+
+
+class Cost(NamedTuple):
+    """Of one evaluation, on all devices together; `exchanged` bytes leave each device."""
+
+    flops: float
+    exponentials: float
+    bytes: float
+    exchanged: float = 0.0
+
+    def times(self, count: float) -> "Cost":
+        """That many of it."""
+        return Cost(*(count * each for each in self))
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Both."""
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Machine(NamedTuple):
+    """One device: what it does in a second at best, and what it holds.
+
+    Attributes:
+      name: in words.
+      flops, exponentials, bytes: per second; FLOPs are those of float32 products.
+      memory: bytes. exchanged: bytes per second to a neighbour.
+    """
+
+    name: str
+    flops: float
+    exponentials: float
+    bytes: float
+    memory: float
+    exchanged: float
+
+
+# float32 without tensor cores and special functions at 16 a clock and multiprocessor, from NVIDIA's
+# H100 and H200 data sheets (SXM). For TPU v5e Google gives 197 TFLOP/s in bfloat16, of which
+# float32 products take 6 passes, 819 GB/s, 16 GB and 1.6 Tbit/s over 4 links; its rate of
+# exponentials is not published: 4 x 1024 lanes at 1.5 GHz and 10 operations each are assumed.
+H100 = Machine("NVIDIA H100", 67e12, 132 * 16 * 1.755e9, 3.35e12, 80e9, 450e9)
+H200 = Machine("NVIDIA H200", 67e12, 132 * 16 * 1.755e9, 4.8e12, 141e9, 450e9)
+V5E = Machine("TPU v5e", 197e12 / 6, 4 * 1024 * 1.5e9 / 10, 819e9, 16e9, 50e9)
+
+
+def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
+    """The linear model's field on features, by automatic differentiation: logits, softmax, back.
+
+    >>> linear_field_cost(8000, 784, 10).flops / 1e6
+    251.2
+    """
+    _counts(n=n, f=f, k=k)
+    return Cost(4.0 * n * f * k + 4.0 * n * k, n * k, itemsize * n * (2.0 * f + 4 * k))
+
+
+def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
+    """The same field in the coordinates of `linear_flow`: k x k by k x n, and a softmax.
+
+    >>> linear_flow_cost(8000, 10).flops / 1e6
+    2.4
+    """
+    _counts(n=n, k=k)
+    return Cost(2.0 * n * k * k + 10.0 * n * k, n * k, itemsize * 4.0 * n * k)
+
+
+def attention_cost(
+    n: int, r: int, *, way: str = "whole", block: int = 256, devices: int = 1, itemsize: int = 4
+) -> Cost:
+    r"""Both products of `imr.attention.attention_products`, $P K$ and $P^T Q$, of n rows.
+
+    Args:
+      n, r: rows, and columns of Q.
+      way: "whole" (P is made and held), "strips", "tiles" or "ring".
+      block: rows of a strip or tile.
+      devices: of the ring.
+      itemsize: bytes of a number.
+    Returns: a `Cost`. Each way multiplies 6 n^2 r times; whole, strips and tiles take n^2
+      exponentials, the ring 2 n^2.
+    Raises: ImrError for a way that is none of these, or a number that is no positive integer.
+
+    >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
+    [1.03125, 2.0]
+    """
+    check_choice("way", way, ("whole", "strips", "tiles", "ring"))
+    _counts(n=n, r=r, block=block, devices=devices)
+    ends = itemsize * 5.0 * n * r  # Q, K in; both products out; the columns once more
+    if way == "tiles":
+        pairs = n * (n + min(block, n)) / 2.0
+        # Each of two sweeps: logits, and both of a tile and its mirror image.
+        flops = 2 * pairs * (2 * r + 2) + 2 * pairs * (2 * r) * 2 + 4 * pairs
+        return Cost(flops, 2 * pairs, ends + 2 * itemsize * pairs / block * 4 * r)
+    pairs = float(n) * n
+    if way == "ring":
+        flops = pairs * (4 * r + 2 * (r + 1) + 2 * r + 6)
+        # Keys twice round, and once what they collect.
+        sent = 3.0 * r * n * itemsize if devices > 1 else 0.0
+        return Cost(flops, 2 * pairs, ends * devices, sent)
+    flops = pairs * (4 * r + 2 * (r + 1) + 2)
+    held = itemsize * pairs * 4 if way == "whole" else itemsize * pairs / block * 3 * r
+    return Cost(flops, pairs, ends + held)
+
+
+def quadratic_field_cost(
+    n: int, f: int, r: int, *, way: str = "tiles", block: int = 256, devices: int = 1,
+    itemsize: int = 4,
+) -> Cost:  # fmt: skip
+    """`quadratic_field` of a symmetric theta without targets: projections there and back as well.
+
+    >>> round(quadratic_field_cost(8192, 16, 16).flops / 1e9, 2)
+    6.93
+    """
+    _counts(n=n, f=f, r=r)
+    inner = attention_cost(n, r, way=way, block=block, devices=devices, itemsize=itemsize)
+    return inner.plus(Cost(6.0 * n * f * r, 0, itemsize * n * (2.0 * f + 3 * r)))
+
+
+def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -> Cost:
+    """A step of an explicit Runge-Kutta solver: its stages, and what combines them.
+
+    Args:
+      field: of one evaluation.
+      size: numbers in the state.
+      stages: new evaluations of a step; 6 for Tsit5, which reuses its last.
+      itemsize: bytes of a number.
+
+    >>> step_cost(Cost(10.0, 1.0, 0.0), 0).flops
+    60.0
+    """
+    _counts(stages=stages)
+    terms = (stages + 1) * (stages + 2) / 2
+    return field.times(stages).plus(Cost(2 * terms * size, 0, itemsize * terms * size))
+
+
+def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
+    r"""The least time: products, exponentials and memory each at full speed, one after the other.
+
+    $t = \\frac{1}{p}(F / \\dot F + E / \\dot E + B / \\dot B) + X / \\dot X$ on p devices. What is
+    measured is longer by what is not overlapped, and shorter by what is.
+
+    >>> round(1e3 * seconds(attention_cost(65_536, 16, way="tiles", block=4096), H100), 2)
+    8.13
+    """
+    _counts(devices=devices)
+    shared = cost.flops / machine.flops + cost.exponentials / machine.exponentials
+    shared += cost.bytes / machine.bytes
+    return shared / devices + (cost.exchanged / machine.exchanged if devices > 1 else 0.0)
+
+
+def largest_n(
+    machine: Machine, numbers_per_row: float, *, devices: int = 1, itemsize: int = 4
+) -> int:
+    """Rows that fit: memory over the numbers that a solve holds of each row.
+
+    Args:
+      machine, devices: whose memories.
+      numbers_per_row: of the state, of a step's stages, and of what the field makes.
+      itemsize: bytes of a number.
+    Raises: ImrError where numbers_per_row is not positive.
+
+    >>> largest_n(H100, 9 * 16 + 6 * 16)
+    83333333
+    """
+    if not numbers_per_row > 0:
+        raise ImrError(f"numbers_per_row must be positive; found {numbers_per_row}.")
+    return int(devices * machine.memory / (itemsize * numbers_per_row))
+
+
+def _counts(**values):
+    for name, value in values.items():
+        check_count(name, value)
