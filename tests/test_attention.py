@@ -158,6 +158,21 @@ def rings():
     text = jax.jit(lambda q: attention_products(q, mesh=mesh)).lower(q).compile().as_text() or ""
     assert "collective-permute" in text
     assert "all-gather" not in text
+    lowers(lambda q: attention_products(q, mesh=mesh)[1], 48)
+
+
+def lowers(function, n):
+    """For every platform, with its gradient."""
+    scalar = lambda q: jnp.sum(function(q) ** 2)  # noqa: E731
+    exported = jax.export.export(jax.jit(jax.grad(scalar)), platforms=("tpu", "cuda", "cpu"))(
+        jax.ShapeDtypeStruct((n, R), jnp.float32)
+    )
+    assert exported.platforms == ("tpu", "cuda", "cpu")
+
+
+def test_blocks_lower_for_every_platform():
+    lowers(lambda q: attention_products(q, block=16)[1], N)
+    lowers(lambda q: attention_products(q, 2 * q, block=16)[1], N)
 
 
 def flows():

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import jax
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import imr
 from imr import parallel, train
+from imr.attention import attention_products
 from imr.checkpoint import Checkpoints
 from imr.console import run_main
 
@@ -28,9 +31,9 @@ def environment(**changes):
     return {**kept, "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT), **changes}
 
 
-def start(folder, process, count, port, seconds=0.0):
-    """A process of a training, its output in a file."""
-    code = f"from tests.test_parallel import training; training({str(folder)!r}, {seconds})"
+def start(folder, process, count, port, seconds=0.0, what="training"):
+    """A process of a training or another function, its output in a file."""
+    code = f"from tests.test_parallel import {what}; {what}({str(folder)!r}, {seconds})"
     joined = {
         "IMR_COORDINATOR": f"127.0.0.1:{port}", "IMR_NUM_PROCESSES": str(count),
         "IMR_PROCESS_ID": str(process),
@@ -94,9 +97,41 @@ def training(folder, seconds):
         if parallel.is_first():
             np.save(folder_ / "end.npy", np.asarray(parallel.local(states).params))
 
-    from dataclasses import make_dataclass
+    raise SystemExit(run_main(main, make_dataclass("Config", []), []))
+
+
+def products(folder, seconds):
+    """Both products of attention and a gradient through them, spread over the processes."""
+    del seconds
+
+    def main(config):
+        del config
+        mesh = parallel.mesh_of_all()
+        q = parallel.replicate(np.random.default_rng(0).normal(size=(45, 4)), mesh)
+
+        def scalar(q):
+            rows, columns = attention_products(q, mesh=mesh)
+            return jnp.sum(rows**2) + jnp.sum(columns**3), (rows, columns)
+
+        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        run = jax.jit(jax.value_and_grad(scalar, has_aux=True), out_shardings=everywhere)
+        (_, found), gradient = run(q)
+        if parallel.is_first():
+            np.save(Path(folder) / "end.npy", np.stack(parallel.local((*found, gradient))))
 
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_products_of_one(tmp_path):
+    ends = []
+    for name, count in (("alone", 1), ("two", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        port = free_port()
+        finish([start(folder, i, count, port, what="products") for i in range(count)], folder)
+        ends.append(np.load(folder / "end.npy"))
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10 * np.abs(ends[0]).max())
 
 
 @pytest.mark.slow
