@@ -121,27 +121,29 @@ def peak_memory() -> int:
 
 
 def draw(run: Any, rows: list[dict[str, Any]]) -> None:
-    """Time and memory against the number of tokens, in log-log."""
+    """Time and memory that XLA reserves against the number of tokens, in log-log."""
     from imr.plotting import new_figure
 
-    figure = new_figure(figsize=(9.0, 4.2))
+    figure = new_figure(figsize=(9.6, 4.4))
     axes = figure.subplots(1, 2)
-    ways = list(dict.fromkeys(row["way"] for row in rows))
     arrays = {}
-    for axis, key, label in zip(
-        axes, ("median s", "peak GB"), ("seconds", "peak of the process, GB"), strict=True
-    ):
-        for number, way in enumerate(ways):
+    panels = (("median s", 1.0, "seconds", 2), ("arrays", 1e6, "memory of the program, MB", 1))
+    for axis, (key, unit, label, slope) in zip(axes, panels, strict=True):
+        for number, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
             own = [row for row in rows if row["way"] == way]
-            n, y = np.array([r["tokens"] for r in own]), np.array([r[key] for r in own])
+            n, y = np.array([r["tokens"] for r in own]), np.array([r[key] for r in own]) / unit
             axis.plot(n, y, color=f"C{number}", marker="o", markersize=3, label=way)
             arrays[f"{key}: {way}"] = y
             arrays[f"tokens: {way}"] = n
-            if key == "median s" and way == BLOCKS:
-                axis.plot(n, y[-1] * (n / n[-1]) ** 2.0, "--", color="0.5", label="slope 2")
+            if way == BLOCKS:
+                line = y[-1] * (n / n[-1]) ** float(slope)
+                axis.plot(n, line, "--", color="0.5", label=f"slope {slope}")
         axis.set(xlabel="tokens", ylabel=label, xscale="log", yscale="log")
+        ticks = sorted({row["tokens"] for row in rows})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+        axis.legend(fontsize=8)
     run.save_figure("attention", figure, **arrays)
 
 

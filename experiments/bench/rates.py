@@ -51,7 +51,7 @@ def peaks(config: Any) -> tuple[cost.Machine, list[dict[str, Any]]]:
         return box[0]
 
     arguments = {"product": (a, b), "exponential": (x,)}
-    calls = {name: lambda n=name: ways[n](*arguments[n]) for name in arguments}
+    calls: dict[str, Any] = {n: lambda n=n: ways[n](*arguments[n]) for n in arguments}
     calls["memory"] = memory
     _, times = race(calls, config.repetitions, "product")
     least = {name: times[name]["least s"] for name in ways}
