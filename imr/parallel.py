@@ -67,7 +67,9 @@ def initialize(
     # Takes effect on CPU alone, where it is what processes talk through.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(*given, initialization_timeout=int(timeout))
+        jax.distributed.initialize(*given, initialization_timeout=max(1, int(timeout)))
+        if not jax.local_devices():
+            raise RuntimeError("this process has no device of its own: there are too many of them.")
     except (RuntimeError, ValueError) as error:
         where = "the cluster that was looked up" if coordinator is None else coordinator
         raise ImrError(
@@ -123,8 +125,8 @@ def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
     Raises:
       ImrError: where there are not as many.
 
-    >>> make_mesh(1).shape
-    OrderedDict({'rows': 1})
+    >>> dict(make_mesh(1).shape)
+    {'rows': 1}
     """
     devices = jax.devices()
     if num_devices is not None:

@@ -1,5 +1,6 @@
 """The way in: `python -m experiments.bench`. The cores are chosen before jax is imported."""
 
+import importlib.metadata
 import os
 import platform
 import sys
@@ -119,7 +120,17 @@ def check(config: Config) -> None:
 def machine(config: Config) -> str:
     """The machine in words."""
     cores = os.cpu_count() if config.all_cores else 1
-    return f"{platform.machine()}, {cores} core(s) of {os.cpu_count()}"
+    names = ("jax", "diffrax", "numpy", "torch")
+    versions = ", ".join(f"{n} {v}" for n in names if (v := version(n)))
+    return f"{platform.machine()}, {cores} core(s) of {os.cpu_count()}, {versions}"
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None of another."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def one_core() -> None:

@@ -1,0 +1,162 @@
+"""A trained transformer as plain arrays, and its forward pass with all that its heads do."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from imr._checks import ImrError, as_tokens
+from imr._numerics import matmul
+
+
+class Heads(NamedTuple):
+    r"""Attention of all layers: queries $x W_Q + b_Q$, and a head adds $P (x W_V + b_V) W_O$.
+
+    Attributes:
+      query, key, value: W, shape (l, h, d, r); query_bias, key_bias, value_bias: (l, h, r).
+      output: W_O, shape (l, h, r, d); output_bias: (l, d), once for all heads.
+    """
+
+    query: Float[Array, "l h d r"]
+    key: Float[Array, "l h d r"]
+    value: Float[Array, "l h d r"]
+    output: Float[Array, "l h r d"]
+    query_bias: Float[Array, "l h r"]
+    key_bias: Float[Array, "l h r"]
+    value_bias: Float[Array, "l h r"]
+    output_bias: Float[Array, "l d"]
+
+
+class Norm(NamedTuple):
+    """Layer norms of all layers (l, d), or one of them (d,)."""
+
+    scale: Float[Array, "*l d"]
+    bias: Float[Array, "*l d"]
+
+
+class Mlp(NamedTuple):
+    """into (l, d, m), into_bias (l, m), out (l, m, d), out_bias (l, d)."""
+
+    into: Float[Array, "l d m"]
+    into_bias: Float[Array, "l m"]
+    out: Float[Array, "l m d"]
+    out_bias: Float[Array, "l d"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "positions", "heads", "attention_norm", "mlp", "mlp_norm", "outer_norm"],
+    meta_fields=["causal", "norm_first", "activation", "epsilon"],
+)
+@dataclass(frozen=True)
+class Model:
+    """A transformer read from a checkpoint: BERT's kind, or GPT-2's.
+
+    Attributes:
+      tokens: embeddings (k, d); positions: (p, d), with BERT's embedding of the first segment in it.
+      heads, mlp: of all layers. attention_norm, mlp_norm: (l, d), before the parts where
+        `norm_first`, else after their sums.
+      outer_norm: of the embeddings (norms after), or of the end (norms before).
+      causal, norm_first, activation, epsilon: what kind it is.
+    """
+
+    tokens: Float[Array, "k d"]
+    positions: Float[Array, "p d"]
+    heads: Heads
+    attention_norm: Norm
+    mlp: Mlp
+    mlp_norm: Norm
+    outer_norm: Norm
+    causal: bool
+    norm_first: bool
+    activation: str
+    epsilon: float
+
+
+class Record(NamedTuple):
+    """All of a forward pass, a leading axis of layers.
+
+    Attributes:
+      inputs: what the heads read, (l, n, d), after the norm where that comes first.
+      attention: (l, h, n, n). updates: what each head adds, (l, h, n, d), without `output_bias`.
+      before, middle, after: the residual stream (l, n, d) at the beginning, between attention and
+        MLP, and at the end of each layer. mlp: what the MLP adds, (l, n, d).
+      final: (n, d), after the last norm.
+    """
+
+    inputs: Float[Array, "l n d"]
+    attention: Float[Array, "l h n n"]
+    updates: Float[Array, "l h n d"]
+    before: Float[Array, "l n d"]
+    middle: Float[Array, "l n d"]
+    mlp: Float[Array, "l n d"]
+    after: Float[Array, "l n d"]
+    final: Float[Array, "n d"]
+
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def record(model: Model, tokens: Any) -> Record:
+    """Runs the model on one sequence of tokens, shape (n,), and returns all that happens.
+
+    For several texts of one length use `jax.vmap`.
+
+    Raises:
+      ImrError: for tokens that are no integers, out of range, or more than there are positions.
+    """
+    tokens = as_tokens(tokens, model.tokens.shape[0])
+    if tokens.ndim != 1 or not 1 <= tokens.shape[0] <= model.positions.shape[0]:
+        raise ImrError(
+            f"tokens must have shape (n,), n from 1 to the {model.positions.shape[0]} positions of "
+            f"the model; found shape {tokens.shape}. Split longer texts."
+        )
+    return _record(model, tokens)
+
+
+def normalise(x: Array, norm: Norm, epsilon: float) -> Array:
+    """Layer norm over the last axis."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+    return centred / jnp.sqrt(variance + epsilon) * norm.scale[None, :] + norm.bias[None, :]
+
+
+@jax.jit
+def _record(model: Model, tokens: Int[Array, "n"]) -> Record:
+    n = tokens.shape[0]
+    norm = lambda x, which: normalise(x, which, model.epsilon)  # noqa: E731
+    x = model.tokens[tokens] + model.positions[:n]
+    if not model.norm_first:
+        x = norm(x, model.outer_norm)
+    seen = np.tri(n, dtype=bool) if model.causal else np.ones((n, n), bool)
+
+    def layer(x, weights):
+        heads, attention_norm, mlp, mlp_norm = weights
+        inputs = norm(x, attention_norm) if model.norm_first else x
+        project = lambda w, b: matmul(inputs[None], w) + b[:, None, :]  # noqa: E731
+        queries, keys = project(heads.query, heads.query_bias), project(heads.key, heads.key_bias)
+        values = matmul(project(heads.value, heads.value_bias), heads.output)
+        logits = matmul(queries, jnp.swapaxes(keys, 1, 2)) * queries.shape[-1] ** -0.5
+        attention = jax.nn.softmax(jnp.where(seen[None], logits, -jnp.inf), axis=-1)
+        updates = matmul(attention, values)
+        middle = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
+        middle = middle if model.norm_first else norm(middle, attention_norm)
+        read = norm(middle, mlp_norm) if model.norm_first else middle
+        hidden = ACTIVATIONS[model.activation](matmul(read, mlp.into) + mlp.into_bias[None, :])
+        added = matmul(hidden, mlp.out) + mlp.out_bias[None, :]
+        after = middle + added
+        after = after if model.norm_first else norm(after, mlp_norm)
+        return after, (inputs, attention, updates, x, middle, added, after)
+
+    layers = (model.heads, model.attention_norm, model.mlp, model.mlp_norm)
+    x, columns = jax.lax.scan(layer, x, layers)
+    return Record(*columns, final=norm(x, model.outer_norm) if model.norm_first else x)
