@@ -37,8 +37,16 @@ def missing_package(package: str, extra: str) -> MissingPackageError:
 
 
 def is_concrete(*arrays: Any) -> bool:
-    """Whether all the arrays have values, that is, none of their leaves is being traced."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+    """Whether all the arrays have values here: no leaf is traced, or spread over other processes."""
+
+    def unknown(leaf):
+        if isinstance(leaf, jax.core.Tracer):
+            return True
+        if not isinstance(leaf, jax.Array):
+            return False
+        return not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+    return not any(map(unknown, jax.tree.leaves(arrays)))
 
 
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:

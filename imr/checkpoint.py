@@ -11,13 +11,14 @@ import orbax.checkpoint as ocp
 
 from imr._checks import RunError
 from imr._typing import PyTree
-from imr.parallel import Preempted, preempted
+from imr.parallel import Preempted, preempted, stop_on_sigterm
 
 
 class Checkpoints:
     """Numbered states of one run in a folder; the newest is the one to resume from.
 
     Saving is asynchronous and atomic: a process killed at any moment leaves whole checkpoints only.
+    Within the `with` statement SIGTERM has the next `save` save, wait and raise `Preempted`.
 
     Args:
       directory: made where it is missing.
@@ -55,8 +56,7 @@ class Checkpoints:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
         Raises:
-          Preempted: where SIGTERM has asked for it, see `imr.parallel.stop_on_sigterm`; the state is
-            then saved, whether it was due or not.
+          Preempted: where SIGTERM has asked for it; the state is then saved, whether it was due or not.
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
@@ -123,11 +123,13 @@ class Checkpoints:
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
+        self._exits = contextlib.ExitStack()
+        self._exits.enter_context(stop_on_sigterm())
+        self._exits.callback(self.close)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.closing(self):
-            pass
+        self._exits.close()
 
 
 def _check_shapes(saved: PyTree, raw: PyTree, where: str, remedy: str) -> None:

@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,7 +19,6 @@ from imr.parallel import (
     agreed,
     initialize_from_environment,
     is_first,
-    stop_on_sigterm,
 )
 from imr.run import RunFolder, json_ready
 
@@ -167,7 +168,8 @@ def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = Non
 
     Returns:
         The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt. SIGTERM in
-        training saves the state and ends with 0, so that a loop that starts it again resumes.
+        training saves the state and ends with 0 (or `IMR_PREEMPTED_CODE`), so that a loop that starts
+        it again resumes.
 
     Raises:
         SystemExit: from tyro, after `--help` or for flags that do not fit.
@@ -176,15 +178,28 @@ def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = Non
         description = inspect.getdoc(main)
         config = _optional("tyro").cli(config_type, description=description, args=argv)
         initialize_from_environment()
-        with stop_on_sigterm():
-            code = main(config)
+        code = main(config)
     except Preempted as stopped:
         say(f"{stopped}: run the same command again to resume")
-        return 0
+        return int(os.environ.get("IMR_PREEMPTED_CODE", "0"))
     except ImrError as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        _leave(2)
         return 2
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            _leave(1)
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: run the same command again to resume\n")
         return 130
     return code or 0
+
+
+def _leave(code: int) -> None:
+    """Ends a process of several at once: others would wait for it where they have to agree."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -44,12 +44,12 @@ class Machine(NamedTuple):
     exchanged: float
 
 
-# float32 without tensor cores and special functions at 16 a clock and multiprocessor, from NVIDIA's
-# H100 and H200 data sheets (SXM). For TPU v5e Google gives 197 TFLOP/s in bfloat16, of which
+# H100 and H200 (SXM), from NVIDIA's data sheets: float32 without tensor cores, and 132 multiprocessors
+# whose 16 special functions a clock run at the 1.98 GHz that those 67 TFLOP/s come to. For TPU v5e Google gives 197 TFLOP/s in bfloat16, of which
 # float32 products take 6 passes, 819 GB/s, 16 GB and 1.6 Tbit/s over 4 links; its rate of
 # exponentials is not published: 4 x 1024 lanes at 1.5 GHz and 10 operations each are assumed.
-H100 = Machine("NVIDIA H100", 67e12, 132 * 16 * 1.755e9, 3.35e12, 80e9, 450e9)
-H200 = Machine("NVIDIA H200", 67e12, 132 * 16 * 1.755e9, 4.8e12, 141e9, 450e9)
+H100 = Machine("NVIDIA H100", 67e12, 132 * 16 * 1.98e9, 3.35e12, 80e9, 450e9)
+H200 = Machine("NVIDIA H200", 67e12, 132 * 16 * 1.98e9, 4.8e12, 141e9, 450e9)
 V5E = Machine("TPU v5e", 197e12 / 6, 4 * 1024 * 1.5e9 / 10, 819e9, 16e9, 50e9)
 
 
@@ -84,8 +84,8 @@ def attention_cost(
       block: rows of a strip or tile.
       devices: of the ring.
       itemsize: bytes of a number.
-    Returns: a `Cost`. Each way multiplies 6 n^2 r times; whole, strips and tiles take n^2
-      exponentials, the ring 2 n^2.
+    Returns: a `Cost`. Products take 6 n^2 r FLOPs, in the ring, which makes the logits twice, 8 n^2 r;
+      whole, strips and tiles take n^2 exponentials, the ring 2 n^2.
     Raises: ImrError for a way that is none of these, or a number that is no positive integer.
 
     >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
@@ -104,7 +104,8 @@ def attention_cost(
         flops = pairs * (4 * r + 2 * (r + 1) + 2 * r + 6)
         # Keys twice round, and once what they collect.
         sent = 3.0 * r * n * itemsize if devices > 1 else 0.0
-        return Cost(flops, 2 * pairs, ends * devices, sent)
+        held = itemsize * pairs / block * 6 * r
+        return Cost(flops, 2 * pairs, ends * devices + held, sent)
     flops = pairs * (4 * r + 2 * (r + 1) + 2)
     held = itemsize * pairs * 4 if way == "whole" else itemsize * pairs / block * 3 * r
     return Cost(flops, pairs, ends + held)
@@ -144,11 +145,11 @@ def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -
 def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
     r"""The least time: products, exponentials and memory each at full speed, one after the other.
 
-    $t = \\frac{1}{p}(F / \\dot F + E / \\dot E + B / \\dot B) + X / \\dot X$ on p devices. What is
+    $t = \frac{1}{p}(F / \dot F + E / \dot E + B / \dot B) + X / \dot X$ on p devices. What is
     measured is longer by what is not overlapped, and shorter by what is.
 
     >>> round(1e3 * seconds(attention_cost(65_536, 16, way="tiles", block=4096), H100), 2)
-    8.13
+    7.99
     """
     _counts(devices=devices)
     shared = cost.flops / machine.flops + cost.exponentials / machine.exponentials

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from imr._checks import ImrError, check_count
+from imr._checks import ImrError, check_count, check_positive
 from imr._mesh import mesh_axis
 
 _VARIABLES = ("IMR_COORDINATOR", "IMR_NUM_PROCESSES", "IMR_PROCESS_ID")
@@ -40,7 +40,8 @@ def initialize(
         TPU, under SLURM and where GKE sets its variables.
       num_processes: of the program.
       process_id: of this one, from 0.
-      timeout: seconds to wait for the others.
+      timeout: seconds to wait for the others. Where they do not come jax ends process 0 itself, with
+        a report of its own.
 
     Raises:
       ImrError: for values that do not fit, or a coordinator that does not answer in time; the
@@ -55,7 +56,7 @@ def initialize(
     if coordinator is not None and num_processes is not None:
         check_count("num_processes", num_processes)
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise ImrError(f"coordinator must be host:port; found {coordinator!r}.")
         if not isinstance(process_id, int) or not 0 <= process_id < num_processes:
             raise ImrError(
@@ -106,17 +107,24 @@ def initialize_from_environment() -> None:
     """
     found = [os.environ.get(name) for name in _VARIABLES]
     if not any(found):
-        if os.environ.get("IMR_DISTRIBUTED") == "1":
+        joined = os.environ.get("IMR_DISTRIBUTED", "0")
+        if joined not in ("0", "1"):
+            raise ImrError(f"IMR_DISTRIBUTED must be 0 or 1; found {joined!r}.")
+        if joined == "1":
             initialize()
         return
+    wait = None
     try:
         coordinator, *numbers = found
         count, number = map(int, numbers)  # pyright: ignore[reportArgumentType]
+        timeout = float(wait := os.environ.get("IMR_TIMEOUT", "300"))
     except (TypeError, ValueError):
         raise ImrError(
-            f"{', '.join(_VARIABLES)} must be an address and two integers; found {found}."
+            f"{', '.join(_VARIABLES)} must be an address and two integers, IMR_TIMEOUT seconds; found "
+            f"{found} and {wait!r}."
         ) from None
-    initialize(coordinator, count, number, timeout=float(os.environ.get("IMR_TIMEOUT", "300")))
+    check_positive("IMR_TIMEOUT", timeout)
+    initialize(coordinator, count, number, timeout=timeout)
 
 
 def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
@@ -164,11 +172,18 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     """
     axis, size = mesh_axis(mesh)
     parts = max(1, size // jax.process_count())
-    for leaf in jax.tree.leaves(tree):
-        if np.shape(leaf)[0] % parts:
+    counts = [np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(tree)]
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        every = multihost_utils.process_allgather(np.asarray(counts))
+        if np.any(every != every[:1]):
+            raise ImrError(f"every process must have as many rows; found {every.tolist()}.")
+    for count in counts:
+        if count < 0 or count % parts:
             raise ImrError(
                 f"tree must have rows that the {parts} devices of a process divide; found "
-                f"{np.shape(leaf)[0]}. Fill them up, or leave some out."
+                f"{'a scalar' if count < 0 else count}. Fill them up, or leave some out."
             )
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     place = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
@@ -216,20 +231,23 @@ def agreed(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(bool(flag)))))
 
 
-_asked_to_stop = False
+_asked_to_stop = _answered = False
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM asks training to save and stop; a second one ends the process at once."""
-    global _asked_to_stop
+    """Within it SIGTERM asks training to save and stop; a second one ends the process at once.
+
+    What nobody has looked at by its end is sent again, and then ends the process.
+    """
+    global _asked_to_stop, _answered
 
     def ask(number, frame):
         global _asked_to_stop
         _asked_to_stop = True
         signal.signal(signal.SIGTERM, before)
 
-    _asked_to_stop = False
+    _asked_to_stop = _answered = False
     before = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, ask)
@@ -240,9 +258,14 @@ def stop_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        _asked_to_stop = False
+        unheard, _asked_to_stop = _asked_to_stop and not _answered, False
+        if unheard:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def preempted() -> bool:
     """Whether any process was asked to stop; all have to ask together."""
-    return agreed(_asked_to_stop)
+    global _answered
+    stop = agreed(_asked_to_stop)
+    _answered = _answered or stop
+    return stop

@@ -27,7 +27,7 @@ from imr._checks import (
     check_rank,
     is_concrete,
 )
-from imr._mesh import mesh_axis, pad_axis, padding, split_over
+from imr._mesh import in_order, mesh_axis, pad_axis, padding, split_over
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike, Static
 from imr.attention import Projection, attention_log_sums, attention_products
@@ -391,10 +391,11 @@ def _quadratic_drift(heads, targets, where, beta, y):
     y = y.T
 
     def one(queries, keys):
-        row, column = attention_products(
+        found = attention_products(
             queries, None if heads.symmetric else keys, beta=beta, where=where, block=heads.block,
             mesh=heads.mesh,
         )  # fmt: skip
+        (row, column), (queries, keys) = in_order(heads.mesh, found, (queries, keys))
         b1 = target_product(targets, keys) - row
         b2 = transposed_target_product(targets, queries, y.shape[0]) - column
         return b1, b2
@@ -408,11 +409,11 @@ def _quadratic_loss(heads, targets, where, beta, y):
     """Sum over heads and rows, a block of rows at a time."""
 
     def one(queries, keys):
-        label = jnp.sum(queries * target_product(targets, keys))
         lse = attention_log_sums(
             queries, keys, beta=beta, where=where, block=heads.block, mesh=heads.mesh
         )
-        return jnp.sum(lse) - beta * label
+        lse, (queries, keys) = in_order(heads.mesh, lse, (queries, keys))
+        return jnp.sum(lse) - beta * jnp.sum(queries * target_product(targets, keys))
 
     return jnp.sum(jax.vmap(one)(*heads.split(y)))
 

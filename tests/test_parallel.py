@@ -173,7 +173,7 @@ def test_two_processes_stop_on_sigterm_and_go_on(tmp_path):
 
 def test_preemption_saves_though_nothing_is_due(tmp_path):
     state = {"x": jnp.arange(3.0)}
-    with parallel.stop_on_sigterm(), Checkpoints(tmp_path, {}, every=1000) as checkpoints:
+    with Checkpoints(tmp_path, {}, every=1000) as checkpoints:
         checkpoints.save(0, state)
         checkpoints.save(7, state)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -184,6 +184,41 @@ def test_preemption_saves_though_nothing_is_due(tmp_path):
         found = checkpoints.restore(state)
     assert found is not None
     assert found["x"].tolist() == [0.0, 2.0, 4.0]
+
+
+def test_a_signal_that_nobody_looked_at_still_ends_the_process():
+    code = (
+        "import os, signal\nfrom imr.parallel import stop_on_sigterm\n"
+        "with stop_on_sigterm():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('within')\n"
+        "print('after')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM
+    assert "after" not in done.stdout
+
+
+def failing(folder, seconds):
+    """The second process fails where the first waits for it."""
+    del folder, seconds
+
+    def main(config):
+        del config
+        if not parallel.is_first():
+            raise imr.ImrError("no data here")
+        parallel.agreed(False)
+
+    raise SystemExit(run_main(main, make_dataclass("Config", []), []))
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path):
+    folder, port = tmp_path / "run", free_port()
+    folder.mkdir()
+    processes = [start(folder, i, 2, port, what="failing") for i in range(2)]
+    codes = [process.wait(timeout=120) for process in processes]
+    assert codes[1] == 2
+    assert codes[0] != 0
+    assert "error: no data here" in (tmp_path / "run.1.log").read_text()
 
 
 def test_a_coordinator_out_of_reach():
@@ -206,6 +241,17 @@ def test_errors(monkeypatch):
         parallel.initialize("127.0.0.1:1", 1, 0)
     monkeypatch.setenv("IMR_COORDINATOR", "127.0.0.1:1")
     with pytest.raises(imr.ImrError, match="must be an address and two integers"):
+        parallel.initialize_from_environment()
+    monkeypatch.setenv("IMR_NUM_PROCESSES", "2")
+    monkeypatch.setenv("IMR_PROCESS_ID", "1")
+    monkeypatch.setenv("IMR_TIMEOUT", "5m")
+    with pytest.raises(imr.ImrError, match=r"IMR_TIMEOUT seconds; found .*'5m'"):
+        parallel.initialize_from_environment()
+    monkeypatch.delenv("IMR_COORDINATOR")
+    monkeypatch.delenv("IMR_NUM_PROCESSES")
+    monkeypatch.delenv("IMR_PROCESS_ID")
+    monkeypatch.setenv("IMR_DISTRIBUTED", "yes")
+    with pytest.raises(imr.ImrError, match="IMR_DISTRIBUTED must be 0 or 1; found 'yes'"):
         parallel.initialize_from_environment()
     count = jax.device_count() + 1
     with pytest.raises(imr.ImrError, match=f"at most the {count - 1} devices"):
@@ -231,7 +277,7 @@ def test_placement_and_what_is_local():
         (["tpu/launch", "--name", "a", "--", "-m", "x"], 2, ("--zone is missing",)),
         (["tpu/launch", "--name"], 2, ("--name needs a value",)),
         (["slurm/launch", "--nodes", "2", "--gpus-per-node", "4", "--dry-run", "--", "-m", "x",
-          "--out", "/s/r"], 0, ("#SBATCH --ntasks-per-node=4", "srun", "/s/r/summary.json")),
+          "--out", "/s/r"], 0, ("#SBATCH --ntasks-per-node=4", "srun", "--out /s/r", "requeue")),
         (["slurm/launch", "--dry-run", "--", "-m", "x"], 2, ("a folder that all nodes share",)),
         (["slurm/launch", "--nodes", "0", "--", "-m", "x"], 2, ("at least 1; found '0'",)),
         (["local", "two"], 2, ("number of processes",)),

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+
 RANK = 16
 DEVICES = (1, 2, 4, 8)
 FORMATS = {"difference": ".1e", "gradient's": ".1e", "MB sent, compiled": ".3f", "MB sent, model": ".3f"}  # fmt: skip
@@ -60,7 +62,7 @@ def rows(n: int) -> list[dict[str, Any]]:
         found.append(
             {
                 "devices": count,
-                "difference": max(map(difference, products, wanted)),
+                "difference": float(np.max(list(map(difference, products, wanted)))),
                 "gradient's": difference(gradient, slope),
                 "MB sent, compiled": count * permuted(program.as_text() or "") / 1e6,
                 "MB sent, model": model.exchanged / 1e6,

@@ -230,14 +230,14 @@ def attention_terms(
             # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
             # difference, where large logits would be rounded otherwise than their maximum.
             weights = attention_weights(matmul(beta * queries, keys.T), normalise, where)
-            rows, cols = matmul(weights, keys), matmul(weights.T, queries)
+            rows, cols = matmul(weights, keys), matmul(weights.T, queries) if columns else None
         elif normalise == "row":
             rows, cols = attention_products(queries, keys, where=where, **options)
         else:
             # The softmax over queries is the transpose of that of the roles exchanged.
-            options["columns"] = True
             pair = (queries, None) if keys is None else (keys, queries)
-            cols, rows = attention_products(*pair, **options)
+            cols, rows = attention_products(*pair, **{**options, "columns": True})
+            cols = cols if columns else None
         rows = matmul(rows, q.T)
         return rows, None if cols is None else matmul(cols, (q if k is None else k).T)
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError
+from imr._checks import ImrError, check_axis, check_floating, check_rank
 from imr._mesh import mesh_axis, pad_axis, padding
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Mask, ScalarLike
@@ -63,11 +62,11 @@ def attention_products(
     >>> rows.round(3).tolist(), columns.round(3).tolist()
     ([[0.731], [0.5]], [[0.731], [0.269]])
     """
-    n, m = _sizes(queries, keys, block, mesh)
+    n, m = _sizes(queries, keys, where, block, mesh)
     dtype = queries.dtype
     q = widen(queries).T
     k = q if keys is None else widen(keys).T
-    scaled = beta * q
+    scaled = jnp.asarray(beta, q.dtype) * q
     if mesh is not None:
         size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
         found = ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=columns)[:2]
@@ -98,20 +97,35 @@ def attention_log_sums(
     >>> attention_log_sums(jnp.array([[1.0], [0.0]])).round(3).tolist()
     [1.313, 0.693]
     """
-    n, m = _sizes(queries, keys, block, mesh)
-    keys = queries if keys is None else keys
+    n, m = _sizes(queries, keys, where, block, mesh)
+    dtype = queries.dtype
+    queries = widen(queries)
+    keys = queries if keys is None else widen(keys)
+    scaled = jnp.asarray(beta, queries.dtype) * queries
     if mesh is not None:
         size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
-        scaled, q, k = (widen(x).T for x in (beta * queries, queries, keys))
-        return ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=False)[2]
-    row = lambda pair: log_sum_exp(matmul(beta * pair[0][None], keys.T), pair[1])[0]  # noqa: E731
+        found = ring_products(
+            scaled.T, queries.T, keys.T, where, mesh=mesh, size=size, columns=False
+        )[2]
+        return found.astype(dtype)
+
+    @jax.checkpoint
+    def row(pair):
+        return log_sum_exp(matmul(pair[0][None], keys.T), pair[1])[0]
+
     size = min(n, _strip_size(m) if block is None else block)
     masks = None if where is None else where[:, None, :]
-    return jax.lax.map(row, (queries, masks), batch_size=size)
+    return jax.lax.map(row, (scaled, masks), batch_size=size).astype(dtype)
 
 
-def _sizes(queries, keys, block, mesh):
+def _sizes(queries, keys, where, block, mesh):
+    for name, array in (("queries", queries), ("keys", queries if keys is None else keys)):
+        check_rank(name, array, 2, "(n, r)")
+        check_floating(name, array)
+        check_axis(name, array.shape[1], "queries", queries.shape[1], "columns")
     n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
+    if where is not None and jnp.shape(where) != (n, m):
+        raise ImrError(f"where must have shape {(n, m)}; found {jnp.shape(where)}.")
     if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
         raise ImrError(f"block must be an integer of at least 1; found {block!r}.")
     if mesh is not None:
@@ -177,8 +191,9 @@ def _symmetric(scaled, q, tile, columns):
     @jax.custom_batching.sequential_vmap
     def either(scaled, q):
         gauge = 0.5 * jnp.sum(scaled * q, axis=0)
+        small = (jnp.max(gauge) - jnp.min(gauge) <= limit) & (jnp.min(gauge) >= 0)  # beta too
         return jax.lax.cond(
-            jnp.max(gauge) - jnp.min(gauge) <= limit,
+            small,
             partial(_tiles, tile=tile, columns=columns),
             lambda s, q: by_strips(s, q, q),
             scaled,
@@ -208,26 +223,28 @@ def _tiles(scaled, q, *, tile, columns):
     weights = pad_axis(jnp.exp(gauge - jnp.max(gauge)), extra)
     scaled, padded = pad_axis(scaled, extra, 1), pad_axis(q, extra, 1)
     gauge = pad_axis(gauge, extra)
-    first, second = np.triu_indices(padded.shape[1] // tile)
-    # A tile on the diagonal is its own mirror image.
-    share = np.where(first == second, 0.5, 1.0).astype(q.dtype)
-    cut = lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, tile, -1)  # noqa: E731
+    count = padded.shape[1] // tile
+    cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tile, tile, -1)  # noqa: E731
 
-    def add(x, start, more):
-        return jax.lax.dynamic_update_slice_in_dim(x, cut(x, start) + more, start, -1)
+    def add(x, i, more):
+        return jax.lax.dynamic_update_slice_in_dim(x, cut(x, i) + more, i * tile, -1)
 
     def sweep(x):
         """x e, shape (r, n)."""
 
-        def step(total, pair):
-            i, j, share = pair
+        def pair(i, j, total):
+            # A tile on the diagonal is its own mirror image.
+            share = jnp.where(i == j, 0.5, 1.0).astype(x.dtype)
             logits = matmul(cut(scaled, i).T, cut(padded, j))
             logits = logits - cut(gauge, i)[:, None] - cut(gauge, j)[None, :]
             e = jax.lax.optimization_barrier(jnp.exp(logits))
             total = add(total, i, share * matmul(cut(x, j), e.T))
-            return add(total, j, share * matmul(cut(x, i), e)), None
+            return add(total, j, share * matmul(cut(x, i), e))
 
-        return jax.lax.scan(step, jnp.zeros_like(x), (first * tile, second * tile, share))[0]
+        def row(i, total):
+            return jax.lax.fori_loop(i, count, partial(pair, i), total)
+
+        return jax.lax.fori_loop(0, count, row, jnp.zeros_like(x))
 
     sums = sweep(jnp.concatenate([padded, jnp.ones_like(padded[:1])]) * weights[None, :])
     rows = (sums[:-1] / sums[-1:])[:, :n]

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_count, check_key, check_rank
+from imr._checks import (
+    check_axis,
+    check_count,
+    check_floating,
+    check_key,
+    check_positive,
+    check_rank,
+)
 from imr._numerics import matmul, softmax, widen
 from imr._typing import ScalarLike
 
@@ -58,12 +65,14 @@ def random_feature_products(
     Reference: Choromanski et al., Rethinking Attention with Performers, arXiv 2009.14794.
     """
     keys = queries if keys is None else keys
+    check_floating("queries", queries)
     check_rank("queries", queries, 2, "(n, r)")
     check_rank("keys", keys, 2, "(m, r)")
     check_axis("keys", keys.shape[1], "queries", queries.shape[1], "columns")
     check_count("num_features", num_features)
     check_count("checked", checked)
     check_key(key)
+    check_positive("beta", beta)
     rows = np.unique(np.linspace(0, len(queries) - 1, min(checked, len(queries))).astype(int))
     found = _products(widen(queries), widen(keys), key, beta, rows, num_features)
     return RandomFeatureProducts(*(x.astype(queries.dtype) for x in found))

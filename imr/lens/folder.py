@@ -153,7 +153,7 @@ def _stack(make: Callable[[int], Any], count: int) -> Any:
     return type(layers[0])(*(jnp.asarray(np.stack(x)) for x in zip(*layers, strict=True)))
 
 
-def _split(weight: np.ndarray, h: int) -> np.ndarray:
+def _split(weight: np.ndarray, h: int) -> Any:
     """(d, h r) to (h, d, r)."""
     return np.moveaxis(weight.reshape(weight.shape[0], h, -1), 1, 0)
 
@@ -228,7 +228,7 @@ def _gpt2(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Model:
     def heads(layer):
         at = f"h.{layer}.attn"
         weights = np.split(tensors(f"{at}.c_attn.weight", d, 3 * d), 3, axis=1)
-        biases = np.split(tensors(f"{at}.c_attn.bias", 3 * d), 3)
+        biases: Any = np.split(tensors(f"{at}.c_attn.bias", 3 * d), 3)
         q, k, v = (_split(w, h) for w in weights)
         bq, bk, bv = (b.reshape(h, -1) for b in biases)
         output = tensors(f"{at}.c_proj.weight", d, d).reshape(h, -1, d)
