@@ -42,12 +42,3 @@ def split_over(mesh: Mesh, x: jax.Array, axis: int = 0) -> jax.Array:
     spec: list[Any] = [None] * x.ndim
     spec[axis] = mesh.axis_names[0]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
-
-
-def in_order(mesh: Mesh | None, first: Any, then: Any) -> tuple[Any, Any]:
-    """Both, and on a mesh what is made of either only once `first` is there.
-
-    A ring and another collective that run at once can starve each other where devices share the
-    threads of a CPU.
-    """
-    return (first, then) if mesh is None else jax.lax.optimization_barrier((first, then))

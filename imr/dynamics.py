@@ -13,7 +13,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from imr._checks import ImrError, check_axis, check_finite, check_positive, check_rank
-from imr._mesh import in_order
 from imr._numerics import matmul, softmax
 from imr._typing import (
     Bias,
@@ -191,7 +190,6 @@ def _quadratic_field(phi, k, targets, beta, where, anchor, t, z, args, *, column
     terms = attention_terms(z, phi, k, beta=beta, where=where, columns=columns, **options)
     field = -terms[0] if terms[1] is None else -terms[0] - terms[1]
     if targets is not None:
-        field, z = in_order(options["mesh"], field, z)
         field = field + _label_term(z, phi, phi if k is None else k, targets, columns)
     return _anchored(beta * field, z, anchor)
 

@@ -130,6 +130,9 @@ def initialize_from_environment() -> None:
 def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
     """A mesh of one axis over the devices of all processes, or the first so many of them.
 
+    A CPU pretends to be several devices with XLA_FLAGS=--xla_force_host_platform_device_count=8; set
+    NPROC to several times as many threads then, or collectives may wait for each other forever.
+
     Raises:
       ImrError: where there are not as many.
 
@@ -143,7 +146,7 @@ def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
             raise ImrError(
                 f"num_devices must be at most the {len(devices)} devices there are; found "
                 f"{num_devices}. On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} "
-                "makes as many."
+                f"and NPROC={4 * num_devices} make as many."
             )
         devices = devices[:num_devices]
     return Mesh(np.asarray(devices), (axis,), axis_types=(AxisType.Auto,))

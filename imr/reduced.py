@@ -27,7 +27,7 @@ from imr._checks import (
     check_rank,
     is_concrete,
 )
-from imr._mesh import in_order, mesh_axis, pad_axis, padding, split_over
+from imr._mesh import mesh_axis, pad_axis, padding, split_over
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike, Static
 from imr.attention import Projection, attention_log_sums, attention_products
@@ -391,11 +391,10 @@ def _quadratic_drift(heads, targets, where, beta, y):
     y = y.T
 
     def one(queries, keys):
-        found = attention_products(
+        row, column = attention_products(
             queries, None if heads.symmetric else keys, beta=beta, where=where, block=heads.block,
             mesh=heads.mesh,
         )  # fmt: skip
-        (row, column), (queries, keys) = in_order(heads.mesh, found, (queries, keys))
         b1 = target_product(targets, keys) - row
         b2 = transposed_target_product(targets, queries, y.shape[0]) - column
         return b1, b2
@@ -412,7 +411,6 @@ def _quadratic_loss(heads, targets, where, beta, y):
         lse = attention_log_sums(
             queries, keys, beta=beta, where=where, block=heads.block, mesh=heads.mesh
         )
-        lse, (queries, keys) = in_order(heads.mesh, lse, (queries, keys))
         return jnp.sum(lse) - beta * jnp.sum(queries * target_product(targets, keys))
 
     return jnp.sum(jax.vmap(one)(*heads.split(y)))

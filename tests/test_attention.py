@@ -180,7 +180,7 @@ def test_on_eight_devices(check):
     """In a process of its own, which has them."""
     code = f"from tests.test_attention import {check}; {check}()"
     flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+    environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "32", "JAX_ENABLE_X64": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )

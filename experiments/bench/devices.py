@@ -23,7 +23,7 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     made = subprocess.run(
         [sys.executable, "-P", "-m", "experiments.bench.devices", str(n)],
         capture_output=True, text=True, check=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags, "NPROC": "32", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     return (
         f"attention_products of {n} rows, rank {RANK}, float32, over devices that are threads of this CPU: "

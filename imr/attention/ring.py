@@ -20,24 +20,23 @@ def ring_products(scaled, q, k, where, *, mesh, size, columns):
     n = q.shape[1]
     axis, parts = mesh_axis(mesh)
     extra = padding(n, parts)
-    valid = pad_axis(jnp.ones(n, bool), extra)
     if where is not None:
         where = pad_axis(pad_axis(where, extra, value=True), extra, 1, value=False)
     across, along = PartitionSpec(None, axis), PartitionSpec(axis)
     mapped = jax.shard_map(
-        partial(_local, axis=axis, parts=parts, size=size, columns=columns),
+        partial(_local, count=n, axis=axis, parts=parts, size=size, columns=columns),
         mesh=mesh,
-        in_specs=(across, across, across, along, along),
+        in_specs=(across, across, across, along),
         out_specs=(across, across if columns else None, along),
         check_vma=False,
     )
     scaled, q, k = (pad_axis(x, extra, 1) for x in (scaled, q, k))
-    rows, cols, lse = mapped(scaled, q, k, valid, where)
+    rows, cols, lse = mapped(scaled, q, k, where)
     return rows[:, :n], None if cols is None else cols[:, :n], lse[:n]
 
 
-def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
-    """What one device does."""
+def _local(scaled, q, k, where, *, count, axis, parts, size, columns):
+    """What one device does; keys from `count` on only fill up."""
     r, n = q.shape
     size = min(size, n)
     extra = padding(n, size)
@@ -50,19 +49,19 @@ def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
     onward = [(i, (i + 1) % parts) for i in range(parts)]
     move = lambda tree: jax.lax.ppermute(tree, axis, onward)  # noqa: E731
 
-    def logits(scaled, mask, k, valid, hop):
-        seen = valid[None, :]
+    def logits(scaled, mask, k, hop):
+        # After so many hops the keys are those of the device so far back.
+        start = (here - hop) % parts * n
+        seen = (start + jnp.arange(n) < count)[None, :]
         if mask is not None:
-            # After so many hops the keys are those of the device so far back.
-            start = (here - hop) % parts * n
             seen = seen & jax.lax.dynamic_slice_in_dim(mask, start, n, 1)
         return mask_logits(matmul(scaled.T, k), seen)
 
     @jax.checkpoint
-    def more(block, k, valid, hop):
+    def more(block, k, hop):
         """Sums of a strip over the keys that are here now."""
         (scaled, mask), (top, sums) = block
-        found = logits(scaled, mask, k, valid, hop)
+        found = logits(scaled, mask, k, hop)
         new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(found, axis=1)))
         safe = jnp.where(jnp.isneginf(new), 0, new)
         e = jnp.exp(found - safe[:, None])
@@ -70,15 +69,14 @@ def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
         return new, sums * jnp.exp(top - safe)[None, :] + fresh
 
     def first_round(carry, hop):
-        state, (k, valid) = carry
-        strips = lambda block: more(block, k, valid, hop)  # noqa: E731
-        state = jax.lax.map(strips, ((queries[0], masks), state))
-        return (state, move((k, valid))), None
+        state, k = carry
+        state = jax.lax.map(lambda block: more(block, k, hop), ((queries[0], masks), state))
+        return (state, move(k)), None
 
-    count = queries[0].shape[0]
-    empty = jnp.full((count, size), -jnp.inf, q.dtype), jnp.zeros((count, r + 1, size), q.dtype)
+    strips = queries[0].shape[0]
+    empty = jnp.full((strips, size), -jnp.inf, q.dtype), jnp.zeros((strips, r + 1, size), q.dtype)
     hops = jnp.arange(parts)
-    ((top, sums), _), _ = jax.lax.scan(first_round, (empty, (k, valid)), hops)
+    ((top, sums), _), _ = jax.lax.scan(first_round, (empty, k), hops)
     rows = jnp.moveaxis(sums[:, :-1] / sums[:, -1:], 0, 1).reshape(r, -1)[:, :n]
     lse = top + jnp.log(sums[:, -1])
     flat = lse.reshape(-1)[:n]
@@ -86,16 +84,16 @@ def _local(scaled, q, k, valid, where, *, axis, parts, size, columns):
         return rows, None, flat
 
     @jax.checkpoint
-    def given(block, k, valid, hop):
+    def given(block, k, hop):
         """What the queries of a strip give to the keys that are here now."""
         scaled, q, mask, lse = block
-        return matmul(q, jnp.exp(logits(scaled, mask, k, valid, hop) - lse[:, None]))
+        return matmul(q, jnp.exp(logits(scaled, mask, k, hop) - lse[:, None]))
 
     def second_round(carry, hop):
-        k, valid, total = carry
-        step = lambda total, block: (total + given(block, k, valid, hop), None)  # noqa: E731
+        k, total = carry
+        step = lambda total, block: (total + given(block, k, hop), None)  # noqa: E731
         total = jax.lax.scan(step, total, (*queries, masks, lse))[0]
-        return move((k, valid, total)), None
+        return move((k, total)), None
 
-    total = jax.lax.scan(second_round, (k, valid, jnp.zeros_like(k)), hops)[0][2]
+    _, total = jax.lax.scan(second_round, (k, jnp.zeros_like(k)), hops)[0]
     return rows, total, flat
