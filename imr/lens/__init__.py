@@ -1,5 +1,10 @@
 """The lens: is a trained transformer performing multinomial regression? Weights as plain arrays."""
 
+from imr.lens.activations import EnergyGradient as EnergyGradient
+from imr.lens.activations import TextMeasures as TextMeasures
+from imr.lens.activations import energy_gradient as energy_gradient
+from imr.lens.activations import gradient_shares as gradient_shares
+from imr.lens.activations import measure_text as measure_text
 from imr.lens.folder import read_model as read_model
 from imr.lens.model import Heads as Heads
 from imr.lens.model import Mlp as Mlp
@@ -7,5 +12,21 @@ from imr.lens.model import Model as Model
 from imr.lens.model import Norm as Norm
 from imr.lens.model import Record as Record
 from imr.lens.model import record as record
+from imr.lens.own import model_from_arrays as model_from_arrays
+from imr.lens.own import model_from_transformer as model_from_transformer
+from imr.lens.texts import Pieces as Pieces
+from imr.lens.texts import read_texts as read_texts
+from imr.lens.texts import read_tokenizer as read_tokenizer
+from imr.lens.texts import sample_texts as sample_texts
+from imr.lens.texts import tokenize as tokenize
+from imr.lens.weights import Fits as Fits
+from imr.lens.weights import Score as Score
+from imr.lens.weights import Spectra as Spectra
 from imr.lens.weights import WeightCosines as WeightCosines
+from imr.lens.weights import fold_norms as fold_norms
+from imr.lens.weights import imr_fits as imr_fits
+from imr.lens.weights import mismatched as mismatched
+from imr.lens.weights import rotated as rotated
+from imr.lens.weights import score as score
+from imr.lens.weights import theta_spectra as theta_spectra
 from imr.lens.weights import weight_cosines as weight_cosines

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from imr._checks import ImrError, as_tokens
-from imr._numerics import matmul
+from imr._numerics import matmul, softmax
 
 
 class Heads(NamedTuple):
@@ -49,7 +49,16 @@ class Mlp(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["tokens", "positions", "heads", "attention_norm", "mlp", "mlp_norm", "outer_norm"],
+    data_fields=[
+        "tokens",
+        "positions",
+        "heads",
+        "attention_norm",
+        "mlp",
+        "mlp_norm",
+        "outer_norm",
+        "unembedding",
+    ],
     meta_fields=["causal", "norm_first", "activation", "epsilon"],
 )
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Model:
         `norm_first`, else after their sums.
       outer_norm: of the embeddings (norms after), or of the end (norms before).
       causal, norm_first, activation, epsilon: what kind it is.
+      unembedding: (d, k); None is the embeddings, transposed.
     """
 
     tokens: Float[Array, "k d"]
@@ -75,6 +85,7 @@ class Model:
     norm_first: bool
     activation: str
     epsilon: float
+    unembedding: Float[Array, "d k"] | None = None
 
 
 class Record(NamedTuple):
@@ -120,7 +131,7 @@ def record(model: Model, tokens: Any) -> Record:
             f"tokens must have shape (n,), n from 1 to the {model.positions.shape[0]} positions of "
             f"the model; found shape {tokens.shape}. Split longer texts."
         )
-    return _record(model, tokens)
+    return run(model, tokens, jnp.ones(tokens.shape, bool))
 
 
 def normalise(x: Array, norm: Norm, epsilon: float) -> Array:
@@ -130,24 +141,37 @@ def normalise(x: Array, norm: Norm, epsilon: float) -> Array:
     return centred / jnp.sqrt(variance + epsilon) * norm.scale[None, :] + norm.bias[None, :]
 
 
+def attend(
+    heads: Heads, inputs: Float[Array, "n d"], seen: Bool[Array, "n n"]
+) -> tuple[Float[Array, "h n n"], Float[Array, "h n d"]]:
+    """Attention and updates of the heads of one layer, which reads `inputs`.
+
+    `seen`: which tokens (columns) a token looks at, at least one of them.
+    """
+    project = lambda w, b: matmul(inputs[None], w) + b[:, None, :]  # noqa: E731
+    queries, keys = project(heads.query, heads.query_bias), project(heads.key, heads.key_bias)
+    values = matmul(project(heads.value, heads.value_bias), heads.output)
+    logits = matmul(queries, jnp.swapaxes(keys, 1, 2)) * queries.shape[-1] ** -0.5
+    attention = softmax(logits, seen[None])
+    return attention, matmul(attention, values)
+
+
 @jax.jit
-def _record(model: Model, tokens: Int[Array, "n"]) -> Record:
+def run(model: Model, tokens: Int[Array, "n"], there: Bool[Array, "n"]) -> Record:
+    """`record` of tokens that are known to fit; nobody looks at those that are not there."""
     n = tokens.shape[0]
     norm = lambda x, which: normalise(x, which, model.epsilon)  # noqa: E731
     x = model.tokens[tokens] + model.positions[:n]
     if not model.norm_first:
         x = norm(x, model.outer_norm)
-    seen = np.tri(n, dtype=bool) if model.causal else np.ones((n, n), bool)
+    seen = jnp.broadcast_to(there[None, :], (n, n))
+    if model.causal:
+        seen = seen & np.tri(n, dtype=bool)
 
     def layer(x, weights):
         heads, attention_norm, mlp, mlp_norm = weights
         inputs = norm(x, attention_norm) if model.norm_first else x
-        project = lambda w, b: matmul(inputs[None], w) + b[:, None, :]  # noqa: E731
-        queries, keys = project(heads.query, heads.query_bias), project(heads.key, heads.key_bias)
-        values = matmul(project(heads.value, heads.value_bias), heads.output)
-        logits = matmul(queries, jnp.swapaxes(keys, 1, 2)) * queries.shape[-1] ** -0.5
-        attention = jax.nn.softmax(jnp.where(seen[None], logits, -jnp.inf), axis=-1)
-        updates = matmul(attention, values)
+        attention, updates = attend(heads, inputs, seen)
         middle = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
         middle = middle if model.norm_first else norm(middle, attention_norm)
         read = norm(middle, mlp_norm) if model.norm_first else middle

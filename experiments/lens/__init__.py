@@ -1,0 +1,1 @@
+"""Do the heads of trained transformers carry out the flow of multinomial regression?"""

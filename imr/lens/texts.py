@@ -1,0 +1,102 @@
+"""Texts as sequences of tokens: the sample that comes along, files, tokenizers, pieces that fit."""
+
+import importlib
+import importlib.resources
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imr._checks import DataError, ImrError, check_count, missing_package
+
+
+class Pieces(NamedTuple):
+    """Token sequences, each of 3 tokens or more.
+
+    Attributes:
+      tokens: integer arrays (n,).
+      split: texts that were cut because they were longer than a piece may be.
+      dropped: pieces of fewer than 3 tokens, which say nothing.
+    """
+
+    tokens: list[np.ndarray]
+    split: int
+    dropped: int
+
+
+def sample_texts() -> list[str]:
+    """200 sentences of English, written for imr."""
+    file = importlib.resources.files("imr.lens") / "sample.txt"
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def read_texts(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a UTF-8 file that are not blank, each a text.
+
+    Raises:
+      DataError: where it cannot be read, or holds no text.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"{path} is empty: give a file with one text a line.")
+    return found
+
+
+def read_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The `tokenizers.Tokenizer` of a model folder, that cuts and fills up nothing.
+
+    Raises:
+      DataError: where `tokenizer.json` is missing or damaged.
+      MissingPackageError: without tokenizers; the extra `lens` has it.
+    """
+    try:
+        library: Any = importlib.import_module("tokenizers")
+    except ImportError as error:
+        raise missing_package("tokenizers", "lens") from error
+    path = Path(folder).expanduser() / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: the tokenizer is read from there.")
+    try:
+        tokenizer = library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no class of its own
+        raise DataError(f"{path} is damaged: {error}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(tokenizer: Any, texts: list[str], longest: int) -> Pieces:
+    """Texts as pieces of at most `longest` tokens, with the special tokens of the model.
+
+    Args:
+      tokenizer: see `read_tokenizer`.
+      texts: of any length; long ones are cut into pieces, each a text of its own from then on.
+      longest: tokens of a piece, special ones too.
+
+    Raises:
+      ImrError: where a text is empty, or `longest` leaves no room.
+    """
+    check_count("longest", longest)
+    special = tokenizer.num_special_tokens_to_add(False)
+    if longest - special < 1:
+        raise ImrError(f"longest must be above the {special} special tokens; found {longest}.")
+    pieces, split, dropped = [], 0, 0
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise ImrError(f"texts[{number}] is empty. Leave it out.")
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        encoding.truncate(longest - special)
+        parts = [encoding, *encoding.overflowing]
+        split += len(parts) > 1
+        for part in parts:
+            tokens = np.array(tokenizer.post_process(part).ids, np.int32)
+            if len(tokens) < 3:
+                dropped += 1
+            else:
+                pieces.append(tokens)
+    return Pieces(pieces, split, dropped)
