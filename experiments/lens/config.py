@@ -13,8 +13,7 @@ class Config:
     model_dir: Path | None = None
     """A checkpoint of the BERT or GPT-2 family: config.json, model.safetensors, tokenizer.json."""
     run_dir: Path | None = None
-    """A finished run of experiments.beliefs or experiments.images, whose nets are read instead,
-    trained and untrained."""
+    """A run of experiments.beliefs, whose nets are read instead, trained and untrained."""
     texts: Path | None = None
     """A file with one text a line; 200 sentences that come along by default."""
     limit: int = 200
@@ -36,9 +35,7 @@ class Config:
 def check(config: Config) -> None:
     """Refuses values that make no run, before anything is read or written."""
     if (config.model_dir is None) == (config.run_dir is None):
-        raise ImrError(
-            "give --model-dir, a folder with a checkpoint, or --run-dir, a finished run."
-        )
+        raise ImrError("give --model-dir, a folder with a checkpoint, or --run-dir, a run.")
     if config.run_dir is not None and config.texts is not None:
         raise ImrError(
             "--texts is for --model-dir: the nets of a run read what they were trained on."

@@ -62,8 +62,8 @@ def report(config: Config, heads: Rows, layers: Rows, findings: list[str], count
         "Layers: the same for the sum of all heads (z against permuted features). Label: cosine of what "
         "the MLP adds with C theta, C predicted by the lens from the end of the layer, and from the "
         "end of the model (z against permuted tokens). E: log-sum-exp for each head and token before "
-        "attention, between attention and MLP, and after, by the heads of that layer; in models with "
-        "norms after, the stream between has the scale of a norm that these heads never read.",
+        "attention, between attention and MLP, and after, by the heads of that layer, which read all "
+        "three through their own norm.",
         markdown_table(by_layer),
         "What holds and what does not:",
         "\n".join(f"- {line}" for line in findings),

@@ -1,19 +1,20 @@
 """What the lens looks at: a checkpoint and texts, or the nets of a finished run."""
 
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
-from experiments.beliefs import config as beliefs
-from experiments.beliefs import nets
 from experiments.lens.config import Config
 from experiments.lens.measures import Subject
-from imr import DataError
+from imr import DataError, train
+from imr.checkpoint import read_newest
 from imr.console import say
 from imr.lens import (
     model_from_transformer,
@@ -23,8 +24,10 @@ from imr.lens import (
     sample_texts,
     tokenize,
 )
-from imr.processes import sample
-from imr.run import RunFolder
+from imr.nn import Transformer
+from imr.processes import mess3, sample
+
+NOISE = 0.6  # a of every Mess3 of experiments.beliefs
 
 
 def subjects(config: Config) -> Iterator[Subject]:
@@ -32,10 +35,7 @@ def subjects(config: Config) -> Iterator[Subject]:
     if config.model_dir is not None:
         yield _checkpoint(config, config.model_dir)
     elif config.run_dir is not None:
-        kind, settings = _of_run(config.run_dir)
-        if kind != "beliefs":
-            raise DataError(f"{config.run_dir} is a run of {kind!r}; runs of 'beliefs' are known.")
-        yield from _beliefs(config, config.run_dir, settings)
+        yield from _of_run(config, config.run_dir)
 
 
 def _checkpoint(config: Config, folder: Path) -> Subject:
@@ -54,34 +54,59 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
     return Subject(folder.resolve().name, model, pieces.tokens)
 
 
-def _of_run(folder: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return found["experiment"], found["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+def _of_run(config: Config, folder: Path) -> Iterator[Subject]:
+    """Every net of a run, trained and untrained, seed by seed, on words of its own process."""
+    folders = sorted((folder / "checkpoints").glob("*"))
+    if not (folder / "config.json").is_file() or not folders:
         raise DataError(
-            f"{folder} is no run folder: config.json of a run is not in it. Give the folder that "
-            "an experiment has written."
-        ) from None
-
-
-def _beliefs(config: Config, folder: Path, settings: dict[str, Any]) -> Iterator[Subject]:
-    """Every net, trained and untrained, seed by seed, on words of its own process."""
-    made = beliefs.Config(**settings)
-    run = RunFolder(folder)
-    if not run.finished:
-        raise DataError(f"{folder} has not finished; run the same again to resume.")
+            f"{folder} is no run folder: it has no config.json and checkpoints. Give the folder that "
+            "experiments.beliefs has written."
+        )
     count = 2 if config.smoke else config.limit
-    for net, targets, steps in beliefs.plan(made):
-        keys = jax.random.split(jax.random.key(config.seed), count)
-        tokens = list(np.asarray(sample(net.process, keys, beliefs.LENGTH).tokens))
-        graph = nets.graph_of(net)
-        kinds = {
-            "untrained": nets.initial(made, net, steps).params,
-            f"trained, {targets}": nets.train_net(made, run, net, targets, steps),
-        }
-        for kind, params in kinds.items():
-            for seed in range(1 if config.smoke else made.seeds):
-                one = nnx.merge(graph, jax.tree.map(lambda x, s=seed: x[s], params))
-                name = f"{net.name}, {kind}, seed {made.seed + seed}"
-                yield Subject(name, model_from_transformer(one), tokens)
+    for each in folders:
+        settings, state = read_newest(each)
+        if "net" not in settings:
+            raise DataError(
+                f"{each} holds no transformer; nets of experiments.beliefs are known. Blocks of "
+                "experiments.images have the value circuit -theta^T by construction."
+            )
+        build, params = _rebuilt(state["params"])
+        untrained = _untrained(build, settings)
+        net, targets = settings["net"], settings["targets"]
+        for kind, states in (("untrained", untrained), (f"trained, {targets}", params)):
+            for seed in range(1 if config.smoke else settings["seeds"]):
+                graph, empty = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param)
+                nnx.replace_by_pure_dict(empty, jax.tree.map(lambda x, s=seed: x[s], states))
+                one = nnx.merge(graph, empty)
+                keys = jax.random.split(jax.random.key(config.seed), count)
+                words = sample(mess3(net["x"], NOISE), keys, one.length).tokens
+                name = f"{net['name']}, {kind}, seed {settings['seed'] + seed}"
+                yield Subject(name, model_from_transformer(one), list(np.asarray(words)))
+
+
+def _rebuilt(params: dict[str, Any]) -> tuple[Any, Any]:
+    """What makes such a transformer, read off the shapes, and its parameters, seeds first."""
+    bare = nnx.restore_int_paths(_values(params))
+    layer = bare["layers"][0]
+    _, heads, features, head_features = layer["query"].shape
+    sizes = {
+        "layers": len(bare["layers"]), "heads": heads, "features": features,
+        "head_features": head_features, "mlp_width": layer["widen"]["kernel"].shape[-1],
+    }  # fmt: skip
+    num_tokens, length = bare["embedding"]["embedding"].shape[1], bare["position"].shape[1]
+    return partial(Transformer, num_tokens, length, **sizes), bare
+
+
+def _values(tree: Any) -> Any:
+    """Without the level "value" that a checkpoint puts below each parameter."""
+    if not isinstance(tree, dict):
+        return tree
+    return tree["value"] if set(tree) == {"value"} else {k: _values(v) for k, v in tree.items()}
+
+
+def _untrained(build: Any, settings: dict[str, Any]) -> Any:
+    """The parameters that training began with."""
+    keys = [jax.random.key(settings["seed"] + seed) for seed in range(settings["seeds"])]
+    init = lambda key: nnx.state(build(rngs=nnx.Rngs(key)), nnx.Param)  # noqa: E731
+    states = train.init_states(init, optax.identity(), jnp.stack(keys))
+    return nnx.to_pure_dict(states.params)

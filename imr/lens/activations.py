@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from imr._numerics import mask_logits, matmul
-from imr.lens.model import Heads, Model, attend, normalise, run
+from imr.lens.model import Heads, Model, attend, input_norms, normalise, run
 
 
 class EnergyGradient(NamedTuple):
@@ -37,7 +37,8 @@ class TextMeasures(NamedTuple):
         sum, (3, l, h).
       mismatched: the same with the terms of all other heads, (3, l h, l h); the diagonal is `cosines`.
       permuted: the same with the features of the term in random order, (draws, 3, l, h).
-      energy_change: of E for each token where the head's own update is added, (l, h);
+      energy_change: of E for each token where the head's own update is added to what it reads, in
+        models with norms first to the stream before the norm, (l, h);
         energy_permuted: where its features are in random order, (draws, l, h).
       energies: E for each head and token at the beginning of a layer, between attention and MLP, and
         at the end, (3, l), by the same heads.
@@ -113,28 +114,30 @@ def measure_text(
     centre = partial(_centred, there=there)
 
     def layer(weights):
-        heads, norm, inputs, updates, before, middle, after = weights
+        heads, norm, inputs, updates, before, middle, added = weights
         found = energy_gradient(heads, inputs, seen)
         terms = -jnp.stack([found.rows, found.columns, found.rows + found.columns])
-        read = (lambda x: normalise(x, norm, model.epsilon)) if model.norm_first else lambda x: x
-        stream = before if model.norm_first else inputs
-        energy = lambda x: energy_gradient(heads, read(x), seen).energy  # noqa: E731
+        through = lambda x: normalise(x, norm, model.epsilon)  # noqa: E731
+        read = through if model.norm_first else lambda x: x
+        energy = lambda x: energy_gradient(heads, through(x), seen).energy  # noqa: E731
+        attended = before + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
+        places = found.energy, energy(attended), energy(middle + added)
 
         def moved(updates):
             """Each head's own energy after its own update alone."""
             one = lambda head, update: energy_gradient(  # noqa: E731
-                jax.tree.map(lambda w: w[None], head), read(stream + update), seen
+                jax.tree.map(lambda w: w[None], head), read(before + update), seen
             ).energy[0]
             alone = heads._replace(output_bias=jnp.zeros((h, d)))
             return (jax.vmap(one)(alone, updates) - found.energy) / length
 
         shuffled = jax.lax.map(lambda order: moved(updates[:, :, order]), orders)
-        energies = jnp.stack([jnp.mean(e) for e in (found.energy, energy(middle), energy(after))])
+        energies = jnp.stack(list(map(jnp.mean, places)))
         return centre(terms), centre(updates), moved(updates), shuffled, energies / length
 
     heads = model.heads
-    columns = (heads, model.attention_norm, record.inputs, record.updates, record.before,
-               record.middle, record.after)  # fmt: skip
+    columns = (heads, input_norms(model), record.inputs, record.updates, record.before,
+               record.middle, record.mlp)  # fmt: skip
     terms, updates, change, shuffled, energies = jax.lax.map(layer, columns)
     flat = lambda x: x.reshape(l * h, n * d)  # noqa: E731
     unit = lambda x, axes: x / jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))  # noqa: E731
@@ -225,12 +228,12 @@ def gradient_shares(
         heads, inputs = pair
 
         def probe(key):
-            v = jnp.where(there[:, None], jax.random.normal(key, inputs.shape), 0)
+            v = jnp.where(there[:, None], jax.random.normal(key, inputs.shape, inputs.dtype), 0)
             keep = lambda x: jnp.where(there[None, :, None], x, 0)  # noqa: E731
             function = lambda x: keep(attend(heads, x, seen)[1])  # noqa: E731
             _, forward = jax.jvp(function, (inputs,), (v,))
             _, pull = jax.vjp(function, inputs)
-            heads_own = jnp.eye(heads.query.shape[0])
+            heads_own = jnp.eye(heads.query.shape[0], dtype=inputs.dtype)
             backward = jax.lax.map(lambda e: pull(e[:, None, None] * v[None])[0], heads_own)
             square = lambda x: jnp.sum(keep(x) ** 2, axis=(1, 2))  # noqa: E731
             return square(forward + backward), square(forward - backward)

@@ -141,6 +141,14 @@ def normalise(x: Array, norm: Norm, epsilon: float) -> Array:
     return centred / jnp.sqrt(variance + epsilon) * norm.scale[None, :] + norm.bias[None, :]
 
 
+def input_norms(model: Model) -> Norm:
+    """The norm that the heads of each layer read through, (l, d)."""
+    if model.norm_first:
+        return model.attention_norm
+    both = model.outer_norm, model.mlp_norm
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), *both)
+
+
 def attend(
     heads: Heads, inputs: Float[Array, "n d"], seen: Bool[Array, "n n"]
 ) -> tuple[Float[Array, "h n n"], Float[Array, "h n d"]]:

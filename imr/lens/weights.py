@@ -14,7 +14,7 @@ from jaxtyping import Array, Complex128, Float64, Key
 
 from imr._checks import ImrError, check_key
 from imr._numerics import matmul
-from imr.lens.model import Heads, Model
+from imr.lens.model import Heads, Model, input_norms
 
 
 class WeightCosines(NamedTuple):
@@ -129,11 +129,7 @@ def fold_norms(model: Model) -> Heads:
     reads through; $W_O \to W_O (I - 1 1^T / d)$, as the next norm takes the mean away. Biases take
     up the norm's.
     """
-    if model.norm_first:
-        norm = model.attention_norm
-    else:
-        both = model.outer_norm, model.mlp_norm
-        norm = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y[:-1]]), *both)
+    norm = input_norms(model)
     centred = lambda x, axis: x - jnp.mean(x, axis=axis, keepdims=True)  # noqa: E731
     heads = model.heads
     scale, shift = norm.scale[:, None, :, None], norm.bias[:, None, None, :]
