@@ -19,16 +19,15 @@ def main(config: Config) -> int:
 
 def measure_all(config: Config, everything: list, run: RunFolder) -> None:
     """Measures every model, and writes tables and figures."""
-    heads, layers, words = [], [], []
+    heads, layers = [], []
     for number, subject in enumerate(everything):
         found = measure(config, subject)
-        alone = len(everything) == 1
-        draw(run, subject, found, "" if alone else f"_{number}")
+        draw(run, subject, found, "" if len(everything) == 1 else f"_{number}")
         heads += found.heads
         layers += found.layers
-        words += findings("" if alone else subject.name, found.heads, found.layers)
+    words = findings(heads, layers) if len(everything) == 1 else []
     summary = {"heads": heads, "layers": layers, "findings": words}
-    run.finish(summary, report(config, heads, layers, words, len(everything)))
+    run.finish(summary, report(config, heads, layers, len(everything)))
 
 
 if __name__ == "__main__":

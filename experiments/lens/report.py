@@ -15,7 +15,7 @@ Rows = list[dict[str, Any]]
 _BEYOND = 3.0  # standard deviations of a null
 
 
-def report(config: Config, heads: Rows, layers: Rows, findings: list[str], count: int) -> str:
+def report(config: Config, heads: Rows, layers: Rows, count: int) -> str:
     """The tables to read, in Markdown."""
     shown = [
         {
@@ -50,11 +50,12 @@ def report(config: Config, heads: Rows, layers: Rows, findings: list[str], count
     parts = [
         "Heads: does W_V W_O lie along theta^T = W_K W_Q^T / sqrt(r)? A head that descends the "
         "log-sum-exp of its attention has weight cosine -1, one that climbs it +1. In brackets z, "
-        "against the null of other heads' theta. Within: in the subspace of the circuit. Folded: with "
+        "against the null of other heads' theta, or of theta rotated at random where a model has fewer "
+        "than three heads. Within: in the subspace of the circuit. Folded: with "
         "scale and centring of the layer norms in the weights. Descent and climb left: the share of "
         "the head that its best fit by one matrix leaves. Symmetric: share of theta, 0.5 at random.",
         "On text: cosine of the head's update with minus the row term of the gradient of its log-sum-"
-        "exp, minus the column term, minus the sum (z against other heads' terms); energy: change of "
+        "exp, minus the column term, minus the sum (z against other heads' terms, or permuted features); energy: change of "
         "that log-sum-exp for each token by the head's own update (z against the update with permuted "
         "features); gradient: share of the symmetric part of the map's Jacobian, 1 for a gradient "
         "field, 0.5 at random (z against other heads' values).",
@@ -65,15 +66,23 @@ def report(config: Config, heads: Rows, layers: Rows, findings: list[str], count
         "attention, between attention and MLP, and after, by the heads of that layer, which read all "
         "three through their own norm.",
         markdown_table(by_layer),
-        "What holds and what does not:",
-        "\n".join(f"- {line}" for line in findings),
     ]
+    if count > 1:
+        parts += [
+            "By kind of net: means over heads and layers, then mean ± standard deviation over seeds.",
+            markdown_table(by_kind(heads, layers)),
+        ]
+    else:
+        parts += [
+            "What holds and what does not:",
+            "\n".join(f"- {line}" for line in findings(heads, layers)),
+        ]
     if config.smoke:
         parts.append("A smoke run: too few texts for the numbers to mean anything.")
     return "\n\n".join(parts)
 
 
-def findings(name: str, heads: Rows, layers: Rows) -> list[str]:
+def findings(heads: Rows, layers: Rows) -> list[str]:
     """What the rows of one model say, in plain words."""
     count = len(heads)
     value = lambda key: np.array([row[key] for row in heads])  # noqa: E731
@@ -142,7 +151,7 @@ def findings(name: str, heads: Rows, layers: Rows) -> list[str]:
             f"The MLP's update with C theta predicted {what}: {', '.join(f'{x:.2f}' for x in cosines)} by "
             f"layer, {int((z > _BEYOND).sum())} of {len(layers)} above the null of permuted tokens."
         )
-    return [f"{name}: {line}" if name else line for line in lines]
+    return lines
 
 
 def draw(run: RunFolder, subject: Subject, measured: Measured, tag: str) -> None:
@@ -178,6 +187,31 @@ def draw(run: RunFolder, subject: Subject, measured: Measured, tag: str) -> None
     run.save_figure(f"spectra{tag}", figure, **measured.spectra)
 
 
+def by_kind(heads: Rows, layers: Rows) -> Rows:
+    """Nets of one kind together: means over heads or layers, then mean and spread over seeds."""
+    kinds = dict.fromkeys(row["model"].rsplit(", seed ", 1)[0] for row in heads)
+    columns = {
+        "weight": "weight_cosine", "within": "within_cosine", "symmetric": "symmetric_share",
+        "row": "row_cosine", "column": "column_cosine", "sum": "sum_cosine",
+        "energy": "energy_change", "gradient": "gradient_share",
+        "label, next": "label_next_cosine", "label, final": "label_final_cosine",
+    }  # fmt: skip
+    found = []
+    for kind in kinds:
+        seeds = dict.fromkeys(
+            row["model"] for row in heads if row["model"].startswith(f"{kind}, seed ")
+        )
+        line: dict[str, Any] = {"nets": kind, "seeds": len(seeds)}
+        for name, key in columns.items():
+            rows = layers if key.startswith("label") else heads
+            means = [np.mean([row[key] for row in rows if row["model"] == seed]) for seed in seeds]
+            line[name] = f"{np.mean(means):.3f} ± {np.std(means):.3f}"
+        found.append(line)
+    return found
+
+
 def _with_z(row: dict[str, Any], key: str) -> str:
-    z = row[f"{key}_z"]
-    return f"{row[key]:.3f}" + ("" if np.isnan(z) else f" ({z:+.1f})")
+    """Where other heads are too few for a null, beside the one that is drawn at random."""
+    kinds = ("_z", "_z_rotated", "_z_permuted")
+    known = [z for kind in kinds if not np.isnan(z := row.get(f"{key}{kind}", np.nan))]
+    return f"{row[key]:.3f}" + (f" ({known[0]:+.1f})" if known else "")

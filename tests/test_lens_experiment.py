@@ -1,0 +1,99 @@
+"""The lens experiment on a planted checkpoint, on nets of a run, and on what is neither."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
+
+from experiments.lens.__main__ import main
+from experiments.lens.config import Config
+from imr.console import run_main
+from tests.test_lens import H, L, arrays, tokenizer, write
+
+
+def run(*flags):
+    with jax.enable_x64(False):
+        return run_main(main, Config, [str(flag) for flag in flags])
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Heads that descend, in BERT's format, and three texts."""
+    folder = tmp_path_factory.mktemp("planted")
+    tokenizer(write(folder / "model", "bert", arrays(mix=-1.0)))
+    (folder / "texts.txt").write_text("a b c d\n\nb a a f g h i j k l m\nc c\n")
+    flags = "--model-dir", folder / "model", "--texts", folder / "texts.txt"
+    assert run(*flags, "--out", folder / "run", "--draws", 4) == 0
+    return folder, json.loads((folder / "run" / "summary.json").read_text())
+
+
+def test_planted_heads_are_told(planted):
+    folder, summary = planted
+    rows = summary["heads"]
+    assert [(row["layer"], row["head"]) for row in rows] == list(np.ndindex(L, H))
+    names = ("weight_cosine", "within_cosine", "folded_weight_cosine", "descent_residual",
+             "symmetric_share", "row_cosine", "column_cosine", "sum_cosine", "energy_change",
+             "gradient_share")  # fmt: skip
+    for row in rows:
+        for name in names:
+            parts = [row[f"{name}{part}"] for part in ("", "_null", "_null_std", "_z")]
+            assert np.isfinite(parts).all(), (name, parts)
+        for name in ("row_cosine", "column_cosine", "sum_cosine", "energy_change"):
+            assert row[f"{name}_ci"] > 0
+        assert row["weight_cosine"] == pytest.approx(-1, abs=1e-6)
+        assert row["weight_cosine_z"] < -3
+        assert row["descent_residual"] < 1e-6
+    assert f"{L * H} of {L * H} heads have a negative cosine" in summary["findings"][0]
+    assert len(summary["layers"]) == L
+    for name in ("weights", "texts", "energy", "spectra"):
+        assert (folder / "run" / "figures" / f"{name}.png").stat().st_size > 10_000
+    table = (folder / "run" / "table.md").read_text()
+    assert "-1.000" in table
+    assert "nan" not in table
+
+
+def test_long_texts_are_split_and_said(planted, capsys):
+    folder = planted[0]
+    flags = "--model-dir", folder / "model", "--texts", folder / "texts.txt", "--draws", 2
+    assert run(*flags, "--longest", 6, "--smoke", "--out", folder / "short") == 0
+    # Two texts, the second of 11 words, 4 at a time.
+    assert "1 texts were longer than 6 tokens and were split" in capsys.readouterr().err
+
+
+def test_what_is_no_model(planted, tmp_path, capsys):
+    def refuses(words, *flags):
+        assert run(*flags, "--out", tmp_path / "run") == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    refuses("give --model-dir, a folder with a checkpoint, or --run-dir")
+    refuses("is no model folder: config.json is not in it", "--model-dir", tmp_path)
+    refuses("is no run folder", "--run-dir", planted[0] / "model")
+    refuses("--draws must be at least 2; found 1", "--model-dir", tmp_path, "--draws", 1)
+    refuses("--texts is for --model-dir", "--run-dir", tmp_path, "--texts", tmp_path / "t")
+    (tmp_path / "empty.txt").write_text("\n")
+    model = planted[0] / "model"
+    refuses("is empty: give a file", "--model-dir", model, "--texts", tmp_path / "empty.txt")
+
+
+@pytest.mark.slow
+def test_nets_of_a_run_trained_and_untrained(tmp_path):
+    from experiments.beliefs.__main__ import main as beliefs
+    from experiments.beliefs.config import Config as BeliefsConfig
+
+    flags = ["--smoke", "--seeds", "2", "--out", str(tmp_path / "beliefs")]
+    assert run_main(beliefs, BeliefsConfig, flags) == 0
+    flags = "--run-dir", tmp_path / "beliefs", "--limit", 5, "--draws", 2
+    assert run(*flags, "--out", tmp_path / "lens") == 0
+    rows = json.loads((tmp_path / "lens" / "summary.json").read_text())["heads"]
+    names = [f"slow, {kind}, seed {s}" for kind in ("untrained", "trained, soft") for s in (0, 1)]
+    assert [row["model"] for row in rows] == names
+    cosines = [row["weight_cosine"] for row in rows]
+    assert len(set(cosines)) == 4
+    # No other head is there to make a null of; rotations do.
+    assert rows[0]["weight_cosine_z"] is None
+    assert np.isfinite(rows[0]["weight_cosine_z_rotated"])
+    assert "± " in (tmp_path / "lens" / "table.md").read_text()
