@@ -97,3 +97,25 @@ def test_nets_of_a_run_trained_and_untrained(tmp_path):
     assert rows[0]["weight_cosine_z"] is None
     assert np.isfinite(rows[0]["weight_cosine_z_rotated"])
     assert "± " in (tmp_path / "lens" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_blocks_of_images_are_the_flow_by_construction(tmp_path):
+    from experiments.images.__main__ import main as images
+    from experiments.images.config import Config as ImagesConfig
+
+    flags = [
+        "--smoke",
+        "--models",
+        "attention",
+        "self_attention",
+        "--out",
+        str(tmp_path / "images"),
+    ]
+    assert run_main(images, ImagesConfig, flags) == 0
+    flags = "--run-dir", tmp_path / "images", "--draws", 2, "--out", tmp_path / "lens"
+    assert run(*flags) == 0
+    rows = json.loads((tmp_path / "lens" / "summary.json").read_text())["heads"]
+    assert {", trained" in row["model"] for row in rows} == {True, False}
+    np.testing.assert_allclose([row["weight_cosine"] for row in rows], -1, atol=1e-6)
+    np.testing.assert_allclose([row["symmetric_share"] for row in rows], 1, atol=1e-6)

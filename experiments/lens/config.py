@@ -13,7 +13,8 @@ class Config:
     model_dir: Path | None = None
     """A checkpoint of the BERT or GPT-2 family: config.json, model.safetensors, tokenizer.json."""
     run_dir: Path | None = None
-    """A run of experiments.beliefs, whose nets are read instead, trained and untrained."""
+    """A run of experiments.beliefs, or of experiments.images with self_attention, whose nets are
+    read instead, trained and untrained; of the latter the weights alone."""
     texts: Path | None = None
     """A file with one text a line; 200 sentences that come along by default."""
     limit: int = 200

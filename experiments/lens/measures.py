@@ -29,7 +29,7 @@ PROBED = 8  # texts for the shares of gradient fields
 
 
 class Subject(NamedTuple):
-    """A model and what it reads: sequences of tokens."""
+    """A model and what it reads: sequences of tokens; none, and its weights alone are measured."""
 
     name: str
     model: Model
@@ -47,7 +47,7 @@ class Measured(NamedTuple):
 def measure(config: Config, subject: Subject) -> Measured:
     """Weights, then texts."""
     heads, spectra = weights(config, subject.model)
-    on_text, layers = texts(config, subject)
+    on_text, layers = texts(config, subject) if subject.tokens else ({}, {})
     l, h = subject.model.heads.query.shape[:2]
 
     def rows(columns, shape):
@@ -57,7 +57,7 @@ def measure(config: Config, subject: Subject) -> Measured:
             for index in np.ndindex(shape)
         ]  # fmt: skip
 
-    return Measured(rows(heads | on_text, (l, h)), rows(layers, (l,)), spectra)
+    return Measured(rows(heads | on_text, (l, h)), rows(layers, (l,)) if layers else [], spectra)
 
 
 def weights(config: Config, model: Model) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -60,13 +60,16 @@ def report(config: Config, heads: Rows, layers: Rows, count: int) -> str:
         "features); gradient: share of the symmetric part of the map's Jacobian, 1 for a gradient "
         "field, 0.5 at random (z against other heads' values).",
         markdown_table(shown),
-        "Layers: the same for the sum of all heads (z against permuted features). Label: cosine of what "
-        "the MLP adds with C theta, C predicted by the lens from the end of the layer, and from the "
-        "end of the model (z against permuted tokens). E: log-sum-exp for each head and token before "
-        "attention, between attention and MLP, and after, by the heads of that layer, which read all "
-        "three through their own norm.",
-        markdown_table(by_layer),
     ]
+    if by_layer:
+        parts += [
+            "Layers: the same for the sum of all heads (z against permuted features). Label: cosine of what "
+            "the MLP adds with C theta, C predicted by the lens from the end of the layer, and from the "
+            "end of the model (z against permuted tokens). E: log-sum-exp for each head and token before "
+            "attention, between attention and MLP, and after, by the heads of that layer, which read all "
+            "three through their own norm.",
+            markdown_table(by_layer),
+        ]
     if count > 1:
         parts += [
             "By kind of net: means over heads and layers, then mean ± standard deviation over seeds.",
@@ -170,6 +173,8 @@ def draw(run: RunFolder, subject: Subject, measured: Measured, tag: str) -> None
         },
     }  # fmt: skip
     for name, keys in groups.items():
+        if name == "texts" and not measured.layers:
+            continue
         arrays = {
             f"{key}{part}": grid(f"{key}{part}") for key in keys for part in ("", "_null", "_z")
         }
@@ -178,13 +183,15 @@ def draw(run: RunFolder, subject: Subject, measured: Measured, tag: str) -> None
             title=f"{subject.name}: {'what the weights say' if name == 'weights' else 'what heads do on text'}",
         )  # fmt: skip
         run.save_figure(f"{name}{tag}", figure, **arrays)
+    values = measured.spectra["singular_values"]
+    figure = figures.spectra(values, title=f"{subject.name}: singular values of theta")
+    run.save_figure(f"spectra{tag}", figure, **measured.spectra)
+    if not measured.layers:
+        return
     column = lambda key: np.array([row[key] for row in measured.layers])  # noqa: E731
     energies = np.stack([column(f"energy_{place}") for place in ("before", "middle", "after")])
     figure = figures.energy(energies, title=f"{subject.name}: log-sum-exp of each layer's heads")
     run.save_figure(f"energy{tag}", figure, energies=energies)
-    values = measured.spectra["singular_values"]
-    figure = figures.spectra(values, title=f"{subject.name}: singular values of theta")
-    run.save_figure(f"spectra{tag}", figure, **measured.spectra)
 
 
 def by_kind(heads: Rows, layers: Rows) -> Rows:
@@ -204,6 +211,8 @@ def by_kind(heads: Rows, layers: Rows) -> Rows:
         line: dict[str, Any] = {"nets": kind, "seeds": len(seeds)}
         for name, key in columns.items():
             rows = layers if key.startswith("label") else heads
+            if not any(row["model"] in seeds and key in row for row in rows):
+                continue
             means = [np.mean([row[key] for row in rows if row["model"] == seed]) for seed in seeds]
             line[name] = f"{np.mean(means):.3f} ± {np.std(means):.3f}"
         found.append(line)
@@ -212,6 +221,8 @@ def by_kind(heads: Rows, layers: Rows) -> Rows:
 
 def _with_z(row: dict[str, Any], key: str) -> str:
     """Where other heads are too few for a null, beside the one that is drawn at random."""
+    if key not in row:
+        return "-"
     kinds = ("_z", "_z_rotated", "_z_permuted")
     known = [z for kind in kinds if not np.isnan(z := row.get(f"{key}{kind}", np.nan))]
     return f"{row[key]:.3f}" + (f" ({known[0]:+.1f})" if known else "")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from imr import DataError, train
 from imr.checkpoint import read_newest
 from imr.console import say
 from imr.lens import (
+    model_from_arrays,
     model_from_transformer,
     read_model,
     read_texts,
@@ -55,38 +57,71 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
 
 
 def _of_run(config: Config, folder: Path) -> Iterator[Subject]:
-    """Every net of a run, trained and untrained, seed by seed, on words of its own process."""
+    """Every transformer and every block with patches of a run, trained and untrained, by seeds."""
     folders = sorted((folder / "checkpoints").glob("*"))
     if not (folder / "config.json").is_file() or not folders:
         raise DataError(
             f"{folder} is no run folder: it has no config.json and checkpoints. Give the folder that "
-            "experiments.beliefs has written."
+            "experiments.beliefs or experiments.images has written."
         )
-    count = 2 if config.smoke else config.limit
+    known = False
     for each in folders:
         settings, state = read_newest(each)
-        if "net" not in settings:
-            raise DataError(
-                f"{each} holds no transformer; nets of experiments.beliefs are known. Blocks of "
-                "experiments.images have the value circuit -theta^T by construction."
-            )
-        build, params = _rebuilt(state["params"])
-        untrained = _untrained(build, settings)
-        net, targets = settings["net"], settings["targets"]
-        for kind, states in (("untrained", untrained), (f"trained, {targets}", params)):
-            for seed in range(1 if config.smoke else settings["seeds"]):
-                graph, empty = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param)
-                nnx.replace_by_pure_dict(empty, jax.tree.map(lambda x, s=seed: x[s], states))
-                one = nnx.merge(graph, empty)
-                keys = jax.random.split(jax.random.key(config.seed), count)
-                words = sample(mess3(net["x"], NOISE), keys, one.length).tokens
-                name = f"{net['name']}, {kind}, seed {settings['seed'] + seed}"
-                yield Subject(name, model_from_transformer(one), list(np.asarray(words)))
+        params = _values(state["params"])
+        if "net" in settings:
+            made = _transformers(config, settings, params)
+        elif "phi" in params.get("blocks", {}).get("0", {}):
+            made = _patch_blocks(settings, params["blocks"]["0"])
+        else:
+            say(f"{each.name}: no heads with queries and keys; left out.")
+            continue
+        known = True
+        yield from made
+    if not known:
+        raise DataError(
+            f"{folder} holds no heads with queries and keys. Give a run of experiments.beliefs, or of "
+            "experiments.images --models self_attention."
+        )
+
+
+def _transformers(config: Config, settings: dict[str, Any], params: Any) -> Iterator[Subject]:
+    """Nets of experiments.beliefs, on words of their own process."""
+    build, params = _rebuilt(params)
+    net, count = settings["net"], 2 if config.smoke else config.limit
+    trained = f"trained, {settings['targets']}"
+    for kind, states in (("untrained", _untrained(build, settings)), (trained, params)):
+        for seed in range(1 if config.smoke else settings["seeds"]):
+            graph, empty = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param)
+            nnx.replace_by_pure_dict(empty, jax.tree.map(lambda x, s=seed: x[s], states))
+            one = nnx.merge(graph, empty)
+            keys = jax.random.split(jax.random.key(config.seed), count)
+            words = sample(mess3(net["x"], NOISE), keys, one.length).tokens
+            name = f"{net['name']}, {kind}, seed {settings['seed'] + seed}"
+            yield Subject(name, model_from_transformer(one), list(np.asarray(words)))
+
+
+def _patch_blocks(settings: dict[str, Any], block: dict[str, Any]) -> Iterator[Subject]:
+    """Heads of experiments.images: Q = K = V = phi and O = -tau phi^T / sqrt(r), nothing to read."""
+    phi = np.asarray(block["phi"], np.float64)
+    step = np.asarray(block["step"], np.float64)
+    step = step if settings["signed_step"] else np.exp(step)
+    fresh = np.random.default_rng(settings["seed"]).normal(size=phi.shape) / phi.shape[2] ** 0.5
+    runs = product(settings["train_noise"], settings["l2"], range(settings["seeds"]))
+    for number, (noise, l2, seed) in enumerate(runs):
+        for kind, weights, tau in (
+            ("untrained", fresh, settings["tau"]),
+            ("trained", phi, step[number]),
+        ):
+            w = weights[number][None]
+            output = -tau * np.swapaxes(w, 2, 3) / w.shape[-1] ** 0.5
+            arrays = {"query": w, "key": w, "value": w, "output": output}
+            name = f"{settings['model']}, noise {noise:g}, l2 {l2:g}, {kind}, seed {settings['seed'] + seed}"
+            yield Subject(name, model_from_arrays(arrays), [])
 
 
 def _rebuilt(params: dict[str, Any]) -> tuple[Any, Any]:
     """What makes such a transformer, read off the shapes, and its parameters, seeds first."""
-    bare = nnx.restore_int_paths(_values(params))
+    bare = nnx.restore_int_paths(params)
     layer = bare["layers"][0]
     _, heads, features, head_features = layer["query"].shape
     sizes = {
