@@ -504,3 +504,19 @@ def test_the_forward_pass_against_transformers():
     with torch.no_grad():
         wanted = reference(torch.tensor(tokens)[None]).last_hidden_state[0].numpy()
     assert np.abs(np.asarray(record(read_model(folder), tokens).final) - wanted).max() < 1e-4
+
+
+def test_gpt2_against_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    sizes = {"n_layer": 2, "n_head": 3, "n_embd": 48, "n_positions": 20, "vocab_size": 50}
+    torch.manual_seed(0)
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    reference.save_pretrained(tmp_path)
+    tokens = np.array([1, 20, 3, 4, 49, 6])
+    with torch.no_grad():
+        found = reference(torch.tensor(tokens)[None], output_hidden_states=True)
+    model = read_model(tmp_path)
+    ours = record(model, tokens)
+    assert error(ours.final, found.hidden_states[-1][0].numpy()) < 1e-4
+    assert error(ours.final @ model.tokens.T, found.logits[0].numpy()) < 1e-4
