@@ -41,6 +41,6 @@ def check(config: Config) -> None:
         raise ImrError(
             "--texts is for --model-dir: the nets of a run read what they were trained on."
         )
-    for name, least in (("limit", 1), ("longest", 3), ("draws", 2), ("seed", 0)):
+    for name, least in (("limit", 1), ("longest", 3), ("draws", 8), ("seed", 0)):
         if (value := getattr(config, name)) < least:
             raise ImrError(f"--{name} must be at least {least}; found {value}.")

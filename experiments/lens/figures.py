@@ -20,7 +20,7 @@ def heat_maps(measures: Mapping[str, tuple[np.ndarray, ...]], *, title: str = ""
     figure = new_figure(figsize=size)
     axes = figure.subplots(len(measures), 3, squeeze=False)
     for row, (name, (value, null, z)) in zip(axes, measures.items(), strict=True):
-        signed = "cosine" in name or value.min() < 0 or "term" in name or "folded" in name
+        signed = not name.endswith(("left", "share of theta", "gradient field"))
         bound = float(np.nanmax(np.abs(np.stack([value, null])))) or 1.0
         low, high = (-bound, bound) if signed else (0.0, 1.0)
         scale = {"cmap": "RdBu_r" if signed else "viridis", "vmin": low, "vmax": high}

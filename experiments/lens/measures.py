@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from experiments.lens.config import Config
 from imr.console import Progress
@@ -15,6 +16,7 @@ from imr.lens import (
     fold_norms,
     gradient_shares,
     imr_fits,
+    label_null,
     measure_text,
     mismatched,
     rotated,
@@ -26,6 +28,8 @@ from imr.lens import (
 TERMS = ("row", "column", "sum")
 LABELS = ("next", "final")
 PROBED = 8  # texts for the shares of gradient fields
+LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
+LEAST = 8  # draws that make a null
 
 
 class Subject(NamedTuple):
@@ -76,7 +80,7 @@ def weights(config: Config, model: Model) -> tuple[dict[str, np.ndarray], dict[s
             value, null = getattr(own, field), [getattr(each, field) for each in strange]
             columns |= _columns(tag + name, value, null)
             null = [getattr(each, field) for each in turned]
-            columns[f"{tag}{name}_z_rotated"] = score(value, null).z
+            columns[f"{tag}{name}_z_rotated"] = _columns("", value, null)["_z"]
     fits = imr_fits(raw)
     strange = [imr_fits(mismatched(raw, s)) for s in some]
     for name in fits._fields:
@@ -106,38 +110,43 @@ def texts(config: Config, subject: Subject) -> tuple[dict[str, Any], dict[str, A
         add = lambda a, b: a + b  # noqa: E731
         total = found if total is None else jax.tree.map(add, total, found)
         squares = square if squares is None else jax.tree.map(add, squares, square)
-    step = max(1, len(subject.tokens) // PROBED)
-    for tokens in subject.tokens[::step][:PROBED]:
-        padded = _padded(model, tokens)
-        found = [gradient_shares(m, *padded, key) for m in (model, *strange)]
+    some = subject.tokens[:: max(1, len(subject.tokens) // PROBED)][:PROBED]
+    for number, tokens in enumerate(some):
+        probes = jax.random.fold_in(key, number)
+        found = [gradient_shares(m, *_padded(model, tokens), probes) for m in (model, *strange)]
         shares.append(np.stack(list(map(np.asarray, found))))
-    return _summary(total, squares, len(subject.tokens), np.stack(shares))
+    # The same orders for all texts, as each draw is a mean over texts.
+    labels = [
+        label_null(model, *_padded(model, tokens), key, LABEL_DRAWS)
+        for tokens in some[:LABEL_TEXTS]
+    ]
+    null = np.mean(np.stack(list(map(np.asarray, labels))), axis=0)
+    return _summary(total, squares, len(subject.tokens), np.stack(shares), null)
 
 
-def _summary(total: TextMeasures, squares: TextMeasures, count: int, shares: np.ndarray):
+def _summary(total: TextMeasures, squares: TextMeasures, count: int, shares: Any, label_draws: Any):
     mean = jax.tree.map(lambda x: x / count, total)
 
     def interval(name):
         """Half the width of the 95 % confidence interval of a mean over texts."""
         m, s = getattr(mean, name), getattr(squares, name) / count
         variance = np.maximum(s - m**2, 0) / max(count - 1, 1)
-        return 1.96 * np.sqrt(variance) if count > 1 else np.full(m.shape, np.nan)
+        return _quantile(count) * np.sqrt(variance)
 
-    l, h = mean.energy_change.shape
     error = interval("cosines")
     heads: dict[str, Any] = {}
-    others = ~np.eye(l * h, dtype=bool)
     for i, name in enumerate(TERMS):
-        strange = mean.mismatched[i][others].reshape(l * h, -1).T.reshape(-1, l, h)
-        heads |= _columns(f"{name}_cosine", mean.cosines[i], strange)
+        heads |= _columns(f"{name}_cosine", mean.cosines[i], np.moveaxis(mean.mismatched[i], -1, 0))
         heads[f"{name}_cosine_ci"] = error[i]
-        heads[f"{name}_cosine_z_permuted"] = score(mean.cosines[i], mean.permuted[:, i]).z
+        heads[f"{name}_cosine_z_permuted"] = _columns("", mean.cosines[i], mean.permuted[:, i])[
+            "_z"
+        ]
     heads |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
     heads["energy_change_ci"] = interval("energy_change")
     own = shares[:, 0].mean(axis=0)
     heads |= _columns("gradient_share", own, _by_layer(shares[:, 1:]))
-    width = shares[:, 0].std(axis=0, ddof=1) if len(shares) > 1 else np.full(own.shape, np.nan)
-    heads["gradient_share_ci"] = 1.96 * width / np.sqrt(len(shares))
+    width = shares[:, 0].std(axis=0) / np.sqrt(max(len(shares) - 1, 1))
+    heads["gradient_share_ci"] = _quantile(len(shares)) * width
     layers: dict[str, Any] = {}
     error = interval("layers")
     for i, name in enumerate(TERMS):
@@ -145,11 +154,16 @@ def _summary(total: TextMeasures, squares: TextMeasures, count: int, shares: np.
         layers[f"{name}_cosine_ci"] = error[i]
     error = interval("labels")
     for i, name in enumerate(LABELS):
-        layers |= _columns(f"label_{name}_cosine", mean.labels[i], mean.labels_permuted[:, i])
+        layers |= _columns(f"label_{name}_cosine", mean.labels[i], label_draws[:, i])
         layers[f"label_{name}_cosine_ci"] = error[i]
     for place, energy in zip(("before", "middle", "after"), mean.energies, strict=True):
         layers[f"energy_{place}"] = energy
     return heads, layers
+
+
+def _quantile(count: int) -> float:
+    """Of Student's t for a 95 % interval of a mean; NaN for one text."""
+    return float(stats.t.ppf(0.975, count - 1)) if count > 1 else float("nan")
 
 
 def _by_layer(shares):
@@ -161,9 +175,9 @@ def _by_layer(shares):
 
 
 def _columns(name: str, value: Any, null: Any) -> dict[str, Any]:
-    """A measure, the mean and deviation of its null, and z; NaN where there is no null."""
+    """A measure, the mean and deviation of its null, and z; NaN where draws are too few."""
     nothing = np.full(np.shape(value), np.nan)
-    found = score(value, null) if len(null) > 1 else Score(value, *3 * [nothing])
+    found = score(value, null) if len(null) >= LEAST else Score(value, *3 * [nothing])
     return {
         name: value, f"{name}_null": found.null_mean, f"{name}_null_std": found.null_std,
         f"{name}_z": found.z,

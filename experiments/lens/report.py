@@ -50,12 +50,12 @@ def report(config: Config, heads: Rows, layers: Rows, count: int) -> str:
     parts = [
         "Heads: does W_V W_O lie along theta^T = W_K W_Q^T / sqrt(r)? A head that descends the "
         "log-sum-exp of its attention has weight cosine -1, one that climbs it +1. In brackets z, "
-        "against the null of other heads' theta, or of theta rotated at random where a model has fewer "
-        "than three heads. Within: in the subspace of the circuit. Folded: with "
+        "against the null of other heads' theta, or of theta rotated at random where a model has too "
+        "few heads. Within: in the subspace of the circuit. Folded: with "
         "scale and centring of the layer norms in the weights. Descent and climb left: the share of "
         "the head that its best fit by one matrix leaves. Symmetric: share of theta, 0.5 at random.",
         "On text: cosine of the head's update with minus the row term of the gradient of its log-sum-"
-        "exp, minus the column term, minus the sum (z against other heads' terms, or permuted features); energy: change of "
+        "exp, minus the column term, minus the sum (z against terms by other heads' theta, or permuted features); energy: change of "
         "that log-sum-exp for each token by the head's own update (z against the update with permuted "
         "features); gradient: share of the symmetric part of the map's Jacobian, 1 for a gradient "
         "field, 0.5 at random (z against other heads' values).",
@@ -65,7 +65,7 @@ def report(config: Config, heads: Rows, layers: Rows, count: int) -> str:
         parts += [
             "Layers: the same for the sum of all heads (z against permuted features). Label: cosine of what "
             "the MLP adds with C theta, C predicted by the lens from the end of the layer, and from the "
-            "end of the model (z against permuted tokens). E: log-sum-exp for each head and token before "
+            "end of the model (z against the MLP's features in random order, from there on). E: log-sum-exp for each head and token before "
             "attention, between attention and MLP, and after, by the heads of that layer, which read all "
             "three through their own norm.",
             markdown_table(by_layer),
@@ -93,7 +93,7 @@ def findings(heads: Rows, layers: Rows) -> list[str]:
 
     def beyond(key, sign):
         """How many heads lie that way beyond three deviations of the null; None without a null."""
-        z = value(f"{key}_z")
+        z = np.array([_z(row, key) for row in heads])
         return None if np.isnan(z).all() else int((sign * z > _BEYOND).sum())
 
     def tail(key, low, high):
@@ -152,7 +152,7 @@ def findings(heads: Rows, layers: Rows) -> list[str]:
         z = np.array([row[f"label_{key}_cosine_z"] for row in layers])
         lines.append(
             f"The MLP's update with C theta predicted {what}: {', '.join(f'{x:.2f}' for x in cosines)} by "
-            f"layer, {int((z > _BEYOND).sum())} of {len(layers)} above the null of permuted tokens."
+            f"layer, {int((z > _BEYOND).sum())} of {len(layers)} above what features in random order give, {int((z < -_BEYOND).sum())} below."
         )
     return lines
 
@@ -164,8 +164,8 @@ def draw(run: RunFolder, subject: Subject, measured: Measured, tag: str) -> None
     groups = {
         "weights": {
             "weight_cosine": "weight cosine", "within_cosine": "within the circuit's subspace",
-            "folded_weight_cosine": "layer norms folded in", "descent_residual": "descent: share left",
-            "climb_residual": "climb: share left", "symmetric_share": "symmetric share of theta",
+            "folded_weight_cosine": "layer norms folded in", "descent_residual": "descent, share left",
+            "climb_residual": "climb, share left", "symmetric_share": "symmetric share of theta",
         },
         "texts": {
             "row_cosine": "row term", "column_cosine": "column term", "sum_cosine": "sum of terms",
@@ -220,9 +220,13 @@ def by_kind(heads: Rows, layers: Rows) -> Rows:
 
 
 def _with_z(row: dict[str, Any], key: str) -> str:
-    """Where other heads are too few for a null, beside the one that is drawn at random."""
     if key not in row:
         return "-"
-    kinds = ("_z", "_z_rotated", "_z_permuted")
-    known = [z for kind in kinds if not np.isnan(z := row.get(f"{key}{kind}", np.nan))]
-    return f"{row[key]:.3f}" + (f" ({known[0]:+.1f})" if known else "")
+    z = _z(row, key)
+    return f"{row[key]:.3f}" + ("" if np.isnan(z) else f" ({z:+.1f})")
+
+
+def _z(row: dict[str, Any], key: str) -> float:
+    """Against other heads, or where they are too few against what is drawn at random; or NaN."""
+    found = (row.get(f"{key}{kind}", np.nan) for kind in ("_z", "_z_rotated", "_z_permuted"))
+    return next((z for z in found if not np.isnan(z)), np.nan)

@@ -53,6 +53,12 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
         say(f"{pieces.dropped} pieces of fewer than 3 tokens were left out.")
     if not pieces.tokens:
         raise DataError("texts must have 3 tokens or more; none has.")
+    most, count = max(int(piece.max()) for piece in pieces.tokens), len(model.tokens)
+    if most >= count:
+        raise DataError(
+            f"{folder}/tokenizer.json gives token {most}, but the model has {count}. Give a folder whose "
+            "tokenizer belongs to its model."
+        )
     return Subject(folder.resolve().name, model, pieces.tokens)
 
 

@@ -4,6 +4,7 @@ from imr.lens.activations import EnergyGradient as EnergyGradient
 from imr.lens.activations import TextMeasures as TextMeasures
 from imr.lens.activations import energy_gradient as energy_gradient
 from imr.lens.activations import gradient_shares as gradient_shares
+from imr.lens.activations import label_null as label_null
 from imr.lens.activations import measure_text as measure_text
 from imr.lens.folder import read_model as read_model
 from imr.lens.model import Heads as Heads

@@ -33,7 +33,7 @@ def read_model(folder: str | os.PathLike[str]) -> Model:
     folder = Path(folder).expanduser()
     config = _config(folder)
     kind = config.get("model_type")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise DataError(
             f"{folder}/config.json has model_type {kind!r}; known are {', '.join(_FAMILIES)}."
         )
@@ -74,7 +74,9 @@ class Tensors:
         elif index.is_file():
             try:
                 files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError):
+                if not all(isinstance(name, str) for name in files):
+                    raise ValueError
+            except (ValueError, KeyError, AttributeError, TypeError):
                 raise DataError(f"{index} is damaged: it must hold a weight_map.") from None
         else:
             raise DataError(
@@ -95,6 +97,9 @@ class Tensors:
         except (self._library.SafetensorError, OSError) as error:
             raise DataError(f"{path} is damaged or no safetensors file: {error}.") from None
 
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self._where
+
     def find_prefix(self, name: str, prefixes: tuple[str, ...]) -> None:
         """Sets what stands before all names: a head on top of the model puts one there."""
         known = [prefix for prefix in prefixes if prefix + name in self._where]
@@ -103,8 +108,11 @@ class Tensors:
         self.prefix = known[0]
 
     def __call__(self, name: str, *shape: int) -> Any:
-        """A tensor of that shape in float32."""
-        name = self.prefix + name
+        """A tensor of that shape in float32, behind the prefix."""
+        return self.whole(self.prefix + name, *shape)
+
+    def whole(self, name: str, *shape: int) -> Any:
+        """The same, by its whole name."""
         if name not in self._where:
             raise DataError(f"tensor {name} is missing from the checkpoint.")
         path = self._where[name]
@@ -132,7 +140,7 @@ def _sizes(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) ->
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"{folder}/config.json must have a positive {name}; found {value!r}.")
         found[key] = value
-    if found["d"] % found["h"]:
+    if "d" in found and found["d"] % found["h"]:
         raise DataError(
             f"{folder}/config.json has {found['h']} heads, which do not divide width {found['d']}."
         )
@@ -140,11 +148,27 @@ def _sizes(folder: Path, config: Mapping[str, Any], names: Mapping[str, str]) ->
 
 
 def _activation(folder: Path, name: Any) -> str:
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise DataError(
             f"{folder}/config.json has the activation {name!r}; known are {', '.join(ACTIVATIONS)}."
         )
     return name
+
+
+def _epsilon(folder: Path, config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise DataError(f"{folder}/config.json must have a positive {name}; found {value!r}.")
+    return float(value)
+
+
+def _known(folder: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuses options that make another model of it."""
+    for option, known in options.items():
+        if (found := config.get(option, known)) != known:
+            raise DataError(
+                f"{folder}/config.json has {option} {found!r}, which is not known; {known!r} is."
+            )
 
 
 def _stack(make: Callable[[int], Any], count: int) -> Any:
@@ -165,13 +189,19 @@ def _bert(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Model:
         "t": "type_vocab_size",
     }  # fmt: skip
     n = _sizes(folder, config, names)
-    if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
-        raise DataError(f"position_embedding_type {positions!r} is not known; 'absolute' is.")
+    options = {
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
+    _known(folder, config, options)
     tensors.find_prefix("embeddings.word_embeddings.weight", ("", "bert."))
     d, h, m = n["d"], n["h"], n["m"]
 
     def norm(name):
-        return Norm(tensors(f"{name}.weight", d), tensors(f"{name}.bias", d))
+        # The oldest checkpoints keep TensorFlow's names.
+        scale, bias = ("gamma", "beta") if f"{name}.gamma" in tensors else ("weight", "bias")
+        return Norm(tensors(f"{name}.{scale}", d), tensors(f"{name}.{bias}", d))
 
     def heads(layer):
         at = f"encoder.layer.{layer}.attention"
@@ -206,21 +236,25 @@ def _bert(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Model:
         causal=False,
         norm_first=False,
         activation=_activation(folder, config.get("hidden_act", "gelu")),
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
+        epsilon=_epsilon(folder, config, "layer_norm_eps", 1e-12),
     )
 
 
 def _gpt2(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Model:
     names = {"k": "vocab_size", "p": "n_positions", "d": "n_embd", "h": "n_head", "l": "n_layer"}
     n = _sizes(folder, config, names)
-    for option, known in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        if config.get(option, known) is not known:
-            raise DataError(
-                f"{folder}/config.json has {option}={config[option]}, which is not known."
-            )
+    options = {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    }
+    _known(folder, config, options)
     tensors.find_prefix("wte.weight", ("", "transformer."))
     d, h = n["d"], n["h"]
-    m = config.get("n_inner") or 4 * d
+    unembedding = None
+    if config.get("tie_word_embeddings", True) is not True:
+        unembedding = jnp.asarray(tensors.whole("lm_head.weight", n["k"], d).T)
+    m = 4 * d if config.get("n_inner") is None else _sizes(folder, config, {"m": "n_inner"})["m"]
 
     def norm(name):
         return Norm(tensors(f"{name}.weight", d), tensors(f"{name}.bias", d))
@@ -252,7 +286,8 @@ def _gpt2(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Model:
         causal=True,
         norm_first=True,
         activation=_activation(folder, config.get("activation_function", "gelu_new")),
-        epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
+        epsilon=_epsilon(folder, config, "layer_norm_epsilon", 1e-5),
+        unembedding=unembedding,
     )
 
 

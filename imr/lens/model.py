@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import ImrError, as_tokens
+from imr._checks import ImrError, as_tokens, is_concrete
 from imr._numerics import matmul, softmax
 
 
@@ -125,13 +125,30 @@ def record(model: Model, tokens: Any) -> Record:
     Raises:
       ImrError: for tokens that are no integers, out of range, or more than there are positions.
     """
+    tokens = _checked(model, tokens)
+    return run(model, tokens, jnp.ones(tokens.shape, bool))
+
+
+def checked_text(model: Model, tokens: Any, length: Any) -> tuple[Int[Array, "n"], Int[Array, ""]]:
+    """Tokens that the model can read, the first `length` of which are the text, at least 3."""
+    tokens = _checked(model, tokens)
+    if not is_concrete(length):
+        return tokens, length
+    if jnp.ndim(length) or not 3 <= int(length) <= tokens.shape[0]:
+        raise ImrError(
+            f"length must be from 3 to the {tokens.shape[0]} tokens there are; found {length}."
+        )
+    return tokens, jnp.asarray(length, jnp.int32)
+
+
+def _checked(model, tokens):
     tokens = as_tokens(tokens, model.tokens.shape[0])
     if tokens.ndim != 1 or not 1 <= tokens.shape[0] <= model.positions.shape[0]:
         raise ImrError(
             f"tokens must have shape (n,), n from 1 to the {model.positions.shape[0]} positions of "
             f"the model; found shape {tokens.shape}. Split longer texts."
         )
-    return run(model, tokens, jnp.ones(tokens.shape, bool))
+    return tokens
 
 
 def normalise(x: Array, norm: Norm, epsilon: float) -> Array:
@@ -165,8 +182,13 @@ def attend(
 
 
 @jax.jit
-def run(model: Model, tokens: Int[Array, "n"], there: Bool[Array, "n"]) -> Record:
-    """`record` of tokens that are known to fit; nobody looks at those that are not there."""
+def run(
+    model: Model, tokens: Int[Array, "n"], there: Bool[Array, "n"], scramble: Any = None
+) -> Record:
+    """`record` of tokens that are known to fit; nobody looks at those that are not there.
+
+    `scramble`: (layer, order); the features of what the MLP of that layer adds are put in that order.
+    """
     n = tokens.shape[0]
     norm = lambda x, which: normalise(x, which, model.epsilon)  # noqa: E731
     x = model.tokens[tokens] + model.positions[:n]
@@ -177,7 +199,7 @@ def run(model: Model, tokens: Int[Array, "n"], there: Bool[Array, "n"]) -> Recor
         seen = seen & np.tri(n, dtype=bool)
 
     def layer(x, weights):
-        heads, attention_norm, mlp, mlp_norm = weights
+        heads, attention_norm, mlp, mlp_norm, number = weights
         inputs = norm(x, attention_norm) if model.norm_first else x
         attention, updates = attend(heads, inputs, seen)
         middle = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
@@ -185,10 +207,13 @@ def run(model: Model, tokens: Int[Array, "n"], there: Bool[Array, "n"]) -> Recor
         read = norm(middle, mlp_norm) if model.norm_first else middle
         hidden = ACTIVATIONS[model.activation](matmul(read, mlp.into) + mlp.into_bias[None, :])
         added = matmul(hidden, mlp.out) + mlp.out_bias[None, :]
+        if scramble is not None:
+            added = jnp.where(number == scramble[0], added[:, scramble[1]], added)
         after = middle + added
         after = after if model.norm_first else norm(after, mlp_norm)
         return after, (inputs, attention, updates, x, middle, added, after)
 
-    layers = (model.heads, model.attention_norm, model.mlp, model.mlp_norm)
+    numbers = jnp.arange(model.heads.query.shape[0])
+    layers = (model.heads, model.attention_norm, model.mlp, model.mlp_norm, numbers)
     x, columns = jax.lax.scan(layer, x, layers)
     return Record(*columns, final=norm(x, model.outer_norm) if model.norm_first else x)

@@ -57,20 +57,22 @@ def model_from_arrays(
         )
     if missing := [name for name in _NEEDED if name not in arrays]:
         raise DataError(f"arrays must have {', '.join(_NEEDED)}; {', '.join(missing)} is missing.")
-    found = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
-    sizes = {"m": 1, "k": 1, "p": 1}
-    for name, array in found.items():
+    found: dict[str, np.ndarray] = {}
+    sizes: dict[str, int] = {}
+    for name, value in arrays.items():
+        array = found[name] = _floats(name, value)
         axes = _SHAPES[name].split()
-        wanted = tuple(sizes.get(axis, "any") for axis in axes)
-        if array.ndim != len(axes):
+        if array.ndim != len(axes) or not array.size:
             raise DataError(f"{name} must have axes ({_SHAPES[name]}); found shape {array.shape}.")
-        for axis, size in zip(axes, array.shape, strict=True):
-            if axis in "mkp" and sizes[axis] == 1:
-                sizes[axis] = size
-            if sizes.setdefault(axis, size) != size:
-                raise DataError(f"{name} ({_SHAPES[name]}) must have shape {wanted}; found {array.shape}.")  # fmt: skip
-        if not np.isfinite(array).all():
-            raise DataError(f"{name} holds values that are not finite.")
+        wanted = tuple(sizes.get(axis, "any") for axis in axes)
+        if any(
+            sizes.setdefault(axis, size) != size
+            for axis, size in zip(axes, array.shape, strict=True)
+        ):
+            raise DataError(
+                f"{name} ({_SHAPES[name]}) must have shape {wanted}; found {array.shape}."
+            )
+    sizes = {"m": 1, "k": 1, "p": 1} | sizes
 
     def get(name):
         shape = tuple(sizes[axis] for axis in _SHAPES[name].split())
@@ -92,6 +94,20 @@ def model_from_arrays(
         epsilon=epsilon,
         unembedding=get("unembedding") if "unembedding" in found else None,
     )
+
+
+def _floats(name: str, value: Any) -> np.ndarray:
+    """In float32; bfloat16 of torch has no numpy form and is asked for its own."""
+    try:
+        array = np.asarray(value.float() if hasattr(value, "float") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name} must be an array of floats on the CPU: {error}.") from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise DataError(f"{name} must be an array of floats; found dtype {array.dtype}.")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} holds values that are not finite.")
+    return array
 
 
 def model_from_transformer(transformer: Transformer) -> Model:

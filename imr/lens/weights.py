@@ -84,8 +84,8 @@ def weight_cosines(heads: Heads) -> WeightCosines:
     write = _power(_gram(output, output), -0.5) @ _gram(output, query)
     part = read @ np.swapaxes(write, -1, -2)
     return WeightCosines(
-        inner / (circuit * _norm(key, query)),
-        inner / (circuit * np.linalg.norm(part, axis=(-1, -2))),
+        _over(inner, circuit * _norm(key, query)),
+        _over(inner, circuit * np.linalg.norm(part, axis=(-1, -2))),
     )
 
 
@@ -95,7 +95,7 @@ def imr_fits(heads: Heads) -> Fits:
     Reference: imr's own; the best M is the truncated singular value decomposition of the mean.
     """
     query, key, value, output = _wide(heads)
-    scale = lambda x, by: 0.5 * x / by[..., None, None]  # noqa: E731
+    scale = lambda x, by: _over(0.5 * x, by[..., None, None])  # noqa: E731
     left = scale(query, _norm(query, key)), scale(output, _norm(output, value))
     rank = query.shape[-1]
 
@@ -118,16 +118,17 @@ def theta_spectra(heads: Heads) -> Spectra:
     return Spectra(
         scale * np.linalg.svd(_core(query, key), compute_uv=False),
         scale * np.linalg.eigvals(inner).astype(complex),
-        0.5 * (1 + own / _norm(query, key) ** 2),
+        0.5 * (1 + _over(own, _norm(query, key) ** 2)),
     )
 
 
 def fold_norms(model: Model) -> Heads:
-    r"""Heads that read the normalised stream: scale and centring of the norm before in the weights.
+    r"""Heads in the coordinates of the normalised stream, scale and centring of norms in the weights.
 
     $W \to (I - 1 1^T / d) \, diag(\gamma) W$ for $W_Q$, $W_K$, $W_V$, with the norm that the head
-    reads through; $W_O \to W_O (I - 1 1^T / d)$, as the next norm takes the mean away. Biases take
-    up the norm's.
+    reads through, and $W_O \to W_O (I - 1 1^T / d)$, as the next norm takes the mean away. Where norms
+    come after, the stream itself is $\gamma \hat x + \beta$, and $W_O \to W_O \, diag(1 / \gamma) (I - 1
+    1^T / d)$ writes into $\hat x$. Biases take up the norm's.
     """
     norm = input_norms(model)
     centred = lambda x, axis: x - jnp.mean(x, axis=axis, keepdims=True)  # noqa: E731
@@ -135,15 +136,17 @@ def fold_norms(model: Model) -> Heads:
     scale, shift = norm.scale[:, None, :, None], norm.bias[:, None, None, :]
     fold = lambda w: centred(scale * w, 2)  # noqa: E731
     bias = lambda w, b: b + matmul(shift, w)[:, :, 0, :]  # noqa: E731
+    inverse = jnp.where(norm.scale == 0, 0, 1 / jnp.where(norm.scale == 0, 1, norm.scale))
+    written = jnp.ones_like(norm.scale) if model.norm_first else inverse
     return Heads(
         fold(heads.query),
         fold(heads.key),
         fold(heads.value),
-        centred(heads.output, 3),
+        centred(heads.output * written[:, None, None, :], 3),
         bias(heads.query, heads.query_bias),
         bias(heads.key, heads.key_bias),
         bias(heads.value, heads.value_bias),
-        centred(heads.output_bias, 1),
+        centred(heads.output_bias * written, 1),
     )
 
 
@@ -214,10 +217,15 @@ def _gram(a, b):
     return np.swapaxes(a, -1, -2) @ b
 
 
+def _over(x, size):
+    """x / size, and 0 where that is 0: a head without weights lies along nothing."""
+    return np.where(size > 0, x / np.where(size > 0, size, 1), 0)
+
+
 def _power(gram, exponent):
     """Of symmetric matrices that are nowhere negative; what is 0 stays 0."""
     values, vectors = np.linalg.eigh(gram)
-    some = values > 1e-13 * np.max(values, axis=-1, keepdims=True)
+    some = values > np.maximum(1e-13 * np.max(values, axis=-1, keepdims=True), 0)
     powers = np.where(some, np.where(some, values, 1) ** exponent, 0)
     return (vectors * powers[..., None, :]) @ np.swapaxes(vectors, -1, -2)
 
