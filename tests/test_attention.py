@@ -67,11 +67,14 @@ def check_all(ways, symmetric, masked, tolerance):
         assert relative(each, wanted) < tolerance, way
 
 
-@pytest.mark.parametrize(("symmetric", "masked"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("symmetric", "masked"), [(True, False), pytest.param(False, True, marks=pytest.mark.slow)]
+)
 def test_blocks_of_any_size_equal_the_whole(symmetric, masked):
     check_all([{"block": N}, {"block": 16}, {"block": 7}], symmetric, masked, 1e-13)
 
 
+@pytest.mark.slow
 def test_the_range_of_the_tiles_and_beyond():
     """Where logits leave the range of the tiles, and where they nearly do, in both dtypes."""
     limits = {jnp.float64: 680.0, jnp.float32: 68.0}
@@ -97,6 +100,7 @@ def test_the_field_without_its_column_term(normalise):
     assert relative(-field(0.0, z, None), imr.self_attention(z, phi, normalise=normalise)) < 1e-14
 
 
+@pytest.mark.slow
 def test_negative_and_wide_inverse_temperatures():
     q = 6 * problem()[0]
     for beta in (-1.0, np.float64(0.5)):
@@ -153,6 +157,7 @@ def test_errors():
         attention_products(q, q[:4], mesh=line)
 
 
+@pytest.mark.slow
 def test_random_features_and_what_they_say_of_themselves():
     q = 0.3 * problem()[0]
     exact = attention_products(q, block=N)
@@ -175,7 +180,8 @@ def test_random_features_and_what_they_say_of_themselves():
     assert large.error > 0.3
 
 
-@pytest.mark.parametrize("check", ["rings", pytest.param("flows", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["rings", "flows"])
 def test_on_eight_devices(check):
     """In a process of its own, which has them."""
     code = f"from tests.test_attention import {check}; {check}()"

@@ -62,6 +62,7 @@ def long():
     return processes.sample(MESS3, jax.random.key(3), 5000).tokens
 
 
+@pytest.mark.slow
 def test_t1_five_thousand_tokens(long):
     scan, tree = jax.tree.map(np.asarray, run(bare(MESS3), long[None], long[None]))
     assert abs(scan.beliefs - tree.beliefs).max() < 1e-12

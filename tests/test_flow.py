@@ -311,7 +311,7 @@ def test_gradients_of_reduced_equal_those_of_full(kind):
     "adjoint",
     [
         None,
-        "steady",
+        pytest.param("steady", marks=pytest.mark.slow),
         pytest.param(dfx.BacksolveAdjoint(), marks=pytest.mark.slow),
         pytest.param(dfx.DirectAdjoint(), marks=pytest.mark.slow),
     ],

@@ -161,6 +161,7 @@ def random_heads(l, h, d, r):
     return Heads(*weights, draw(l, h, r, d), *(draw(l, h, r) for _ in range(3)), draw(l, d))
 
 
+@pytest.mark.slow
 def test_random_heads_lie_inside_both_nulls():
     """Of 1,200 heads of random weights at least 99 % have |z| < 3."""
     d = 32
@@ -350,9 +351,8 @@ def plant(sign, seed=0):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("sign", "norm_first"), [pytest.param(-1, True, marks=pytest.mark.slow), (1, False)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sign", "norm_first"), [(-1, True), (1, False)])
 def test_planted_updates_are_recovered_and_filling_up_changes_nothing(sign, norm_first):
     model = model_from_arrays(plant(sign), causal=False, norm_first=norm_first)
     tokens = np.array([3, 1, 16, 0, 7])

@@ -20,19 +20,24 @@ def run(*flags):
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
+def folder(tmp_path_factory):
     """Heads that descend, in BERT's format, and three texts."""
     folder = tmp_path_factory.mktemp("planted")
     tokenizer(write(folder / "model", "bert", arrays(mix=-1.0)))
     (folder / "texts.txt").write_text("a b c d\n\nb a a f g h i j k l m\nc c\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smoke(folder):
+    """One run on them."""
     flags = "--model-dir", folder / "model", "--texts", folder / "texts.txt"
     assert run(*flags, "--out", folder / "run", "--draws", 8) == 0
-    return folder, json.loads((folder / "run" / "summary.json").read_text())
+    return json.loads((folder / "run" / "summary.json").read_text())
 
 
-def test_planted_heads_are_told(planted):
-    folder, summary = planted
-    rows = summary["heads"]
+def test_planted_heads_are_told(folder, smoke):
+    rows = smoke["heads"]
     assert [(row["layer"], row["head"]) for row in rows] == list(np.ndindex(L, H))
     names = ("weight_cosine", "within_cosine", "folded_weight_cosine", "descent_residual",
              "symmetric_share", "row_cosine", "column_cosine", "sum_cosine", "energy_change",
@@ -49,8 +54,8 @@ def test_planted_heads_are_told(planted):
             assert row[f"{name}_ci"] > 0
         assert row["weight_cosine"] == pytest.approx(-1, abs=1e-6)
         assert row["descent_residual"] < 1e-6
-    assert f"{L * H} of {L * H} heads have a negative cosine" in summary["findings"][0]
-    assert len(summary["layers"]) == L
+    assert f"{L * H} of {L * H} heads have a negative cosine" in smoke["findings"][0]
+    assert len(smoke["layers"]) == L
     for name in ("weights", "texts", "energy", "spectra"):
         assert (folder / "run" / "figures" / f"{name}.png").stat().st_size > 10_000
     table = (folder / "run" / "table.md").read_text()
@@ -59,15 +64,14 @@ def test_planted_heads_are_told(planted):
 
 
 @pytest.mark.slow
-def test_long_texts_are_split_and_said(planted, capsys):
-    folder = planted[0]
+def test_long_texts_are_split_and_said(folder, capsys):
     flags = "--model-dir", folder / "model", "--texts", folder / "texts.txt", "--draws", 8
     assert run(*flags, "--longest", 6, "--smoke", "--out", folder / "short") == 0
     # Two texts, the second of 11 words, 4 at a time.
     assert "1 texts were longer than 6 tokens and were split" in capsys.readouterr().err
 
 
-def test_what_is_no_model(planted, tmp_path, capsys):
+def test_what_is_no_model(folder, tmp_path, capsys):
     def refuses(words, *flags):
         assert run(*flags, "--out", tmp_path / "run") == 2
         assert words in capsys.readouterr().err
@@ -75,7 +79,7 @@ def test_what_is_no_model(planted, tmp_path, capsys):
 
     refuses("give --model-dir, a folder with a checkpoint, or --run-dir")
     refuses("is no model folder: config.json is not in it", "--model-dir", tmp_path)
-    refuses("is no run folder", "--run-dir", planted[0] / "model")
+    refuses("is no run folder", "--run-dir", folder / "model")
     refuses("--draws must be at least 8; found 1", "--model-dir", tmp_path, "--draws", 1)
     refuses("--texts is for --model-dir", "--run-dir", tmp_path, "--texts", tmp_path / "t")
     other = write(
@@ -86,10 +90,10 @@ def test_what_is_no_model(planted, tmp_path, capsys):
     )
     config = json.loads((other / "config.json").read_text()) | {"vocab_size": 9}
     (other / "config.json").write_text(json.dumps(config))
-    texts = planted[0] / "texts.txt"
+    texts = folder / "texts.txt"
     refuses("but the model has 9", "--model-dir", tokenizer(other), "--texts", texts)
     (tmp_path / "empty.txt").write_text("\n")
-    model = planted[0] / "model"
+    model = folder / "model"
     refuses("is empty: give a file", "--model-dir", model, "--texts", tmp_path / "empty.txt")
 
 

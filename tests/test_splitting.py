@@ -37,11 +37,13 @@ def three_fields():
 @pytest.mark.parametrize(
     ("stages", "substep", "order", "depths"),
     [
-        (lie_stages(3), euler, 1, (64, 128, 256)),
+        pytest.param(lie_stages(3), euler, 1, (64, 128, 256), marks=pytest.mark.slow),
         (lie_stages(3), rk4, 1, (64, 128, 256)),
         (strang_stages(3), midpoint, 2, (64, 128, 256)),
         (((2, 0.25), (0, 1.0), (1, 1.0), (2, 0.75)), rk4, 1, (64, 128, 256)),
-        (triple_jump(strang_stages(3), 2), rk4, 4, (16, 24, 32)),
+        pytest.param(
+            triple_jump(strang_stages(3), 2), rk4, 4, (16, 24, 32), marks=pytest.mark.slow
+        ),
     ],
     ids=["lie", "lie of exact parts", "strang", "of one's own", "triple jump"],
 )
