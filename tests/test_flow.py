@@ -87,6 +87,7 @@ def test_latent_field_is_the_gradient():
     assert error(field(0.0, p.z, None), imr.gradient_field(loss)(0.0, p.z, None)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_column_normalised_attention_is_a_gradient_and_double_is_not():
     p = linear(6, 4)
     q, _ = projections("symmetric", 4)
@@ -155,6 +156,7 @@ def test_a_row_of_zeros_stays_on_its_sphere():
     np.testing.assert_array_equal(field(0.0, z, None), [[0.0, 0.0], [0.0, 1.0]])
 
 
+@pytest.mark.slow
 def test_joint_field_and_paths():
     p = linear()
 
@@ -227,7 +229,7 @@ def test_simplex_frame_follows_the_closed_form():
 
 # Reduced against full
 
-DEFAULT = (("linear", True, "features"), ("query_key", False, "coordinates"))
+DEFAULT = (("query_key", False, "coordinates"),)
 
 
 @pytest.mark.parametrize(
@@ -564,7 +566,7 @@ def slow_but(*names):
     return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in FLOWS]
 
 
-@pytest.mark.parametrize("name", slow_but("solve", "linear_flow"))
+@pytest.mark.parametrize("name", slow_but("linear_flow"))
 def test_other_values_compile_nothing(name):
     """Nothing at all: neither the solve, nor what is measured after it, nor the checks before."""
     compiled = []

@@ -525,6 +525,7 @@ def test_folded_heads_attend_alike(tmp_path):
         np.testing.assert_allclose(np.asarray(folded.output).mean(-1), 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_transformer_of_ours_is_the_same_model():
     transformer = Transformer(3, 10, layers=2, heads=2, rngs=nnx.Rngs(0))
     tokens = np.array([0, 1, 2, 2, 1])

@@ -116,7 +116,7 @@ def orthogonal():
 
 
 @pytest.mark.parametrize("column_term", [False, True], ids=["row", "row+column"])
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", [pytest.param(1, marks=pytest.mark.slow), -1])
 def test_orthogonal_tokens_follow_the_closed_form(orthogonal, sign, column_term):
     """Geshkovski et al.'s equation for the row term up; twice its rate with the column term."""
     n, betas, ts, solve = orthogonal

@@ -95,6 +95,7 @@ def bayes(process, length):
     return logits
 
 
+@pytest.mark.slow
 def test_exact_kl_of_the_optimum_is_zero_and_of_others_is_known():
     assert abs(exact_kl(bayes(MESS3, 5), MESS3, 5)).max() < 1e-14
     found = exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 3)), MESS3, 5, block=7)
