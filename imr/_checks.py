@@ -12,28 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-
-class ImrError(ValueError):
-    """A mistake in what was handed to imr: names the argument, what was found and what to do."""
-
-
-class DataError(ImrError):
-    """A data set that is missing, damaged, or not what it should be."""
-
-
-class RunError(ImrError):
-    """A run folder or checkpoint that does not belong to the configuration at hand."""
-
-
-class MissingPackageError(ImrError, ImportError):
-    """An optional package is not installed; the message holds the line to type."""
-
-
-def missing_package(package: str, extra: str) -> MissingPackageError:
-    """The error for an optional package that is not there."""
-    return MissingPackageError(
-        f"{package} is needed here and is not installed; install it with: pip install 'imr[{extra}]'"
-    )
+from imr.errors import ImrError
 
 
 def is_concrete(*arrays: Any) -> bool:

@@ -7,17 +7,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from imr._checks import (
-    ImrError,
-    check_axis,
-    check_finite,
-    check_positive,
-    check_rank,
-    is_concrete,
-)
+from imr._checks import check_axis, check_finite, check_positive, check_rank, is_concrete
 from imr._numerics import log_sum_exp, widen
 from imr._typing import Labels, Logits, LogitsFn, Mask, Rows
-from imr.logits import check_group
+from imr.errors import ImrError
+from imr.models.logits import check_group
 from imr.targets import check_targets, target_logits
 
 

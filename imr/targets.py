@@ -8,8 +8,9 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import ImrError, check_floating, check_rank, is_concrete
+from imr._checks import check_floating, check_rank, is_concrete
 from imr._numerics import matmul
+from imr.errors import ImrError
 
 
 class LowRankTargets(NamedTuple):

@@ -13,13 +13,13 @@ import pytest
 from jax.sharding import AxisType
 
 import imr
-from imr._mesh import split_over
 from imr.attention import (
     attention_log_sums,
     attention_products,
     attention_terms,
     random_feature_products,
 )
+from imr.parallel.mesh import split_over
 
 ROOT = Path(__file__).resolve().parents[1]
 N, R = 45, 4

@@ -7,7 +7,7 @@ import pytest
 from test_processes import PROCESSES
 
 from imr import beliefs, processes
-from imr._checks import ImrError
+from imr.errors import ImrError
 from imr.processes import Process
 from imr.processes.process import bare
 

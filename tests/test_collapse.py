@@ -15,7 +15,7 @@ from experiments.collapse import theory
 from experiments.collapse.__main__ import main
 from experiments.collapse.config import Config
 from experiments.collapse.flows import starts
-from imr.console import run_main
+from imr.lab.console import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 

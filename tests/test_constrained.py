@@ -6,7 +6,7 @@ import pytest
 from test_processes import PROCESSES
 
 from imr import constrained, processes
-from imr._checks import ImrError
+from imr.errors import ImrError
 
 MESS3 = processes.mess3(0.15, 0.6)
 HALF = processes.mess3(0.5, 0.6)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import imr
-from imr import cost
 from imr.attention import attention_products
-from imr.reduced import _linear_drift
+from imr.flow.reduced import _linear_drift
+from imr.parallel import cost
 
 N, R, K, F = 512, 16, 10, 784
 

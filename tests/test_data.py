@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from imr import data
-from imr._checks import DataError, ImrError, MissingPackageError
+from imr.errors import DataError, ImrError, MissingPackageError
+from imr.lab import data
 from tests.problems import images_folder
 
 NAMES = [f"{stem}.gz" for stem in data._STEMS]

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.images.__main__ import main
 from experiments.images.config import Config
-from imr.console import run_main
+from imr.lab.console import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
@@ -103,7 +103,7 @@ def test_smoke_writes_every_row_and_figure(smoke):
 
 
 def test_at_iteration_0_the_table_is_plain_regression_with_the_models_theta(smoke):
-    from imr.data import load_images
+    from imr.lab.data import load_images
 
     data = load_images("digits", train_limit=400, test_limit=100)
     _, state = parameters(smoke[0])["attention-2"]

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import imr
-import imr.train
+import imr.lab.train
 from tests.problems import central_difference, error, linear
 
 
@@ -243,12 +243,12 @@ def test_a_flow_block_trains_in_one_compilation():
         traces.append(1)
         return imr.cross_entropy(nnx.merge(graph, params)(data[0]), data[1]).mean()
 
-    states = imr.train.init_states(
+    states = imr.lab.train.init_states(
         lambda key: nnx.state(make(key), nnx.Param),
         optimizer,
         jax.random.split(jax.random.key(0), 2),
     )
-    chunk = imr.train.make_chunk(loss, optimizer, lambda data, key, step: jnp.zeros((20, 1)))
+    chunk = imr.lab.train.make_chunk(loss, optimizer, lambda data, key, step: jnp.zeros((20, 1)))
     states, first = chunk(states, jnp.zeros(2), (p.z, p.labels))
     before = len(traces)
     for _ in range(2):

@@ -17,10 +17,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import imr
-from imr import parallel, train
+from imr import parallel
 from imr.attention import attention_products
-from imr.checkpoint import Checkpoints
-from imr.console import run_main
+from imr.lab import train
+from imr.lab.checkpoint import Checkpoints
+from imr.lab.console import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, CHUNK, ROWS = 60, 5, 32

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imr import processes
-from imr._checks import ImrError
+from imr.errors import ImrError
 from imr.processes import Process
 
 EXAMPLES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imr
-from imr.data import load_digits, load_images
+from imr.lab.data import load_digits, load_images
 from imr.regression import fit_noisy_regression, fit_regression, objective
 from tests.problems import images_folder, linear
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imr import console, run
-from imr._checks import ImrError, MissingPackageError, RunError
+from imr.errors import ImrError, MissingPackageError, RunError
+from imr.lab import console
+from imr.lab import folder as run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -432,8 +433,8 @@ def test_other_errors_keep_their_traceback():
 
 SCRIPT = """
 import dataclasses, pathlib, sys
-from imr.console import run_main
-from imr.run import open_run
+from imr.lab.console import run_main
+from imr.lab.folder import open_run
 
 @dataclasses.dataclass(frozen=True)
 class Config:

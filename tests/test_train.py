@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import imr
-from imr import train
-from imr.checkpoint import Checkpoints
+from imr.lab import train
+from imr.lab.checkpoint import Checkpoints
 from tests.problems import linear
 
 RUNS, STEPS = 3, 5

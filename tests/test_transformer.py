@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 import imr
-from imr import processes, train
+from imr import processes
 from imr.beliefs import all_words, belief_level, next_token_probabilities
+from imr.lab import train
 from imr.nn import Transformer, exact_kl, next_token_loss
 from tests.problems import error
 

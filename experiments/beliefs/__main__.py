@@ -9,8 +9,8 @@ from experiments.beliefs.config import Config, check, plan, shrink
 from experiments.beliefs.measures import measure, truth
 from experiments.beliefs.nets import initial, train_net
 from experiments.beliefs.report import draw_nets, draw_theory, report
-from imr.console import run_main, run_once
-from imr.run import RunFolder, open_run
+from imr.lab.console import run_main, run_once
+from imr.lab.folder import RunFolder, open_run
 
 
 def main(config: Config) -> int:

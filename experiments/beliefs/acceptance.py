@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Net
 from experiments.beliefs.measures import last_token_kl
-from imr.console import markdown_table
+from imr.lab.console import markdown_table
 from imr.metrics import residual_ratio
 
 Measured = dict[tuple[str, str], list[dict[str, Any]]]  # by net and kind: one for each seed

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr.plotting import new_figure
+from imr.lab.plotting import new_figure
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 _NAMES = "ABC"

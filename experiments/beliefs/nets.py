@@ -9,11 +9,12 @@ import optax
 from flax import nnx
 
 from experiments.beliefs.config import LENGTH, Config, Net
-from imr import parallel, train
-from imr.checkpoint import Checkpoints
-from imr.console import Progress
+from imr import parallel
+from imr.lab import train
+from imr.lab.checkpoint import Checkpoints
+from imr.lab.console import Progress
+from imr.lab.folder import RunFolder, config_dict
 from imr.nn import Transformer, next_token_loss
-from imr.run import RunFolder, config_dict
 
 CHUNK = 200  # steps of one dispatch
 BATCH = 128

@@ -7,9 +7,9 @@ import numpy as np
 from experiments.beliefs import acceptance, figures
 from experiments.beliefs.config import DEEP, LACKING, LENGTH, NETS, ONE, TWO, Config, Net
 from experiments.beliefs.measures import SHOWN, Truth, sites, truth
-from imr.console import markdown_table
 from imr.constrained import additive_filter, one_head_attention, two_head_attention
-from imr.run import RunFolder
+from imr.lab.console import markdown_table
+from imr.lab.folder import RunFolder
 
 _CORRELATION = 0.4  # (3a - 1) / 2 at a = 0.6
 

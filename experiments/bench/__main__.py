@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imr.run import RunFolder
+    from imr.lab.folder import RunFolder
 
 PARTS: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -58,8 +58,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Times what imr does against the plain ways to the same results."""
-    from imr.console import run_once
-    from imr.run import open_run
+    from imr.lab.console import run_once
+    from imr.lab.folder import open_run
 
     check(config)
     run = open_run("bench", config, out=config.out, overwrite=config.overwrite)
@@ -72,7 +72,7 @@ HIDDEN = ("seconds", "norms", "arrays", "peak")  # in summary.json alone
 def measure(config: Config, run: "RunFolder") -> None:
     """Times every part and writes the tables."""
     from experiments.bench import attention, beliefs, devices, linear, rates, training
-    from imr.console import markdown_table
+    from imr.lab.console import markdown_table
 
     modules = (linear, attention, training, beliefs, devices, rates)
     parts = dict(zip(PARTS, modules, strict=True))
@@ -143,6 +143,6 @@ def one_core() -> None:
 if __name__ == "__main__":
     if "--all-cores" not in sys.argv:
         one_core()
-    from imr.console import run_main
+    from imr.lab.console import run_main
 
     raise SystemExit(run_main(main, Config))

@@ -21,7 +21,7 @@ FORMATS = {
 
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     """A row for each way and number of tokens, and the slopes over the largest numbers."""
-    from imr.console import Progress
+    from imr.lab.console import Progress
 
     points = [(n, way) for n in config.tokens for way in (BLOCKS, GENERAL, DENSE)]
     points = [(n, way) for n, way in points if way != DENSE or n <= config.most_dense]
@@ -122,7 +122,7 @@ def peak_memory() -> int:
 
 def draw(run: Any, rows: list[dict[str, Any]]) -> None:
     """Time and memory that XLA reserves against the number of tokens, in log-log."""
-    from imr.plotting import new_figure
+    from imr.lab.plotting import new_figure
 
     figure = new_figure(figsize=(9.6, 4.4))
     axes = figure.subplots(1, 2)

@@ -8,8 +8,8 @@ import numpy as np
 import imr
 from experiments.bench.rounds import difference, race
 from imr.beliefs import all_words
-from imr.console import Progress
 from imr.constrained import token_vectors
+from imr.lab.console import Progress
 from imr.processes import mess3
 
 CONSTRAINED = "constrained_beliefs"

@@ -29,7 +29,7 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
         f"attention_products of {n} rows, rank {RANK}, float32, over devices that are threads of this CPU: "
         "their speed means nothing and is not given. `difference`: from one device without a mesh, "
         "largest over the largest entry. `MB sent`: by each device, counted in the compiled program, and by "
-        "imr.cost."
+        "imr.parallel.cost."
     ), json.loads(made.stdout)
 
 
@@ -39,9 +39,8 @@ def rows(n: int) -> list[dict[str, Any]]:
     import jax.numpy as jnp
 
     from experiments.bench.rounds import difference
-    from imr import cost
     from imr.attention import attention_products
-    from imr.parallel import make_mesh
+    from imr.parallel import cost, make_mesh
 
     q = jax.random.normal(jax.random.key(0), (n, RANK)) / RANK**0.25
 

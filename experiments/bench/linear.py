@@ -8,7 +8,7 @@ import numpy as np
 
 import imr
 from experiments.bench.rounds import difference, race
-from imr.console import Progress
+from imr.lab.console import Progress
 
 REDUCED, AUTODIFF, CLOSED = "linear_flow", "solve(gradient_field)", "solve(linear_field)"
 TORCH = "torchdiffeq dopri5"

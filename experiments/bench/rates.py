@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import imr
 from experiments.bench.rounds import race
-from imr import cost
+from imr.parallel import cost
 
 RANK = 16
 FORMATS = {
@@ -23,7 +23,7 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     return (
         "`peak`: a product of two 1024 x 1024 matrices, exponentials of 16,384 numbers in cache, 16 million "
         "numbers gone through in place: all in float32. `here`: measured, beside the model's sum of FLOPs, exponentials and "
-        "bytes at those peaks. `model`: one evaluation at a machine's published peaks (imr.cost), a bound that "
+        "bytes at those peaks. `model`: one evaluation at a machine's published peaks (imr.parallel.cost), a bound that "
         "nothing here has measured."
     ), rows
 

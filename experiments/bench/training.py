@@ -10,7 +10,7 @@ from flax import nnx
 
 import imr
 from experiments.bench.rounds import race
-from imr import train
+from imr.lab import train
 from imr.nn import Classifier
 
 STEPS, BATCH = 50, 128

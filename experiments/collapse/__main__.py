@@ -9,8 +9,8 @@ from experiments.collapse.flows import DECAYS, Course, flows, starts, times
 from experiments.collapse.measures import MEASURED, table
 from experiments.collapse.report import draw, report
 from imr import FlowError
-from imr.console import run_main, run_once, say
-from imr.run import RunFolder, open_run
+from imr.lab.console import run_main, run_once, say
+from imr.lab.folder import RunFolder, open_run
 
 
 def main(config: Config) -> None:

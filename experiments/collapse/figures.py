@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr.plotting import new_figure
+from imr.lab.plotting import new_figure
 
 _TITLES = {
     "nc1": "nc1, scatter within classes",

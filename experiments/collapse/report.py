@@ -9,8 +9,8 @@ from experiments.collapse.config import Config, dimensions
 from experiments.collapse.flows import Course
 from experiments.collapse.measures import TOLERANCE
 from experiments.collapse.theory import one_against_rest, unit_rows
-from imr.console import markdown_table
-from imr.run import RunFolder
+from imr.lab.console import markdown_table
+from imr.lab.folder import RunFolder
 
 _SHOWN_SEEDS = 5
 

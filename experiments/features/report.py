@@ -7,9 +7,9 @@ import numpy as np
 from experiments.features import figures
 from experiments.features.config import Config
 from experiments.features.measures import CLOSE, KINDS, Seed
-from imr.console import markdown_table
-from imr.data import ImageData
-from imr.run import RunFolder
+from imr.lab.console import markdown_table
+from imr.lab.data import ImageData
+from imr.lab.folder import RunFolder
 
 _LEVELS = (0.05, 0.5, 0.95)
 

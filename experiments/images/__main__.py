@@ -12,9 +12,9 @@ from experiments.images.config import Config, check, shrink
 from experiments.images.models import build, strip, test_model, train_model
 from experiments.images.report import draw, flat_rows, frontier_points, frontier_rows, report
 from experiments.images.scoring import std
-from imr.console import run_main, run_once, say
-from imr.data import ImageData, load_images
-from imr.run import RunFolder, open_run
+from imr.lab.console import run_main, run_once, say
+from imr.lab.data import ImageData, load_images
+from imr.lab.folder import RunFolder, open_run
 
 
 def main(config: Config) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from experiments.images.config import Config
 from experiments.images.scoring import noisy_test, score
 from imr import cross_entropy
-from imr.console import Progress, say
-from imr.data import ImageData, add_noise, held_back_split
+from imr.lab.console import Progress, say
+from imr.lab.data import ImageData, add_noise, held_back_split
 from imr.regression import Regression, fit_noisy_regression, fit_regression
 
 

@@ -12,12 +12,13 @@ from flax import nnx
 
 from experiments.images.config import MODELS, Config
 from experiments.images.scoring import noisy_test, score, std
-from imr import cross_entropy, parallel, train
-from imr.checkpoint import Checkpoints
-from imr.console import Progress
-from imr.data import ImageData, add_noise
+from imr import cross_entropy, parallel
+from imr.lab import train
+from imr.lab.checkpoint import Checkpoints
+from imr.lab.console import Progress
+from imr.lab.data import ImageData, add_noise
+from imr.lab.folder import RunFolder, config_dict
 from imr.nn import Classifier, FlowBlock, PatchBlock
-from imr.run import RunFolder, config_dict
 
 
 def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..., Classifier]:

@@ -6,10 +6,10 @@ import numpy as np
 
 from experiments.images.config import MODELS, Config
 from experiments.images.scoring import std
-from imr import plotting
-from imr.console import markdown_table
-from imr.data import ImageData
-from imr.run import RunFolder
+from imr.lab import plotting
+from imr.lab.console import markdown_table
+from imr.lab.data import ImageData
+from imr.lab.folder import RunFolder
 
 
 def flat_rows(config: Config, result: dict[str, Any]) -> list[dict[str, Any]]:

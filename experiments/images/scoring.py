@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imr import cross_entropy
-from imr.data import add_noise
+from imr.lab.data import add_noise
 
 
 def noisy_test(key, index: int, x, level: float):

@@ -4,8 +4,8 @@ from experiments.lens.config import Config, check
 from experiments.lens.measures import measure
 from experiments.lens.report import draw, findings, report
 from experiments.lens.subjects import subjects
-from imr.console import run_main, run_once
-from imr.run import RunFolder, open_run
+from imr.lab.console import run_main, run_once
+from imr.lab.folder import RunFolder, open_run
 
 
 def main(config: Config) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr.plotting import new_figure
+from imr.lab.plotting import new_figure
 
 
 def heat_maps(measures: Mapping[str, tuple[np.ndarray, ...]], *, title: str = "") -> Any:

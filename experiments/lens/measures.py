@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
-from imr.console import Progress
+from imr.lab.console import Progress
 from imr.lens import (
     Model,
     Score,

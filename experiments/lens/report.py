@@ -7,8 +7,8 @@ import numpy as np
 from experiments.lens import figures
 from experiments.lens.config import Config
 from experiments.lens.measures import Measured, Subject
-from imr.console import markdown_table
-from imr.run import RunFolder
+from imr.lab.console import markdown_table
+from imr.lab.folder import RunFolder
 
 Rows = list[dict[str, Any]]
 

@@ -14,9 +14,10 @@ from flax import nnx
 
 from experiments.lens.config import Config
 from experiments.lens.measures import Subject
-from imr import DataError, train
-from imr.checkpoint import read_newest
-from imr.console import say
+from imr import DataError
+from imr.lab import train
+from imr.lab.checkpoint import read_newest
+from imr.lab.console import say
 from imr.lens import (
     model_from_arrays,
     model_from_transformer,

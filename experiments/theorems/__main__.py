@@ -9,8 +9,8 @@ from experiments.theorems.config import Config, check, shrink
 from experiments.theorems.figures import draw
 from experiments.theorems.problems import make_problems
 from experiments.theorems.table import chosen, evaluate, failing, markdown
-from imr.console import Progress, run_main, run_once
-from imr.run import RunFolder, open_run
+from imr.lab.console import Progress, run_main, run_once
+from imr.lab.folder import RunFolder, open_run
 
 
 def main(config: Config) -> int:

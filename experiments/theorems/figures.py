@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from experiments.theorems.splitting import FLOOR
-from imr.plotting import new_figure
-from imr.run import RunFolder
+from imr.lab.folder import RunFolder
+from imr.lab.plotting import new_figure
 
 PANELS = {
     "linear model": {

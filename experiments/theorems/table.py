@@ -12,7 +12,7 @@ from experiments.theorems.claims import Claim
 from experiments.theorems.config import Config
 from experiments.theorems.problems import Problem
 from imr import ImrError
-from imr.console import markdown_table
+from imr.lab.console import markdown_table
 
 COLUMNS = ("id", "statement", "check", "worst", "median", "threshold", "verdict")
 

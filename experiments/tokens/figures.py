@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr.plotting import new_figure
+from imr.lab.plotting import new_figure
 
 TIME = r"time $t = \beta\, t_{\mathrm{imr}}$"
 BETA = r"inverse temperature $\beta$"

@@ -10,8 +10,8 @@ from experiments.tokens.config import Config
 from experiments.tokens.flows import SETTINGS, Flows, Setting
 from experiments.tokens.tables import seed_mean
 from imr import Result
-from imr.console import markdown_table
-from imr.run import RunFolder
+from imr.lab.console import markdown_table
+from imr.lab.folder import RunFolder
 
 SIGNS = {1: "ascent", -1: "descent"}
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_choice
+from imr._checks import check_choice
 from imr._numerics import matmul, softmax
 from imr._typing import Bias, ClassWeights, Features, Logits, Mask, ScalarLike
 from imr.attention.products import attention_products
-from imr.logits import check_projections, linear_logits
+from imr.errors import ImrError
+from imr.models.logits import check_projections, linear_logits
 
 Normalise = Literal["row", "column", "double"]
 Projection = Float[Array, "f r"] | Float[Array, "h f r"]

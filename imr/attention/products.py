@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_axis, check_floating, check_rank
-from imr._mesh import mesh_axis, pad_axis, padding
+from imr._checks import check_axis, check_floating, check_rank
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Mask, ScalarLike
 from imr.attention.ring import ring_products
+from imr.errors import ImrError
+from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
 _DENSE = 2**20  # entries of P up to which it is made at once
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from imr._mesh import mesh_axis, pad_axis, padding
 from imr._numerics import mask_logits, matmul
+from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
 
 def ring_products(scaled, q, k, where, *, mesh, size, columns):

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import ImrError, as_tokens, check_choice, check_finite, is_concrete
+from imr._checks import as_tokens, check_choice, check_finite, is_concrete
 from imr._numerics import matmul
+from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process, least_probability
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import ImrError, check_count, check_positive, is_concrete
+from imr._checks import check_count, check_positive, is_concrete
 from imr._numerics import matmul
+from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process, least_probability
 
 # Enumerations beyond this many words do not end.

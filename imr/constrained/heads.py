@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, as_tokens
+from imr._checks import as_tokens
 from imr._numerics import matmul
 from imr.constrained.vectors import lag_table, pick, token_vectors
+from imr.errors import ImrError
 from imr.processes.process import Process, check_process
 
 _TWO = " For a negative one there is two_head_attention."

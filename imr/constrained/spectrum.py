@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex
 
-from imr._checks import ImrError, is_concrete
+from imr._checks import is_concrete
 from imr.constrained.vectors import token_vectors
+from imr.errors import ImrError
 from imr.processes.process import Process, check_process
 
 

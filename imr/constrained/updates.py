@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, as_tokens, check_choice
+from imr._checks import as_tokens, check_choice
 from imr._numerics import matmul
 from imr.constrained.spectrum import spectrum
 from imr.constrained.vectors import lag_table, pick, token_vectors
+from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process
 
 

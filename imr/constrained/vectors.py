@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, is_concrete
+from imr._checks import is_concrete
 from imr._numerics import matmul
+from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import DataError, missing_package
+from imr.errors import DataError, missing_package
 from imr.lens.model import ACTIVATIONS, Heads, Mlp, Model, Norm
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}

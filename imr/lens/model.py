@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import ImrError, as_tokens, is_concrete
+from imr._checks import as_tokens, is_concrete
 from imr._numerics import matmul, softmax
+from imr.errors import ImrError
 
 
 class Heads(NamedTuple):

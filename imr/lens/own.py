@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import DataError, check_choice
+from imr._checks import check_choice
+from imr.errors import DataError
 from imr.lens.model import ACTIVATIONS, Heads, Mlp, Model, Norm
 from imr.nn import Transformer
 

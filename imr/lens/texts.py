@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imr._checks import DataError, ImrError, check_count, missing_package
+from imr._checks import check_count
+from imr.errors import DataError, ImrError, missing_package
 
 
 class Pieces(NamedTuple):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex128, Float64, Key
 
-from imr._checks import ImrError, check_key
+from imr._checks import check_key
 from imr._numerics import matmul
+from imr.errors import ImrError
 from imr.lens.model import Heads, Model, input_norms
 
 

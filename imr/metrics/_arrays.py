@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
-from imr._checks import ImrError, check_at_least, check_floating, check_rank
+from imr._checks import check_at_least, check_floating, check_rank
 from imr._numerics import widen
+from imr.errors import ImrError
 
 
 def matrix(name, array, shape, rows=1):

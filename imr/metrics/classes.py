@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_at_least, check_axis, check_count, check_rank, is_concrete
+from imr._checks import check_at_least, check_axis, check_count, check_rank, is_concrete
 from imr._numerics import matmul
 from imr._typing import Bias, ClassWeights, Features, Labels, Logits, Rows, Scalar
-from imr.logits import linear_logits
+from imr.errors import ImrError
 from imr.metrics._arrays import centred, matrix, over_norm
+from imr.models.logits import linear_logits
 
 
 def accuracy(logits: Logits, labels: Labels) -> Scalar:

@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from imr._checks import ImrError, check_axis, check_floating
+from imr._checks import check_axis, check_floating
 from imr._numerics import matmul
 from imr._typing import AnyArray, Array
+from imr.errors import ImrError
 from imr.metrics._arrays import matrix, pseudo_inverse
 
 

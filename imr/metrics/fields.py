@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray
 
-from imr._checks import ImrError, check_count, check_floating
+from imr._checks import check_count, check_floating
 from imr._numerics import widen
 from imr._typing import Field, Scalar, ScalarLike
+from imr.errors import ImrError
 
 
 def antisymmetric_share(

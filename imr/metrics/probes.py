@@ -7,16 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import (
-    ImrError,
-    check_at_least,
-    check_axis,
-    check_count,
-    check_rank,
-    is_concrete,
-)
+from imr._checks import check_at_least, check_axis, check_count, check_rank, is_concrete
 from imr._numerics import matmul, widen
 from imr._typing import AnyArray
+from imr.errors import ImrError
 from imr.metrics._arrays import matrix, pseudo_inverse
 
 

@@ -12,7 +12,7 @@ from imr._checks import check_at_least, check_positive
 from imr._numerics import matmul
 from imr._typing import Array, Features, Field
 from imr.attention import cross_attention
-from imr.splitting import lie_step
+from imr.flow.splitting import lie_step
 
 
 class MLP(nnx.Module):

@@ -7,10 +7,11 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_at_least
+from imr._checks import check_at_least
 from imr._numerics import log_sum_exp
 from imr._typing import Features
-from imr.logits import linear_logits
+from imr.errors import ImrError
+from imr.models.logits import linear_logits
 from imr.nn.block import Block
 
 

@@ -9,13 +9,14 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from imr._checks import ImrError, check_count, check_positive
+from imr._checks import check_count, check_positive
 from imr._typing import Features, ScalarLike
 from imr.attention import cross_attention
-from imr.dynamics import linear_path
-from imr.flow import Flow, solve
+from imr.errors import ImrError
+from imr.flow.fields import linear_path
+from imr.flow.solve import Flow, solve
+from imr.flow.splitting import midpoint
 from imr.nn.block import MLP
-from imr.splitting import midpoint
 
 
 class FlowBlock(nnx.Module):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_count, check_key
+from imr._checks import check_count, check_key
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
+from imr.errors import ImrError
 from imr.processes import Process, sample
 from imr.processes.process import check_process
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_axis, check_count, check_positive, check_rank
+from imr._checks import check_axis, check_count, check_positive, check_rank
 from imr._typing import Features
 from imr.attention import reverse_attention, self_attention
+from imr.errors import ImrError
 from imr.nn.block import MLP, LieBlock
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, as_tokens, check_count
+from imr._checks import as_tokens, check_count
+from imr.errors import ImrError
 
 # The initialisation of GPT-2.
 _SMALL = nnx.initializers.normal(0.02)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from imr._checks import ImrError, is_concrete
+from imr._checks import is_concrete
+from imr.errors import ImrError
 from imr.processes.process import Process
 
 

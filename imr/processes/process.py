@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from imr._checks import ImrError, check_count, check_finite, check_key, is_concrete
+from imr._checks import check_count, check_finite, check_key, is_concrete
+from imr.errors import ImrError
 
 
 @jax.tree_util.register_pytree_with_keys_class

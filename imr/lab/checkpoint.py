@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from imr._checks import RunError
 from imr._typing import PyTree
+from imr.errors import RunError
 from imr.parallel import Preempted, preempted, stop_on_sigterm
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from imr._checks import ImrError, missing_package
+from imr.errors import ImrError, missing_package
+from imr.lab.folder import RunFolder, json_ready
 from imr.parallel import (
     Preempted,
     agreed,
     initialize_from_environment,
     is_first,
 )
-from imr.run import RunFolder, json_ready
 
 _PLAIN_SECONDS = 15.0
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr._checks import ImrError, missing_package
+from imr.errors import ImrError, missing_package
 
 _MARKERS = "osD^vPX*hp"
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imr._checks import ImrError, RunError
+from imr.errors import ImrError, RunError
 from imr.parallel import agreed, is_first
 
 _CONTROL = ("out", "overwrite")  # where a run goes, not what it computes
@@ -94,7 +94,7 @@ def config_hash(config: Any) -> str:
 
 def _commit() -> str | None:
     """The git commit of the source tree, marked where the code differs from it."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, text=True, capture_output=True, check=True)

@@ -7,9 +7,10 @@ the features is `jax.grad` away (`imr.feature_loss`, `imr.gradient_field`).
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_axis, check_floating, check_rank
+from imr._checks import check_axis, check_floating, check_rank
 from imr._numerics import matmul
 from imr._typing import Bias, ClassWeights, Features
+from imr.errors import ImrError
 
 
 def linear_logits(

@@ -12,10 +12,11 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import ImrError, check_finite, check_floating, check_positive, is_concrete
-from imr._control import Guarded, GuardedConstant, all_finite
+from imr._checks import check_finite, check_floating, check_positive, is_concrete
 from imr._typing import Field, Loss, PyTree, ScalarLike
-from imr.splitting import Splitting, check_fields, midpoint, strang_stages
+from imr.errors import FlowError, ImrError
+from imr.flow.control import Guarded, GuardedConstant, all_finite
+from imr.flow.splitting import Splitting, check_fields, midpoint, strang_stages
 
 
 class Result(enum.IntEnum):
@@ -31,10 +32,6 @@ class Result(enum.IntEnum):
     infinity in finite time, or precision that is used up."""
     BAD_TIMES = 4
     """Under a trace, where nothing can be raised: t1 not after t0, or unsorted times."""
-
-
-class FlowError(ImrError):
-    """A flow that did not reach its end, raised where `throw=True` asks for it."""
 
 
 class Flow(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError, check_axis, check_finite, check_positive, check_rank
+from imr._checks import check_axis, check_finite, check_positive, check_rank
 from imr._numerics import matmul, softmax
 from imr._typing import (
     Bias,
@@ -26,8 +26,9 @@ from imr._typing import (
     Static,
 )
 from imr.attention import Normalise, Projection, attention_terms, cross_attention
-from imr.logits import linear_logits
+from imr.errors import ImrError
 from imr.losses import feature_loss
+from imr.models.logits import linear_logits
 from imr.targets import target_product, transposed_target_product
 
 

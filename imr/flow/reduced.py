@@ -19,7 +19,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from imr._checks import (
-    ImrError,
     check_axis,
     check_choice,
     check_finite,
@@ -27,12 +26,13 @@ from imr._checks import (
     check_rank,
     is_concrete,
 )
-from imr._mesh import mesh_axis, pad_axis, padding, split_over
 from imr._numerics import log_sum_exp, mask_logits, matmul, widen
 from imr._typing import Bias, ClassWeights, Features, Mask, ScalarLike, Static
 from imr.attention import Projection, attention_log_sums, attention_products
-from imr.flow import Flow, Result, integrate, raised
-from imr.logits import check_projections, linear_logits
+from imr.errors import ImrError
+from imr.flow.solve import Flow, Result, integrate, raised
+from imr.models.logits import check_projections, linear_logits
+from imr.parallel.mesh import mesh_axis, pad_axis, padding, split_over
 from imr.targets import (
     LowRankTargets,
     check_targets,

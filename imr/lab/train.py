@@ -9,10 +9,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
-from imr._checks import ImrError, check_at_least
-from imr._mesh import split_over
+from imr._checks import check_at_least
 from imr._typing import PyTree
+from imr.errors import ImrError
 from imr.parallel import replicate
+from imr.parallel.mesh import split_over
 
 
 class TrainState(NamedTuple):

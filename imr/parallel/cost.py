@@ -7,7 +7,8 @@ once for each time that it is gone through.
 
 from typing import NamedTuple
 
-from imr._checks import ImrError, check_choice, check_count
+from imr._checks import check_choice, check_count
+from imr.errors import ImrError
 
 
 class Cost(NamedTuple):

@@ -10,16 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import (
-    DataError,
-    ImrError,
-    check_at_least,
-    check_choice,
-    check_floating,
-    check_rank,
-    missing_package,
-)
+from imr._checks import check_at_least, check_choice, check_floating, check_rank
 from imr._typing import Array, PRNGKeyArray
+from imr.errors import DataError, ImrError, missing_package
 
 DATASETS = ("digits", "fashion_mnist", "mnist")
 

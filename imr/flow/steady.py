@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from imr._checks import ImrError, check_finite, check_positive
+from imr._checks import check_finite, check_positive
 from imr._typing import Field, Loss, PyTree, ScalarLike
-from imr.flow import Flow, Path, integrate, measured, raised
+from imr.errors import ImrError
+from imr.flow.solve import Flow, Path, integrate, measured, raised
 
 
 def solve_to_steady_state(

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import ImrError
 from imr._typing import Field, PyTree, Scalar, ScalarLike
-from imr.flow import as_partials, solve
-from imr.splitting import check_fields, lie_step
+from imr.errors import ImrError
+from imr.flow.solve import as_partials, solve
+from imr.flow.splitting import check_fields, lie_step
 
 
 class DepthIsTime(NamedTuple):

@@ -1,0 +1,1 @@
+"""Multinomial models: features in, logits out."""
