@@ -1,41 +1,34 @@
 """Array aliases, by jaxtyping. They are checked in the tests and cost users nothing at run time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
 AnyArray = Array | np.ndarray
 Scalar = Float[Array, ""]
 ScalarLike = Float[Array, ""] | float | int
 Features = Float[Array, "n f"]
 ClassWeights = Float[Array, "k f"]
+WeightsLike = Float[AnyArray, "k f"]
 Bias = Float[Array, "k"]
+BiasLike = Float[AnyArray, "k"]
 Logits = Float[Array, "n m"]
 Rows = Float[Array, "n"]
-Labels = Int[Array, "n"]
+Labels = Integer[Array, "n"]
+LabelsLike = Integer[AnyArray, "n"]
 Mask = Bool[Array, "n m"]
 
-LogitsFn = Callable[[Any, Any], Array]
 Loss = Callable[[Any], Array]
 Field = Callable[[Any, Any, Any], Any]
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Static:
-    """A choice that a Partial carries as structure, not as a leaf."""
-
-    value: Any
 
 
 __all__ = [
     "AnyArray",
     "Array",
     "Bias",
+    "BiasLike",
     "Bool",
     "ClassWeights",
     "Features",
@@ -43,8 +36,8 @@ __all__ = [
     "Float",
     "Int",
     "Labels",
+    "LabelsLike",
     "Logits",
-    "LogitsFn",
     "Loss",
     "Mask",
     "PRNGKeyArray",
@@ -53,5 +46,5 @@ __all__ = [
     "Scalar",
     "ScalarLike",
     "Shaped",
-    "Static",
+    "WeightsLike",
 ]
