@@ -128,15 +128,7 @@ def self_attention(
     Reference: arXiv 2509.04653, Theorem 2 and its Corollary.
     """
     return attention_terms(
-        z,
-        q,
-        k,
-        beta=beta,
-        where=where,
-        normalise=normalise,
-        block=block,
-        mesh=mesh,
-        columns=False,
+        z, q, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh, columns=False
     )[0]
 
 
@@ -155,19 +147,16 @@ def reverse_attention(
 
     $$SA_{rev} = softmax(\beta Z Q K^T Z^T)^T \, Z Q K^T$$
 
+    It is what a token is to those that attend to it.
+
     Args:
-      z: features, shape (n, f).
-      q: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
-      k: K, of the same shape; None is symmetric, K = Q.
-      beta: inverse temperature, multiplies the logits.
-      where: boolean, shape (n, n); True says that the query (row) may see the key (column).
-      normalise: as in `attention_weights`.
+      z, q, k, beta, where, normalise, block, mesh: as in `self_attention`.
 
     Returns:
       Shape (n, f).
 
     Raises:
-      ImrError: if shapes do not fit, or the rank is larger than f.
+      ImrError: as `self_attention`.
 
     >>> import jax.numpy as jnp
     >>> reverse_attention(jnp.eye(2), jnp.zeros((2, 1))).shape
@@ -175,10 +164,9 @@ def reverse_attention(
 
     Reference: arXiv 2509.04653, Theorem 2.
     """
-    terms = attention_terms(
+    return attention_terms(
         z, q, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh
-    )
-    return terms[1]
+    )[1]
 
 
 def attention_terms(
