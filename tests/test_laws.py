@@ -5,6 +5,7 @@ a row: seeds and beta are values.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -13,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from jax import export
 from jax.experimental.sparse import BCOO
+from jax.flatten_util import ravel_pytree
 
 import imr
-from tests.problems import TIGHT, TIMES, central_difference, error, linear, projections
+from tests.problems import TIGHT, TIMES, central_difference, error, linear
 
 # Targets: (random, n, m, where) -> what imr takes, and the dense matrix that it stands for
 
@@ -136,7 +140,11 @@ class Case(NamedTuple):
         where = np.ones((n, m), bool)
         if self.masked:
             # Causal for tokens; for classes one is hidden from every second row.
-            where = np.tril(where) if model.square else (np.add.outer(np.arange(n), np.arange(m)) % 4 > 0)
+            where = (
+                np.tril(where)
+                if model.square
+                else (np.add.outer(np.arange(n), np.arange(m)) % 4 > 0)
+            )
         targets, dense = self.targets(random, n, m, where)
         anchor = (0.4, z[::-1] + 1) if self.anchored else None
         mask = jnp.asarray(where) if self.masked else None
@@ -186,7 +194,9 @@ def rows(*by_default, of=CASES):
 
 
 # A smaller seed is no simpler: failures are not shrunk.
-drawn = settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+drawn = settings(
+    max_examples=4, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)
 seeds, betas = st.integers(0, 10**6), st.floats(0.2, 3.0)
 
 
@@ -279,3 +289,324 @@ MODELS = {
     "query and key": Case(query_key, same_class, sizes=(7, 5, 3)),
     "heads": Case(heads, same_class, sizes=(7, 8, 3)),
 }
+REDUCED = {
+    f"{name}, {spring}{norm}": (name, spring == "anchor, ", norm)
+    for name in MODELS
+    for spring in ("", "anchor, ")
+    for norm in ("coordinates", "features")
+}
+
+
+def block_of(loss):
+    """Rows of a square model's softmax at a time, so that strips take part in the laws."""
+    return 3 if loss.model.square else None
+
+
+@jax.jit
+def solved(loss, z):
+    return imr.solve(imr.gradient_field(loss), z, loss=loss, t1=2.0, ts=TIMES, **TIGHT)
+
+
+@jax.jit(static_argnames="norm")
+def solved_reduced(loss, z, norm):
+    block = block_of(loss)
+    return imr.solve_reduced(loss, z, t1=2.0, ts=TIMES, norm=norm, block=block, **TIGHT)
+
+
+@pytest.mark.parametrize("name", rows("query and key, coordinates", of=REDUCED))
+@settings(drawn, max_examples=2)
+@given(seeds, st.floats(0.5, 1.0))
+def test_the_reduced_flow_is_the_full_one(name, seed, beta):
+    model, anchored, norm = REDUCED[name]
+    loss, z, *_ = MODELS[model]._replace(anchored=anchored).build(seed, beta)
+    full, reduced = solved(loss, z), solved_reduced(loss, z, norm)
+    assert full.converged
+    assert reduced.converged
+    for field in ("z", "zs", "loss", "grad_norm"):
+        assert error(getattr(reduced, field), getattr(full, field)) <= 1e-9, field
+    assert (np.diff(full.loss) < 0).all()
+    assert (np.diff(reduced.loss) < 0).all()
+
+
+# Gradients of flows: to every leaf of the loss and to the start
+
+
+def pulled_back(flow):
+    """The gradient of a weighted sum of the end's squares to all floating leaves of loss and z."""
+
+    @jax.jit
+    def gradient(loss, z, weights):
+        def end(parameters):
+            return jnp.sum(weights * flow(*parameters) ** 2)
+
+        return eqx.filter_grad(end)((loss, z))
+
+    return gradient
+
+
+@pulled_back
+def full_gradient(loss, z):
+    return imr.solve(imr.closed_field(loss), z, t1=1.0, **TIGHT).z
+
+
+@pulled_back
+def reduced_gradient(loss, z):
+    return imr.solve_reduced(loss, z, t1=1.0, block=block_of(loss), **TIGHT).z
+
+
+@pulled_back
+def reduced_gradient_in_features(loss, z):
+    return imr.solve_reduced(loss, z, t1=1.0, norm="features", **TIGHT).z
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradients_of_the_reduced_flow_are_those_of_the_full_one(name):
+    """To theta, bias, beta, targets and z0 where they are there."""
+    loss, z, *_ = MODELS[name].build(5)
+    weights = jnp.asarray(np.random.default_rng(5).normal(size=z.shape))
+    full, reduced = full_gradient(loss, z, weights), reduced_gradient(loss, z, weights)
+    pairs = list(zip(jax.tree.leaves(reduced), jax.tree.leaves(full), strict=True))
+    assert len(pairs) >= 3
+    for a, b in pairs:
+        assert error(a, b) <= 1e-9
+
+
+@pytest.mark.laws
+def test_the_gradients_of_the_anchored_flow_in_the_norm_of_features():
+    loss, z, *_ = MODELS["linear"]._replace(anchored=True).build(5)
+    weights = jnp.asarray(np.random.default_rng(5).normal(size=z.shape))
+    full, reduced = full_gradient(loss, z, weights), reduced_gradient_in_features(loss, z, weights)
+    for a, b in zip(jax.tree.leaves(reduced), jax.tree.leaves(full), strict=True):
+        assert error(a, b) <= 1e-9
+
+
+@pytest.mark.laws
+def test_gradients_of_the_reduced_flow_to_start_and_targets():
+    loss, z, *_ = Case(plain, soft, sizes=(5, 4, 3)).build(0, 1.0)
+
+    def objective(parameters):
+        targets, z = parameters
+        replaced = imr.feature_loss(loss.model, targets)
+        return jnp.sum(imr.solve_reduced(replaced, z, t1=1.0, **TIGHT).z ** 2)
+
+    at = (loss.targets, z)
+    for found, wanted in zip(
+        jax.jit(jax.grad(objective))(at), differences(objective, at), strict=True
+    ):
+        assert error(found, wanted) <= 1e-6
+
+
+def differences(function, at):
+    """Central differences of a function of a pytree, in one program."""
+    flat, unravel = ravel_pytree(at)
+    return unravel(jax.jit(lambda x: central_difference(lambda x: function(unravel(x)), x))(flat))
+
+
+# Adjoints
+
+ADJOINTS = {
+    "checkpoints": None,
+    "direct": dfx.DirectAdjoint(),
+    "backsolve": dfx.BacksolveAdjoint(),
+    "steady": "steady",
+}
+
+
+class Relaxed(nnx.Module):
+    """Holds theta as a parameter and builds the model where it is called."""
+
+    def __init__(self, theta):
+        self.theta = nnx.Param(theta)
+
+    def __call__(self, p, adjoint):
+        return end_of_flow(self.theta[...], p, adjoint)
+
+
+def end_of_flow(theta, p, adjoint):
+    """The end of an anchored flow, whose theta is a leaf of the field."""
+    loss = imr.feature_loss(imr.Linear(theta), p.labels, anchor=(0.5, p.z))
+    field = imr.closed_field(loss)
+    if adjoint == "steady":
+        return imr.solve_to_steady_state(field, p.z, rtol=1e-12, atol=1e-12).z
+    return imr.solve(field, p.z, t1=1.0, adjoint=adjoint, **TIGHT).z
+
+
+@pytest.fixture(scope="module")
+def end_differences():
+    """By central differences, at t = 1 or at the steady state: what all adjoints must find."""
+    p = linear(5, 4)
+
+    @cache
+    def of(adjoint):
+        return differences(lambda theta: jnp.sum(end_of_flow(theta, p, adjoint) ** 3), p.theta)
+
+    return of
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("through", ["leaf", "nnx"])
+@pytest.mark.parametrize("name", ADJOINTS)
+def test_every_adjoint_delivers_the_gradient_of_theta(name, through, end_differences):
+    p, adjoint = linear(5, 4), ADJOINTS[name]
+
+    def by_leaf(theta):
+        return jnp.sum(end_of_flow(theta, p, adjoint) ** 3)
+
+    def by_module(module):
+        return jnp.sum(module(p, adjoint) ** 3)
+
+    if through == "leaf":
+        gradient = jax.jit(jax.grad(by_leaf))(p.theta)
+    else:
+        gradient = nnx.jit(nnx.grad(by_module))(Relaxed(p.theta)).theta[...]
+    assert error(gradient, end_differences("steady" if name == "steady" else None)) <= 1e-6
+
+
+# Lowering and compilation
+
+SIZES = (7, 5, 3)
+
+
+def attend(t, z, theta):
+    return -imr.cross_attention(z, theta)
+
+
+def decay(t, z, theta):
+    return -z
+
+
+def autodiff_flow(p):
+    loss = imr.feature_loss(imr.Linear(p.theta, None, p.beta), p.labels)
+    return imr.solve(imr.gradient_field(loss), p.z, t1=1.0, ts=TIMES / 2)
+
+
+def split_flow(p):
+    return imr.solve((attend, decay), p.z, t1=1.0, dt0=0.25, args=p.theta)
+
+
+def reduced_flow(p):
+    loss = imr.feature_loss(imr.Linear(p.theta, None, p.beta), p.labels)
+    return imr.solve_reduced(loss, p.z, t1=1.0, ts=TIMES / 2)
+
+
+def latent_flow(p):
+    model = imr.Latent(p.theta, np.array([0, 0, 1]), None, p.beta)
+    return imr.solve_reduced(imr.feature_loss(model, p.labels % 2), p.z, t1=1.0)
+
+
+def anchored_flow(p):
+    model = imr.Polynomial(p.theta, 2, None, p.beta)
+    loss = imr.feature_loss(model, p.labels, anchor=(0.1, p.z))
+    return imr.solve_reduced(loss, p.z, t1=1.0, norm="features")
+
+
+def quadratic_flow(p):
+    loss = imr.feature_loss(
+        imr.Quadratic(p.theta.T, None, p.beta), imr.same_class_targets(p.labels, 3)
+    )
+    return imr.solve_reduced(loss, p.z, t1=1.0, block=3)
+
+
+def steady_state(p):
+    model = imr.Linear(p.theta, None, p.beta)
+    loss = imr.feature_loss(model, p.labels, anchor=(0.5, jnp.ones_like(p.z)))
+    return imr.solve_to_steady_state(imr.closed_field(loss), p.z)
+
+
+FLOWS = {
+    "solve": autodiff_flow,
+    "solve of a split field": split_flow,
+    "reduced, linear": reduced_flow,
+    "reduced, latent": latent_flow,
+    "reduced, polynomial with anchor": anchored_flow,
+    "reduced, quadratic": quadratic_flow,
+    "steady": steady_state,
+}
+
+
+class Values(NamedTuple):
+    """What differs from call to call."""
+
+    z: Any
+    theta: Any
+    labels: Any
+    beta: Any
+
+    @classmethod
+    def drawn(cls, seed):
+        p = linear(*SIZES, seed=seed)
+        return cls(p.z, 0.5 * p.theta, p.labels, 0.5 + 0.1 * seed)
+
+
+@pytest.mark.parametrize("name", rows("reduced, linear", of=FLOWS))
+def test_other_values_compile_nothing(name):
+    """Nothing at all: neither the solve, nor what is measured after it, nor the checks before."""
+    compiled, counts = [], []
+
+    def count(event, *rest, **more):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for seed in range(3):
+            values = Values.drawn(seed)
+            before = len(compiled)
+            jax.block_until_ready(FLOWS[name](values))
+            counts.append(len(compiled) - before)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert counts[0] > 0
+    assert counts[2] == 0
+
+
+def lowered(function, *args):
+    exported = export.export(jax.jit(function), platforms=["tpu", "cuda", "cpu"])(*args)
+    return exported.platforms
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", FLOWS)
+def test_every_flow_and_its_gradient_lower_for_tpu_cuda_and_cpu(name):
+    def value_and_gradient(z, theta, labels, beta):
+        def end(theta):
+            return FLOWS[name](Values(z, theta, labels, beta)).z
+
+        return end(theta), jax.grad(lambda theta: jnp.sum(end(theta) ** 2))(theta)
+
+    values = Values.drawn(0)._replace(beta=jnp.asarray(0.5))
+    assert lowered(value_and_gradient, *values) == ("tpu", "cuda", "cpu")
+
+
+@pytest.mark.parametrize("name", rows("query and key", of=CASES))
+def test_every_loss_and_its_fields_lower_for_tpu_cuda_and_cpu(name):
+    loss, z, *_ = CASES[name].build(0)
+    leaves, tree = jax.tree.flatten(loss)
+
+    def values(leaves, z):
+        loss = jax.tree.unflatten(tree, leaves)
+        return loss(z), imr.closed_field(loss)(0.0, z), imr.gradient_field(loss)(0.0, z)
+
+    assert lowered(values, leaves, z) == ("tpu", "cuda", "cpu")
+
+
+# Many models at once
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", MODELS)
+def test_vmap_over_models_is_one_by_one(name):
+    """Models, targets, starts and betas stacked leaf by leaf; steps are those of each alone."""
+    built = [MODELS[name].build(seed, 0.6 + 0.1 * seed)[:2] for seed in range(3)]
+    losses, starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *built)
+
+    def solve(loss, z):
+        options = {**TIGHT, "solver": dfx.Dopri8()} if name == "linear" else TIGHT
+        return imr.solve_reduced(loss, z, t1=1.0, **options)
+
+    flows = jax.jit(jax.vmap(solve))(losses, starts)
+    assert flows.converged.all()
+    alone = jax.jit(lambda loss, z: imr.solve_reduced(loss, z, t1=1.0, **TIGHT))
+    for i, (loss, z) in enumerate(built):
+        assert error(flows.z[i], alone(loss, z).z) <= 1e-9
