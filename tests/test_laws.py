@@ -298,8 +298,8 @@ REDUCED = {
 
 
 def block_of(loss):
-    """Rows of a square model's softmax at a time, so that strips take part in the laws."""
-    return 3 if loss.model.square else None
+    """Rows of a square model's softmax at a time, so that tiles and strips take part in the laws."""
+    return 3 if loss.model.square and loss.model.q.ndim == 2 else None
 
 
 @jax.jit

@@ -296,7 +296,8 @@ def test_patches_are_the_patches_of_the_image():
     np.testing.assert_array_equal(block.pixels(tokens)[0], image.ravel())
 
 
-@pytest.mark.parametrize("column_term", [pytest.param(True, marks=pytest.mark.laws), False])
+@pytest.mark.laws
+@pytest.mark.parametrize("column_term", [True, False])
 def test_a_patch_block_is_a_lie_step_of_the_quadratic_model(column_term):
     """Each image by itself: the gradient of its log-sum-exp, or ordinary attention."""
     z = linear(3, 24).z
