@@ -187,7 +187,10 @@ def fit_run(run, problem, num_steps=6, name="nets", metrics=train.mean_loss):
 
 
 def test_stopped_and_resumed_is_bit_identical(problem, whole, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "mesh_of_all", lambda: None)  # a program for one device
+    # The programs that are there already, for one device.
+    monkeypatch.setattr(train, "mesh_of_all", lambda: None)
+    monkeypatch.setattr(train, "make_chunk", lambda *args, mesh: problem.chunk)
+    monkeypatch.setattr(train, "init_states", lambda *args, mesh: problem.fresh())
     run, chunks = open_run("probe", RunFlags(), out=tmp_path), []
 
     def stopping(losses):
