@@ -293,7 +293,7 @@ def test_what_is_no_process_or_no_beliefs():
     for call in (beliefs.belief_level, beliefs.mixed_states, beliefs.entropy_rate):
         with pytest.raises(ImrError, match=r"process must be an imr\.Process; found a list"):
             call([[1.0]], 2)
-    with pytest.raises(ImrError, match=r"hand in its \.beliefs"):
+    with pytest.raises(ImrError, match=r"pass its \.beliefs"):
         beliefs.next_token_probabilities(MESS3, beliefs.bayes_filter(MESS3, np.array([0])))
     with pytest.raises(ImrError, match="tolerance must be positive"):
         beliefs.mixed_states(MESS3, 2, merge=True, tolerance=-1.0)

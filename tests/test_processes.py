@@ -244,7 +244,7 @@ def test_bad_input(make, message, unchecked):
 @pytest.mark.usefixtures("unchecked")
 def test_a_process_does_not_change():
     process = processes.coin(0.5)
-    with pytest.raises(ImrError, match="does not change; found an assignment to initial"):
+    with pytest.raises(ImrError, match="is immutable; found an assignment to initial"):
         process.initial = np.ones(1)
     with pytest.raises(ImrError, match="tokens must be a sequence of 2 names"):
         Process(np.full((2, 1, 1), 0.5), tokens=3)  # pyright: ignore[reportArgumentType]
