@@ -214,7 +214,7 @@ def test_the_spectrum_of_a_known_process_inside_jit():
 def test_eigenvalues_of_a_spectrum_are_taken():
     value = constrained.spectrum(MESS3).eigenvalues[1]
     assert constrained.one_head_attention(value, 4).attention.shape == (1, 4, 4)
-    with pytest.raises(ImrError, match="there is two_head_attention"):
+    with pytest.raises(ImrError, match="use two_head_attention"):
         constrained.one_head_attention(-0.2, 4)
     with pytest.raises(ImrError, match="eigenvalue must be real"):
         constrained.one_head_attention(0.2 + 0.1j, 4)  # pyright: ignore[reportArgumentType]

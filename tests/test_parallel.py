@@ -238,7 +238,7 @@ def test_errors(monkeypatch):
     with pytest.raises(imr.ImrError, match="process_id must lie in 0 to 1"):
         parallel.initialize("127.0.0.1:1", 2, 2)
     # Devices have been asked for already.
-    with pytest.raises(imr.ImrError, match=r"could not be joined through 127\.0\.0\.1:1"):
+    with pytest.raises(imr.ImrError, match=r"could not be connected through 127\.0\.0\.1:1"):
         parallel.initialize("127.0.0.1:1", 1, 0)
     monkeypatch.setenv("IMR_COORDINATOR", "127.0.0.1:1")
     with pytest.raises(imr.ImrError, match="must be an address and two integers"):

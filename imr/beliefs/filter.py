@@ -48,9 +48,6 @@ def bayes_filter(
         tree, in O(log l) steps and s times the work. Each row of a product has its own log scale.
       initial: start distribution, shape (s,); None is `process.initial`.
 
-    Returns:
-      A `Filtered`.
-
     Raises:
       ImrError: if tokens are no integers or out of range, method is unknown, or initial does not fit.
 

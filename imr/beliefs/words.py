@@ -54,9 +54,6 @@ def belief_level(process: Process, depth: int) -> Level:
       process: the process.
       depth: d, at least 0; there are at most 2^24 words.
 
-    Returns:
-      A `Level`.
-
     >>> from imr.processes import golden_mean
     >>> belief_level(golden_mean(0.5), 2).probabilities.round(4).tolist()
     [0.3333, 0.3333, 0.3333, 0.0]
@@ -89,9 +86,6 @@ def mixed_states(
       merge: whether words of equal belief are replaced by the first of them, with the sum of their
         probabilities. If the mixed states are finite in number, any depth is then cheap.
       tolerance: within which beliefs are equal; None is 1e-10, or 1e-5 for a process in float32.
-
-    Returns:
-      A `MixedStates` of depth + 1 levels.
 
     Raises:
       ImrError: if the process is traced, or there are more than 2^24 words.

@@ -157,9 +157,6 @@ def with_begin_token(process: Process, name: str = "BOS") -> Process:
       process: hidden Markov, of k tokens and s states.
       name: of the token.
 
-    Returns:
-      A `Process` of one more token and one more state.
-
     >>> from imr.processes import coin
     >>> with_begin_token(coin(0.5)).tokens
     ('0', '1', 'BOS')
@@ -185,9 +182,6 @@ def with_end_token(
       name: of the token.
       restart: whether another sequence follows, from `process.initial`; if not, the end token is
         repeated forever, from a new state.
-
-    Returns:
-      A `Process` of one more token.
 
     Raises:
       ImrError: if probability is out of range.

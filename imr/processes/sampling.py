@@ -34,9 +34,6 @@ def sample(process: Process, key: Any, length: int) -> Sample:
       key: a random key, or an array of keys of any shape, one for each sequence.
       length: number of tokens.
 
-    Returns:
-      A `Sample`, tokens and states of shape (..., length).
-
     >>> from imr.processes import coin
     >>> sample(coin(1.0), jax.random.key(0), 3).tokens.tolist()
     [0, 0, 0]
