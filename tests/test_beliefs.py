@@ -27,7 +27,7 @@ FEW = ("mess3", "zero_one_random", "post_quantum", "mixture")
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in PROCESSES]
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.laws) for n in PROCESSES]
 )
 def test_t1_scan_is_associative_scan_is_tree(name):
     process = PROCESSES[name]
@@ -62,7 +62,7 @@ def long():
     return processes.sample(MESS3, jax.random.key(3), 5000).tokens
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_t1_five_thousand_tokens(long):
     scan, tree = jax.tree.map(np.asarray, run(bare(MESS3), long[None], long[None]))
     assert abs(scan.beliefs - tree.beliefs).max() < 1e-12
@@ -75,7 +75,7 @@ def test_t1_control_unscaled_associative_scan_underflows(long):
     assert (last == 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_a_hundred_thousand_tokens_in_float32_and_float64():
     tokens = processes.sample(MESS3, jax.random.key(5), 100_000).tokens
     # Row by row in numpy, the plain way.
@@ -94,7 +94,7 @@ def test_a_hundred_thousand_tokens_in_float32_and_float64():
     assert abs(found.log_probability[-1] / log_p - 1) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_rows_of_a_product_scale_each_for_itself():
     """A likely part must not drown an unlikely one that later tokens make the likely one."""
     both = processes.mixture([processes.coin(0.999), processes.coin(0.001)])
@@ -196,7 +196,7 @@ def test_smoothing_against_enumeration_of_state_paths():
     assert np.allclose(beliefs.smooth(process, tokens), wanted, atol=1e-14)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_mixed_states_agree_with_the_levels():
     tree = beliefs.mixed_states(PROCESSES["zero_one_random"], 5)
     merged = beliefs.mixed_states(PROCESSES["zero_one_random"], 5, merge=True)
@@ -212,7 +212,7 @@ def test_mixed_states_agree_with_the_levels():
     assert len(deep.beliefs[-1]) <= 36
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_entropies_known_on_paper():
     h = beliefs.entropy_rate(processes.z1r(0.5))
     assert abs(h.lower - LN2 / 3) < 1e-12
@@ -228,7 +228,7 @@ def test_entropies_known_on_paper():
     assert beliefs.entropy_rate(PROCESSES["post_quantum"], 4).lower == 0
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_many_sequences_maps_gradients_and_export():
     tokens = processes.sample(MESS3, jax.random.split(jax.random.key(0), 10_000), 100).tokens
     found = beliefs.bayes_filter(MESS3, tokens)

@@ -123,7 +123,7 @@ def products(folder, seconds):
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_two_processes_make_the_products_of_one(tmp_path):
     ends = []
     for name, count in (("alone", 1), ("two", 2)):
@@ -135,7 +135,7 @@ def test_two_processes_make_the_products_of_one(tmp_path):
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10 * np.abs(ends[0]).max())
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_two_processes_stop_on_sigterm_and_go_on(tmp_path):
     """Both save and end with 0; the restart ends bit for bit where an unbroken run does."""
     ends = {}
@@ -187,6 +187,7 @@ def test_preemption_saves_though_nothing_is_due(tmp_path):
     assert found["x"].tolist() == [0.0, 2.0, 4.0]
 
 
+@pytest.mark.acceptance
 def test_a_signal_that_nobody_looked_at_still_ends_the_process():
     code = (
         "import os, signal\nfrom imr.parallel import stop_on_sigterm\n"
@@ -211,7 +212,7 @@ def failing(folder, seconds):
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path):
     folder, port = tmp_path / "run", free_port()
     folder.mkdir()

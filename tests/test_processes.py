@@ -151,7 +151,7 @@ def test_sampled_frequencies(name):
     assert (abs(found - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9).all()
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_sampling_compiles_once_and_maps_over_keys_and_processes():
     keys = jax.random.split(jax.random.key(0), 6).reshape(2, 3)
     process = NAMED["mess3"]

@@ -75,7 +75,7 @@ def test_no_position_sees_a_later_one(model, words):
     np.testing.assert_allclose(run(model, words[:, :3]), before[:, :3], atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_edits_take_the_place_of_the_residual(model, words):
     """Replaced by another word's middle, the rest of the model runs on that word."""
     run = nnx.jit(lambda m, w, x: m.record(w, lambda site, layer, r: x if (site, layer) == ("middle", 1) else r))  # fmt: skip
@@ -96,7 +96,7 @@ def bayes(process, length):
     return logits
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_exact_kl_of_the_optimum_is_zero_and_of_others_is_known():
     assert abs(exact_kl(bayes(MESS3, 5), MESS3, 5)).max() < 1e-14
     found = exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 3)), MESS3, 5, block=7)
@@ -104,7 +104,7 @@ def test_exact_kl_of_the_optimum_is_zero_and_of_others_is_known():
     np.testing.assert_allclose(found, np.log(3) - entropies, atol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_words_of_probability_zero_weigh_nothing():
     """Whatever a model makes of what cannot be."""
     z1r = processes.z1r(0.5)
@@ -114,7 +114,7 @@ def test_words_of_probability_zero_weigh_nothing():
     np.testing.assert_allclose(found, np.log(2) - entropies, atol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_both_losses_have_the_same_mean_and_soft_ones_less_spread():
     logits = lambda tokens: jnp.stack([0.3 * tokens, 0.1 * tokens**2, 0.2 - tokens], -1)  # noqa: E731
     keys = jax.random.split(jax.random.key(0), 400)
@@ -137,7 +137,7 @@ def test_both_losses_have_the_same_mean_and_soft_ones_less_spread():
     assert soft.std() < 0.9 * hard.std()
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_small_net_learns_towards_bayes():
     """Two seeds in one program: from the unigram's KL to a hundredth of it."""
     make = lambda key: Transformer(3, 6, rngs=nnx.Rngs(key))  # noqa: E731

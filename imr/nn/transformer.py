@@ -87,10 +87,9 @@ class Transformer(nnx.Module):
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> model = Transformer(3, 10, rngs=nnx.Rngs(0))
-    >>> model(jnp.array([[0, 2, 1]])).shape
-    (1, 3, 3)
-    >>> model.record(jnp.array([0, 2, 1])).attention.shape
-    (1, 1, 3, 3)
+    >>> record = model.record(jnp.array([0, 2, 1]))
+    >>> record.logits.shape, record.attention.shape
+    ((3, 3), (1, 1, 3, 3))
 
     Reference: arXiv 2502.01954, section 3.
     """
