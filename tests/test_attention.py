@@ -32,8 +32,8 @@ def problem(seed=0, scale=1.0):
     return q, k, g, h, where
 
 
-def relative(found, wanted):
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+def relative(actual, expected):
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     # Of numpy: Python's own max loses a NaN.
     return float(np.max([jnp.abs(a - b).max() / jnp.abs(b).max() for a, b in pairs]))
 
@@ -61,9 +61,9 @@ def check_all(ways, symmetric, masked, tolerance):
 
         return [one(**way) for way in ways]
 
-    wanted, *found = everything(q, k, where)
-    for way, each in zip(ways[1:], found, strict=True):
-        assert relative(each, wanted) < tolerance, way
+    expected, *actual = everything(q, k, where)
+    for way, each in zip(ways[1:], actual, strict=True):
+        assert relative(each, expected) < tolerance, way
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_the_range_of_the_tiles_and_beyond():
     spread = 0.5 * float(jnp.ptp(jnp.sum(q * q, axis=1)))
     for dtype, limit in limits.items():
         both = jnp.stack([q * np.sqrt(share * limit / spread) for share in (0.99, 1.01, 20)])
-        wanted = jax.vmap(lambda q: attention_products(q, block=N))(both)
-        found = jax.vmap(lambda q: attention_products(q, block=16))(both.astype(dtype))
+        expected = jax.vmap(lambda q: attention_products(q, block=N))(both)
+        actual = jax.vmap(lambda q: attention_products(q, block=16))(both.astype(dtype))
         tolerance = 1e-12 if dtype == jnp.float64 else 2e-5
-        assert relative(jax.tree.map(lambda x: x.astype(float), found), wanted) < tolerance
+        assert relative(jax.tree.map(lambda x: x.astype(float), actual), expected) < tolerance
 
 
 def test_what_is_not_finite_stays_visible():
     q = problem()[0].at[3, 0].set(jnp.nan)
-    found = jax.jit(lambda q: attention_products(q, block=16))(q)
-    assert all(np.isnan(x).any() for x in found)
+    actual = jax.jit(lambda q: attention_products(q, block=16))(q)
+    assert all(np.isnan(x).any() for x in actual)
 
 
 @pytest.mark.parametrize("normalise", ["row", "column", "double"])
@@ -169,14 +169,14 @@ def test_random_features_and_what_they_say_of_themselves():
     keys = jax.random.split(jax.random.key(0), 16)
     errors = []
     for features in (64, 4096):
-        found = jax.vmap(
+        actual = jax.vmap(
             lambda key, m=features: random_feature_products(q, key=key, num_features=m, checked=N)
         )(keys)
         apart = [
             jnp.linalg.norm(a - b[None], axis=(1, 2)) / jnp.linalg.norm(b)
-            for a, b in zip(found[:2], exact, strict=True)
+            for a, b in zip(actual[:2], exact, strict=True)
         ]
-        assert relative(found.error, apart[0]) < 1e-12
+        assert relative(actual.error, apart[0]) < 1e-12
         errors.append([float(x.mean()) for x in apart])
     # 64 times as many features: an eighth of the error, give or take.
     assert all(6 < few / many < 11 for few, many in zip(*errors, strict=True))

@@ -15,14 +15,14 @@ N, R, K, F = 512, 16, 10, 784
 
 def analysed(function, *arguments):
     shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in arguments]
-    found: Any = jax.jit(function).lower(*shapes).compile().cost_analysis()
-    return found["flops"], found["transcendentals"]
+    actual: Any = jax.jit(function).lower(*shapes).compile().cost_analysis()
+    return actual["flops"], actual["transcendentals"]
 
 
-def check(found, wanted, tolerance):
-    flops, exponentials = found
-    assert abs(flops / wanted.flops - 1) < tolerance
-    assert exponentials == wanted.exponentials
+def check(actual, expected, tolerance):
+    flops, exponentials = actual
+    assert abs(flops / expected.flops - 1) < tolerance
+    assert exponentials == expected.exponentials
 
 
 def test_attention():

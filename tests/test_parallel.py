@@ -80,7 +80,9 @@ def training(folder, seconds):
             del step
             return jax.random.randint(key, (CHUNK, ROWS), 0, len(data[1]))
 
-        init = lambda key: jax.random.normal(key, (8,), float)  # noqa: E731
+        def init(key):
+            return jax.random.normal(key, (8,), float)
+
         states = train.init_states(init, optimizer, keys, mesh=mesh)
         chunk = train.make_chunk(loss, optimizer, schedule, mesh=mesh)
         hyper, data = parallel.replicate((jnp.ones(2), data), mesh)
@@ -116,9 +118,9 @@ def products(folder, seconds):
 
         everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         run = jax.jit(jax.value_and_grad(scalar, has_aux=True), out_shardings=everywhere)
-        (_, found), gradient = run(q)
+        (_, actual), gradient = run(q)
         if parallel.is_first():
-            np.save(Path(folder) / "end.npy", np.stack(parallel.local((*found, gradient))))
+            np.save(Path(folder) / "end.npy", np.stack(parallel.local((*actual, gradient))))
 
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
@@ -182,9 +184,9 @@ def test_preemption_saves_though_nothing_is_due(tmp_path):
             checkpoints.save(8, {"x": 2 * state["x"]})
     assert not parallel.preempted()
     with Checkpoints(tmp_path, {}) as checkpoints:
-        found = checkpoints.restore(state)
-    assert found is not None
-    assert found["x"].tolist() == [0.0, 2.0, 4.0]
+        actual = checkpoints.restore(state)
+    assert actual is not None
+    assert actual["x"].tolist() == [0.0, 2.0, 4.0]
 
 
 @pytest.mark.acceptance

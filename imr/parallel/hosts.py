@@ -99,8 +99,8 @@ def initialize_from_environment() -> None:
     Raises:
       ImrError: if only some are set, or one is no number.
     """
-    found = [os.environ.get(name) for name in _VARIABLES]
-    if not any(found):
+    given = [os.environ.get(name) for name in _VARIABLES]
+    if not any(given):
         joined = os.environ.get("IMR_DISTRIBUTED", "0")
         if joined not in ("0", "1"):
             raise ImrError(f"IMR_DISTRIBUTED must be 0 or 1; found {joined!r}.")
@@ -109,13 +109,13 @@ def initialize_from_environment() -> None:
         return
     wait = None
     try:
-        coordinator, *numbers = found
+        coordinator, *numbers = given
         count, number = map(int, numbers)  # pyright: ignore[reportArgumentType]
         timeout = float(wait := os.environ.get("IMR_TIMEOUT", "300"))
     except (TypeError, ValueError):
         raise ImrError(
             f"{', '.join(_VARIABLES)} must be an address and two integers, IMR_TIMEOUT seconds; found "
-            f"{found} and {wait!r}."
+            f"{given} and {wait!r}."
         ) from None
     check_positive("IMR_TIMEOUT", timeout)
     initialize(coordinator, count, number, timeout=timeout)
