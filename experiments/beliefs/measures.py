@@ -11,7 +11,7 @@ from flax import nnx
 from experiments.beliefs.config import LENGTH, Net
 from experiments.beliefs.nets import graph_of
 from imr import bayes_filter, constrained_beliefs, metrics
-from imr.beliefs import all_words, belief_level
+from imr.beliefs import all_words, belief_level, unique_prefixes
 from imr.constrained import token_vectors
 from imr.nn import exact_kl
 
@@ -37,7 +37,7 @@ def truth(net: Net) -> Truth:
     """The theory's side of every measurement of a net."""
     process = net.process
     words = all_words(3, LENGTH)
-    word, position = metrics.unique_prefixes(3, LENGTH)
+    word, position = unique_prefixes(3, LENGTH)
     filtered = bayes_filter(process, words)
     constrained = constrained_beliefs(process, words)
     log_p = np.asarray(filtered.log_probability)

@@ -1,4 +1,4 @@
-"""Diagnostics: accuracy, neural collapse, superposition, gradients, clusters, probes, edits."""
+"""Diagnostics: accuracy, neural collapse, superposition, gradients, clusters, probes."""
 
 from imr.metrics.classes import ClassScatter as ClassScatter
 from imr.metrics.classes import NeuralCollapse as NeuralCollapse
@@ -13,10 +13,6 @@ from imr.metrics.directions import mean_cosine as mean_cosine
 from imr.metrics.directions import simplex_alignment as simplex_alignment
 from imr.metrics.directions import token_cosines as token_cosines
 from imr.metrics.directions import welch_bound as welch_bound
-from imr.metrics.edits import ablate_along as ablate_along
-from imr.metrics.edits import add_along as add_along
-from imr.metrics.edits import coordinates as coordinates
-from imr.metrics.edits import replace_along as replace_along
 from imr.metrics.fields import antisymmetric_share as antisymmetric_share
 from imr.metrics.probes import Probe as Probe
 from imr.metrics.probes import encoding as encoding
@@ -25,4 +21,3 @@ from imr.metrics.probes import fit_probe as fit_probe
 from imr.metrics.probes import lag_gains as lag_gains
 from imr.metrics.probes import parity_share as parity_share
 from imr.metrics.probes import residual_ratio as residual_ratio
-from imr.metrics.probes import unique_prefixes as unique_prefixes

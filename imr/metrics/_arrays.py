@@ -38,12 +38,3 @@ def unit_rows(z):
     z = z / jnp.where(largest > 0, largest, 1)
     squares = jnp.sum(z**2, axis=1, keepdims=True)
     return z / jnp.sqrt(jnp.where(squares > 0, squares, 1))
-
-
-def pseudo_inverse(directions):
-    """(d, p) of directions (p, d): a vector times it has the coefficients of its part in the span.
-
-    Beliefs sum to one, so that their directions are one fewer than they look: what rounding makes of
-    that one must not be inverted.
-    """
-    return jnp.linalg.pinv(directions, rtol=1e-5)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_at_least, check_axis, check_count, check_rank, is_concrete
-from imr._numerics import matmul, widen
+from imr._checks import check_at_least, check_axis, check_rank, is_concrete
+from imr._numerics import matmul, pseudo_inverse, widen
 from imr._typing import AnyArray
 from imr.errors import ImrError
-from imr.metrics._arrays import matrix, pseudo_inverse
+from imr.metrics._arrays import matrix
 
 
 class Probe(NamedTuple):
@@ -108,30 +108,6 @@ def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
     5.0
     """
     return (1 - jnp.asarray(r_squared)) / (1 - jnp.asarray(other))
-
-
-def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Where each prefix stands once in the table of all words, `imr.beliefs.all_words`.
-
-    Args:
-      num_tokens: k.
-      length: l of the words.
-      first: the shortest prefixes, 1 to l.
-    Returns: word and position, each of shape (sum of k^d,) for d = first to l, level by level: so
-      `x[word, position]` are the activations (k^l, l, ...) of all unique prefixes.
-    Raises: ImrError where first is not within 1 to l.
-
-    >>> [index.tolist() for index in unique_prefixes(2, 2)]
-    [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]
-    """
-    for name, value in (("num_tokens", num_tokens), ("length", length), ("first", first)):
-        check_count(name, value)
-    if first > length:
-        raise ImrError(f"first must be at most length, {length}; found {first}.")
-    depths = range(first, length + 1)
-    words = [np.arange(num_tokens**d) * num_tokens ** (length - d) for d in depths]
-    positions = [np.full(num_tokens**d, d - 1) for d in depths]
-    return np.concatenate(words), np.concatenate(positions)
 
 
 def lag_gains(

@@ -136,7 +136,7 @@ class Transformer(nnx.Module):
           tokens: integers, shape (..., l), l at most `length`.
           edit: `edit(site, layer, residual)` gives what takes the residual's place at the site
             "before", "middle" or "after" of that layer: the place for interventions, such as
-            `imr.metrics.replace_along`.
+            `imr.nn.replace_along`.
 
         Raises:
           ImrError: for tokens that are no integers, out of range (under a trace these make NaN of
