@@ -185,7 +185,7 @@ def draw(run: RunFolder, subject: Subject, measured: Measured, tag: str) -> None
         run.save_figure(f"{name}{tag}", figure, **arrays)
     values = measured.spectra["singular_values"]
     figure = figures.spectra(values, title=f"{subject.name}: singular values of theta")
-    run.save_figure(f"spectra{tag}", figure, **measured.spectra)
+    run.save_figure(f"spectra{tag}", figure, **keep)
     if not measured.layers:
         return
     column = lambda key: np.array([row[key] for row in measured.layers])  # noqa: E731
