@@ -15,7 +15,7 @@ from imr.lens import (
     LabelCosines,
     Score,
     Spectra,
-    Terms,
+    TermCosines,
     TextMeasures,
     TransformerWeights,
     fold_norms,
@@ -153,7 +153,7 @@ def _moments(config: Config, subject: Subject, key: jax.Array) -> Moments:
 def _head_columns(moments: Moments) -> Columns:
     mean, interval = moments.mean(), moments.interval()
     columns: Columns = {}
-    for term in Terms._fields:
+    for term in TermCosines._fields:
         value, name = getattr(mean.cosines, term), f"{term}_cosine"
         columns |= _columns(name, value, getattr(mean.mismatched, term))
         columns[f"{name}_ci"] = getattr(interval.cosines, term)
@@ -165,7 +165,7 @@ def _head_columns(moments: Moments) -> Columns:
 def _layer_columns(moments: Moments, null: LabelCosines) -> Columns:
     mean, interval = moments.mean(), moments.interval()
     columns: Columns = {}
-    for term in Terms._fields:
+    for term in TermCosines._fields:
         draws = getattr(mean.layers_permuted, term)
         columns |= _columns(f"{term}_cosine", getattr(mean.layers, term), draws)
         columns[f"{term}_cosine_ci"] = getattr(interval.layers, term)

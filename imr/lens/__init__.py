@@ -12,7 +12,7 @@ from imr.lens.folding import fold_norms as fold_norms
 from imr.lens.labels import LabelCosines as LabelCosines
 from imr.lens.labels import label_null as label_null
 from imr.lens.measures import Energies as Energies
-from imr.lens.measures import Terms as Terms
+from imr.lens.measures import TermCosines as TermCosines
 from imr.lens.measures import TextMeasures as TextMeasures
 from imr.lens.measures import measure_text as measure_text
 from imr.lens.model import HeadWeights as HeadWeights

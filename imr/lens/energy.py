@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from imr._checks import check_count, check_key
-from imr._numerics import mask_logits, matmul
-from imr.lens._parts import attend, checked_text, project, visible
+from imr._numerics import log_sum_exp
+from imr.lens._parts import attend, checked_text, visible
 from imr.lens.activations import run
 from imr.lens.model import HeadWeights, TransformerWeights
+from imr.models.quadratic import Quadratic
 
 
 class EnergyGradient(NamedTuple):
@@ -35,30 +36,40 @@ class EnergyGradient(NamedTuple):
 def energy_gradient(
     heads: HeadWeights, inputs: Float[Array, "n d"], seen: Bool[Array, "n n"]
 ) -> EnergyGradient:
-    """Energy of the heads of one layer, and its gradient in what they read.
+    """Energy of the heads of one layer, and its gradient in what they read, as `imr.Quadratic` has it.
 
     Args:
       heads: of one layer, without the axis l.
       inputs: what they read, shape (n, d).
-      seen: which tokens (columns) a token attends to, shape (n, n); a row that sees no token counts
-        for nothing.
+      seen: which tokens (columns) a token attends to, shape (n, n). A token that sees no token is
+        padding: it counts for nothing, and no other token may see it.
 
     Returns:
       `EnergyGradient`.
 
     Reference: arXiv 2509.04653, Theorem 2; THEORY A3 and A8.
     """
-    queries = project(inputs, heads.query, heads.query_bias)
-    keys = project(inputs, heads.key, heads.key_bias)
-    scale = queries.shape[-1] ** -0.5
+    d, r = heads.query.shape[1:]
+    spare = max(0, r - d - 1)  # the model refuses ranks above the number of features
     counted = jnp.any(seen, axis=1)
-    logits = mask_logits(scale * matmul(queries, jnp.swapaxes(keys, 1, 2)), seen[None])
-    logits = jnp.where(counted[None, :, None], logits, 0)
-    p = jnp.where(counted[None, :, None], jax.nn.softmax(logits, axis=-1), 0)
-    energy = jnp.sum(jnp.where(counted[None], jax.nn.logsumexp(logits, axis=-1), 0), axis=1)
-    rows = matmul(matmul(p, keys), jnp.swapaxes(heads.query, 1, 2))
-    columns = matmul(matmul(jnp.swapaxes(p, 1, 2), queries), jnp.swapaxes(heads.key, 1, 2))
-    return EnergyGradient(energy, scale * rows, scale * columns)
+    # A feature that is 1 carries the biases; padding is 0, and then so are its queries.
+    features = jnp.pad(inputs, ((0, 0), (0, 1 + spare)), constant_values=1)
+    features = jnp.where(counted[:, None], features, 0)
+    where = seen | ~counted[:, None]
+
+    def with_bias(weight, bias):
+        weight = jnp.concatenate([weight, bias[:, None]], axis=1)
+        return jnp.pad(weight, ((0, 0), (0, spare), (0, 0)))
+
+    def one(query, key):
+        model = Quadratic(query, key, beta=r**-0.5)
+        row, column = model.attention(features, where=where)
+        sums = jnp.where(counted, log_sum_exp(model(features), where), 0)
+        row = jnp.where(counted[:, None], row, 0)
+        return EnergyGradient(jnp.sum(sums), row[:, :d], column[:, :d])
+
+    query = with_bias(heads.query, heads.query_bias)
+    return jax.vmap(one)(query, with_bias(heads.key, heads.key_bias))
 
 
 def gradient_shares(

@@ -20,7 +20,7 @@ from imr.lens.model import HeadWeights, Norm, TransformerWeights
 OTHERS = 24  # heads, evenly over the model, whose theta makes a null
 
 
-class Terms(NamedTuple):
+class TermCosines(NamedTuple):
     """A cosine with minus each part of an energy's gradient.
 
     Attributes:
@@ -65,14 +65,14 @@ class TextMeasures(NamedTuple):
       labels: cosines of what the MLP adds with its label terms; see `label_null`.
     """
 
-    cosines: Terms
-    mismatched: Terms
-    permuted: Terms
+    cosines: TermCosines
+    mismatched: TermCosines
+    permuted: TermCosines
     energy_change: Float[Array, "l h"]
     energy_permuted: Float[Array, "draws l h"]
     energies: Energies
-    layers: Terms
-    layers_permuted: Terms
+    layers: TermCosines
+    layers_permuted: TermCosines
     labels: LabelCosines
 
 
@@ -129,10 +129,10 @@ class _Layer(NamedTuple):
 
 
 class _Aligned(NamedTuple):
-    cosines: Terms
-    permuted: Terms
-    layers: Terms
-    layers_permuted: Terms
+    cosines: TermCosines
+    permuted: TermCosines
+    layers: TermCosines
+    layers_permuted: TermCosines
 
 
 class _Energetic(NamedTuple):
@@ -188,10 +188,10 @@ def _align(layer: _Layer, text: _Text, gradient: EnergyGradient) -> _Aligned:
     every = unit(centred(jnp.sum(updates, axis=0), text.present))[None]
     summed = unit(jnp.sum(terms, axis=1))
     return _Aligned(
-        cosines=Terms(*jnp.sum(head * term, axis=(-2, -1))),
-        permuted=Terms(*jnp.moveaxis(permuted(head, term, text.orders), 1, 0)),
-        layers=Terms(*jnp.sum(every * summed, axis=(-2, -1))),
-        layers_permuted=Terms(*jnp.moveaxis(permuted(every, summed, text.orders), 1, 0)),
+        cosines=TermCosines(*jnp.sum(head * term, axis=(-2, -1))),
+        permuted=TermCosines(*jnp.moveaxis(permuted(head, term, text.orders), 1, 0)),
+        layers=TermCosines(*jnp.sum(every * summed, axis=(-2, -1))),
+        layers_permuted=TermCosines(*jnp.moveaxis(permuted(every, summed, text.orders), 1, 0)),
     )
 
 
@@ -207,7 +207,7 @@ class _Others(NamedTuple):
     cross_gram: Float[Array, "others r r"]
 
 
-def _mismatch(layer: _Layer, text: _Text, thetas: _Thetas) -> Terms:
+def _mismatch(layer: _Layer, text: _Text, thetas: _Thetas) -> TermCosines:
     """Cosines with the terms by other heads' theta but the head's own attention, (others, h).
 
     The terms are never built: their lengths come from the r x r Gram matrices of the weights.
@@ -231,7 +231,7 @@ def _mismatch(layer: _Layer, text: _Text, thetas: _Thetas) -> Terms:
         row_square = jnp.sum(_gram(mixed, mixed) * others.query_gram, axis=(1, 2))
         column_square = jnp.sum(_gram(received, received) * others.key_gram, axis=(1, 2))
         both = 2 * jnp.sum(_gram(mixed, received) * others.cross_gram, axis=(1, 2))
-        return Terms(
+        return TermCosines(
             _cosine(row, row_square),
             _cosine(column, column_square),
             _cosine(row + column, row_square + column_square + both),
