@@ -9,7 +9,9 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
+from experiments.lens.subjects import Subject
 from imr.lab.console import Progress
+from imr.lab.folder import RunFolder
 from imr.lens import (
     HeadWeights,
     LabelCosines,
@@ -34,20 +36,20 @@ PROBED_TEXTS = 8  # of the shares of gradient fields
 LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
 LEAST_DRAWS = 8  # of a null
 
-Columns = dict[str, np.ndarray]  # measures by the name of their column, (l, h) or (l,)
-
-
-class Subject(NamedTuple):
-    """A model and the sequences of tokens that it reads; without any, only its weights count."""
-
-    name: str
-    model: TransformerWeights
-    tokens: list[np.ndarray]
+Columns = dict[str, Any]  # arrays (l, h) or (l,) by the name of their column
 
 
 class Measured(NamedTuple):
-    """The rows of one model by head and by layer, and the spectra of theta."""
+    """What was measured of one model.
 
+    Attributes:
+      subject: the model.
+      heads: a row for each head.
+      layers: a row for each layer, if the model has read texts.
+      spectra: of theta.
+    """
+
+    subject: Subject
     heads: list[dict[str, Any]]
     layers: list[dict[str, Any]]
     spectra: Spectra
@@ -74,16 +76,39 @@ class Moments(NamedTuple):
         return jax.tree.map(one, self.total, self.squares)
 
 
-def measure(config: Config, subject: Subject) -> Measured:
-    """Measures the weights, then the activations on texts."""
+def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
+    """Measures every model.
+
+    Args:
+      config: the flags.
+      run: the folder, which gets nothing before the report.
+      subjects: the models and their texts.
+
+    Returns:
+      One `Measured` for each subject.
+    """
+    del run
+    return [measure_one(config, subject) for subject in subjects]
+
+
+def measure_one(config: Config, subject: Subject) -> Measured:
+    """Measures the weights of one model, then its activations on texts.
+
+    Args:
+      config: the flags.
+      subject: the model and its texts.
+
+    Returns:
+      Its rows.
+    """
     spectra = theta_spectra(subject.model.heads)
-    heads, layers = weights(config, subject.model, spectra), {}
+    heads, layers = _weight_columns(config, subject.model, spectra), {}
     if subject.tokens:
-        on_text, layers = texts(config, subject)
+        on_text, layers = _text_columns(config, subject)
         heads |= on_text
     shape = subject.model.heads.query.shape[:2]
     by_layer = _rows(subject.name, layers, shape[:1]) if layers else []
-    return Measured(_rows(subject.name, heads, shape), by_layer, spectra)
+    return Measured(subject, _rows(subject.name, heads, shape), by_layer, spectra)
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -94,7 +119,7 @@ def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str
     ]  # fmt: skip
 
 
-def weights(config: Config, model: TransformerWeights, spectra: Spectra) -> Columns:
+def _weight_columns(config: Config, model: TransformerWeights, spectra: Spectra) -> Columns:
     """The weight measures, columns of shape (l, h)."""
     raw = model.heads
     columns = _cosines(config, raw, "") | _cosines(config, fold_norms(model), "folded_")
@@ -123,7 +148,7 @@ def _cosines(config: Config, heads: HeadWeights, tag: str) -> Columns:
     return columns
 
 
-def texts(config: Config, subject: Subject) -> tuple[Columns, Columns]:
+def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     """The activation measures as means over texts, columns of shape (l, h) and (l,)."""
     model, key = subject.model, jax.random.key(config.seed)
     moments = _moments(config, subject, key)

@@ -63,10 +63,11 @@ def energy_gradient(
 
     def one(query, key):
         model = Quadratic(query, key, beta=r**-0.5)
-        row, column = model.attention(features, where=where)
+        terms = model.attention(features, where=where)
         sums = jnp.where(counted, log_sum_exp(model(features), where), 0)
-        row = jnp.where(counted[:, None], row, 0)
-        return EnergyGradient(jnp.sum(sums), row[:, :d], column[:, :d])
+        row = jnp.where(counted[:, None], terms.row, 0)[:, :d]
+        column = terms.column[:, :d]  # pyright: ignore[reportOptionalSubscript]
+        return EnergyGradient(jnp.sum(sums), row, column)
 
     query = with_bias(heads.query, heads.query_bias)
     return jax.vmap(one)(query, with_bias(heads.key, heads.key_bias))
