@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.beliefs.config import LENGTH, ONE, TWO, Net
-from imr import bayes_filter, conditional_entropies, constrained_beliefs, metrics, processes, sample
+from imr import bayes_filter, conditional_entropies, constrained_beliefs, processes, sample
 from imr.beliefs import all_words, belief_level, count_mixed_states, unique_prefixes
 from imr.constrained import (
     additive_filter,

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from imr.lab.nets import SavedNets, read_nets
 
 from experiments.lens.config import Config
 from imr import DataError
 from imr.lab.architecture import build
 from imr.lab.console import say
+from imr.lab.nets import SavedNets, read_nets
 from imr.lens import (
     TransformerWeights,
     model_from_arrays,
