@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
-from experiments.lens.__main__ import main
-from experiments.lens.config import Config
+from experiments.lens.__main__ import EXPERIMENT
 from imr.lab.experiment import run_main
 from tests.test_lens import H, L, arrays, tokenizer, write
 
