@@ -106,7 +106,7 @@ def fit_regression(
       A `Regression`.
 
     Raises:
-      ImrError: where shapes do not fit, labels are out of range or l2 is negative.
+      ImrError: if shapes do not fit, labels are out of range or l2 is negative.
 
     >>> import jax.numpy as jnp
     >>> fit = fit_regression(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]), 2, l2=0.1)
@@ -207,7 +207,7 @@ def fit_noisy_regression(
       A `Regression`; its gradient is that average.
 
     Raises:
-      ImrError: where shapes do not fit, labels are out of range, or l2 or noise is negative.
+      ImrError: if shapes do not fit, labels are out of range, or l2 or noise is negative.
     """
     check_rank("x", x, 2, "(n, f)")
     check_floating("x", x)

@@ -92,10 +92,7 @@ class Model(Module):
         Raises:
           ImrError: if the model has no closed form.
         """
-        raise ImrError(
-            f"{type(self).__name__} has no closed form; implement attention(self, z) and "
-            "label_term(self, z, targets), or use gradient_field."
-        )
+        raise _no_closed_form(self)
 
     def label_term(self, z: Features, targets: Targets) -> Any:
         r"""$\sum_{ij} C_{ij} \, dN_{ij}/dZ$, by the products `targets.mv` and `targets.rmv`.
@@ -110,10 +107,7 @@ class Model(Module):
         Raises:
           ImrError: if the model has no closed form.
         """
-        raise ImrError(
-            f"{type(self).__name__} has no closed form; implement attention(self, z) and "
-            "label_term(self, z, targets), or use gradient_field."
-        )
+        raise _no_closed_form(self)
 
     def descent(self, z: Features, targets: Targets | None, **choices: Any) -> Features:
         """Label term less attention: minus the gradient of the cross-entropy.
@@ -133,6 +127,13 @@ class Model(Module):
         if not choices.get("columns", True):
             return label.row - attention.row
         return label.total - attention.total
+
+
+def _no_closed_form(model: Model) -> ImrError:
+    return ImrError(
+        f"{type(model).__name__} has no closed form; implement attention(self, z) and "
+        "label_term(self, z, targets), or use gradient_field."
+    )
 
 
 def _terms(x: Any) -> Terms:
