@@ -37,30 +37,27 @@ class FolderConfig:
         """The activation of the MLPs."""
         return self.choice(name, "the activation", ACTIVATIONS, default)
 
-    def size(self, name: str) -> int:
-        """A positive integer."""
-        value = self.options.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    def positive(self, name: str, kind: Any = int | float, default: Any = None) -> Any:
+        """A positive number of that kind."""
+        value = self.options.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
             raise DataError(f"{self.path} must have a positive {name}; found {value!r}.")
         return value
 
-    def positive(self, name: str, default: float) -> float:
-        """A positive number."""
-        value = self.options.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise DataError(f"{self.path} must have a positive {name}; found {value!r}.")
-        return float(value)
+    def sizes(self, *names: str) -> list[int]:
+        """Positive integers."""
+        return [self.positive(name, int) for name in names]
+
+    def heads(self, name: str, width: int) -> int:
+        """The number of heads, which must divide the width of the stream."""
+        if width % (heads := self.positive(name, int)):
+            raise DataError(f"{self.path} has {heads} heads, which do not divide width {width}.")
+        return heads
 
     def demand(self, **options: Any) -> None:
-        """Refuses options that make another architecture of it; a missing one is the default."""
+        """Refuses options that make another architecture of it; a missing one is as demanded."""
         for option, known in options.items():
             if (value := self.options.get(option, known)) != known:
                 raise DataError(
                     f"{self.path} has {option} {value!r}, which is not known; {known!r} is."
                 )
-
-    def heads(self, name: str, width: int) -> int:
-        """The number of heads, which must divide the width of the stream."""
-        if width % (heads := self.size(name)):
-            raise DataError(f"{self.path} has {heads} heads, which do not divide width {width}.")
-        return heads

@@ -13,10 +13,8 @@ from imr.lens.model import HeadWeights, Mlp, Norm, TransformerWeights
 
 def read_bert(config: FolderConfig, tensors: Tensors) -> TransformerWeights:
     """Reads a model of the BERT family."""
-    d, m, l = map(config.size, ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    vocabulary, p, t = map(
-        config.size, ("vocab_size", "max_position_embeddings", "type_vocab_size")
-    )
+    d, m, l = config.sizes("hidden_size", "intermediate_size", "num_hidden_layers")
+    vocabulary, p, t = config.sizes("vocab_size", "max_position_embeddings", "type_vocab_size")
     h = config.heads("num_attention_heads", d)
     config.demand(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     tensors.find_prefix("embeddings.word_embeddings.weight", ("", "bert."))
@@ -59,15 +57,15 @@ def read_bert(config: FolderConfig, tensors: Tensors) -> TransformerWeights:
         causal=False,
         norm_first=False,
         activation=config.activation("hidden_act", "gelu"),
-        epsilon=config.positive("layer_norm_eps", 1e-12),
+        epsilon=float(config.positive("layer_norm_eps", default=1e-12)),
     )
 
 
 def read_gpt2(config: FolderConfig, tensors: Tensors) -> TransformerWeights:
     """Reads a model of the GPT-2 family."""
-    vocabulary, p, d, l = map(config.size, ("vocab_size", "n_positions", "n_embd", "n_layer"))
+    vocabulary, p, d, l = config.sizes("vocab_size", "n_positions", "n_embd", "n_layer")
     h = config.heads("n_head", d)
-    m = 4 * d if config.options.get("n_inner") is None else config.size("n_inner")
+    m = 4 * d if config.options.get("n_inner") is None else config.positive("n_inner", int)
     config.demand(
         scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
     )
@@ -106,7 +104,7 @@ def read_gpt2(config: FolderConfig, tensors: Tensors) -> TransformerWeights:
         causal=True,
         norm_first=True,
         activation=config.activation("activation_function", "gelu_new"),
-        epsilon=config.positive("layer_norm_epsilon", 1e-5),
+        epsilon=float(config.positive("layer_norm_epsilon", default=1e-5)),
         unembedding=unembedding,
     )
 

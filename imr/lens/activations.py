@@ -18,10 +18,9 @@ class Activations(NamedTuple):
       inputs: what the heads read, after the norm if that comes first, shape (l, n, d).
       attention: attention weights, shape (l, h, n, n).
       updates: what each head adds, without `output_bias`, shape (l, h, n, d).
-      before: the residual stream at the beginning of a layer, shape (l, n, d).
-      middle: the stream between attention and MLP, shape (l, n, d).
+      before, middle, after: the residual stream at the beginning of a layer, between attention and
+        MLP, and at the end, shape (l, n, d).
       mlp: what the MLP adds, shape (l, n, d).
-      after: the stream at the end of a layer, shape (l, n, d).
       final: the stream after the last norm, shape (n, d).
     """
 
@@ -36,21 +35,14 @@ class Activations(NamedTuple):
 
 
 class Scramble(NamedTuple):
-    """A control: the features that one layer's MLP adds are put in another order.
-
-    Attributes:
-      layer: whose MLP, shape ().
-      order: a permutation of the features, shape (d,).
-    """
+    """The features that one layer's MLP adds are put in another order (d,): a control."""
 
     layer: Int[Array, ""]
     order: Int[Array, "d"]
 
 
 def record(model: TransformerWeights, tokens: Any) -> Activations:
-    """Runs a transformer on one text and returns all activations.
-
-    For several texts of one length use `jax.vmap`.
+    """Runs a transformer on one text; for several texts of one length use `jax.vmap`.
 
     Args:
       model: the transformer.
@@ -73,17 +65,7 @@ def run(
     present: Bool[Array, "n"],
     scramble: Scramble | None = None,
 ) -> Activations:
-    """The forward pass, for tokens that are known to fit.
-
-    Args:
-      model: the transformer.
-      tokens: shape (n,).
-      present: which tokens belong to the text; no token attends to the others. Shape (n,).
-      scramble: a control for `label_null`.
-
-    Returns:
-      `Activations`.
-    """
+    """`record` of tokens that are known to fit; no token attends to those that are not present."""
     x = model.tokens[tokens] + model.positions[: tokens.shape[0]]
     if not model.norm_first:
         x = normalise(x, model.outer_norm, model.epsilon)

@@ -83,9 +83,7 @@ def gradient_shares(
     for a random map.
 
     Args:
-      model: the transformer.
-      tokens: integers, shape (n,), of which the first `length` are the text.
-      length: from 3 to n.
+      model, tokens, length: as in `measure_text`.
       key: for the probes.
       probes: how many.
 

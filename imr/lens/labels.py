@@ -19,11 +19,10 @@ from imr.lens.model import TransformerWeights
 
 
 class LabelCosines(NamedTuple):
-    r"""Cosines of what the MLP of each layer adds with $C \theta$, shape (l,) or (draws, l).
+    r"""Cosines of what each MLP adds with $C \theta$, shape (l,) or (draws, l).
 
     Attributes:
-      next: C is read off the stream at the end of the layer.
-      final: C is read off the stream at the end of the model.
+      next, final: C is read off the stream at the end of the layer, or of the model.
     """
 
     next: Float[Array, "*draws l"]
@@ -33,15 +32,7 @@ class LabelCosines(NamedTuple):
 def label_terms(
     model: TransformerWeights, streams: Float[Array, "*b n d"]
 ) -> Float[Array, "*b n d"]:
-    r"""$C \theta$ for each row of the residual stream.
-
-    Args:
-      model: whose unembedding is $\theta$.
-      streams: shape (..., n, d).
-
-    Returns:
-      Shape (..., n, d).
-    """
+    r"""$C \theta$ for each row of the residual stream."""
     unembedding = model.tokens.T if model.unembedding is None else model.unembedding
 
     def one(row):
@@ -61,17 +52,7 @@ def label_cosines(
     final: Float[Array, "n d"],
     present: Bool[Array, "n"],
 ) -> LabelCosines:
-    r"""Cosines of what one MLP adds with its two label terms.
-
-    Args:
-      mlp: what it adds, shape (n, d).
-      following: $C \theta$ at the end of the layer, shape (n, d).
-      final: $C \theta$ at the end of the model, shape (n, d).
-      present: which tokens belong to the text, shape (n,).
-
-    Returns:
-      `LabelCosines` of scalars.
-    """
+    r"""Cosines of what one MLP adds with $C \theta$ at the end of the layer and of the model."""
     update = unit(centred(mlp, present))
     cosines = (jnp.sum(update * unit(centred(term, present))) for term in (following, final))
     return LabelCosines(*cosines)
@@ -87,9 +68,7 @@ def label_null(
     and the model continues from there to the C that the update is compared with.
 
     Args:
-      model: the transformer.
-      tokens: integers, shape (n,), of which the first `length` are the text.
-      length: from 3 to n.
+      model, tokens, length: as in `measure_text`.
       key: for the orders; the same key gives all texts the same orders.
       draws: number of orders.
 

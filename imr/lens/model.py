@@ -14,13 +14,9 @@ class HeadWeights(NamedTuple):
     Functions that look at one layer take the same tuple without the axis l.
 
     Attributes:
-      query: $W_Q$, shape (l, h, d, r).
-      key: $W_K$, shape (l, h, d, r).
-      value: $W_V$, shape (l, h, d, r).
+      query, key, value: $W_Q$, $W_K$, $W_V$, shape (l, h, d, r).
       output: $W_O$, shape (l, h, r, d).
-      query_bias: $b_Q$, shape (l, h, r).
-      key_bias: $b_K$, shape (l, h, r).
-      value_bias: $b_V$, shape (l, h, r).
+      query_bias, key_bias, value_bias: $b_Q$, $b_K$, $b_V$, shape (l, h, r).
       output_bias: added once for all heads of a layer, shape (l, d).
     """
 
@@ -35,26 +31,14 @@ class HeadWeights(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """Layer norms.
-
-    Attributes:
-      scale: shape (l, d) for all layers, or (d,) for one norm.
-      bias: of the same shape.
-    """
+    """Layer norms: scale and bias, shape (l, d) for all layers or (d,) for one norm."""
 
     scale: Float[Array, "*l d"]
     bias: Float[Array, "*l d"]
 
 
 class Mlp(NamedTuple):
-    """The MLPs of all layers.
-
-    Attributes:
-      into: weights to the m hidden units, shape (l, d, m).
-      into_bias: shape (l, m).
-      out: weights back to the residual stream, shape (l, m, d).
-      out_bias: shape (l, d).
-    """
+    """The MLPs of all layers: weights and biases into the m hidden units, and out of them."""
 
     into: Float[Array, "l d m"]
     into_bias: Float[Array, "l m"]
@@ -73,10 +57,8 @@ class TransformerWeights:
     Attributes:
       tokens: token embeddings, shape (k, d).
       positions: position embeddings, shape (p, d); BERT's embedding of the first segment is in them.
-      heads: attention of all layers.
-      attention_norm: before the attention if `norm_first`, else after its sum with the stream.
-      mlp: MLPs of all layers.
-      mlp_norm: before the MLP if `norm_first`, else after its sum with the stream.
+      heads, mlp: attention and MLPs of all layers.
+      attention_norm, mlp_norm: before each part if `norm_first`, else after its sum with the stream.
       outer_norm: of the end of the stream if `norm_first`, else of the embeddings.
       causal: whether a token sees only itself and those before it.
       norm_first: whether norms come before the parts.

@@ -13,14 +13,7 @@ from imr.lens.weights import float64_weights
 
 
 class Score(NamedTuple):
-    """A measure beside its null.
-
-    Attributes:
-      value: the measure.
-      null_mean: mean of the null, of the same shape.
-      null_std: standard deviation of the null, of the same shape.
-      z: (value - null_mean) / null_std.
-    """
+    """A measure, mean and standard deviation of its null, and z = (value - null_mean) / null_std."""
 
     value: Any
     null_mean: Any
@@ -29,14 +22,11 @@ class Score(NamedTuple):
 
 
 def score(value: Any, null: Any) -> Score:
-    """Compares a measure with draws of its null.
+    """Compares a measure with its null.
 
     Args:
       value: the measure, of any shape.
       null: draws of it, with a leading axis of draws.
-
-    Returns:
-      `Score`.
 
     Raises:
       ImrError: if there are fewer than two draws.

@@ -5,6 +5,7 @@ $\theta = W_Q W_K^T / \sqrt r$. A head that descends the log-sum-exp has $W_V W_
 in numpy and float64: factorisations of many small matrices, done once.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,7 @@ class Fits(NamedTuple):
     M of rank r: one matrix that has to be the attention and the value circuit both.
 
     Attributes:
-      descent: if the circuit is to be $-M^T$, shape (l, h).
-      climb: if the circuit is to be $+M^T$, shape (l, h).
+      descent, climb: if the circuit is to be $-M^T$, or $+M^T$, shape (l, h).
     """
 
     descent: Float64[np.ndarray, "l h"]
@@ -45,8 +45,7 @@ class Spectra(NamedTuple):
     r"""Spectra of $\theta$.
 
     Attributes:
-      singular_values: those that its rank allows, shape (l, h, r).
-      eigenvalues: those that its rank allows, shape (l, h, r).
+      singular_values, eigenvalues: those that its rank allows, shape (l, h, r).
       symmetric_share: $|S|^2 / |\theta|^2$ of its symmetric part S, shape (l, h); about 1/2 for a
         random matrix.
     """
@@ -66,9 +65,6 @@ def weight_cosines(heads: HeadWeights) -> WeightCosines:
 
     Args:
       heads: of all layers.
-
-    Returns:
-      `WeightCosines`.
 
     Reference: arXiv 2509.04653; the measure is imr's own.
     """
@@ -91,9 +87,6 @@ def imr_fits(heads: HeadWeights) -> Fits:
     Args:
       heads: of all layers.
 
-    Returns:
-      `Fits`.
-
     Reference: imr's own; the best M is the truncated singular value decomposition of the mean.
     """
     query, key, value, output = float64_weights(heads)
@@ -114,9 +107,6 @@ def theta_spectra(heads: HeadWeights) -> Spectra:
 
     Args:
       heads: of all layers.
-
-    Returns:
-      `Spectra`.
     """
     query, key, _, _ = float64_weights(heads)
     scale = query.shape[-1] ** -0.5
@@ -129,19 +119,10 @@ def theta_spectra(heads: HeadWeights) -> Spectra:
     )
 
 
-class Float64Weights(NamedTuple):
-    """$W_Q$, $W_K$, $W_V$ and $W_O^T$, all of shape (l, h, d, r)."""
-
-    query: Float64[np.ndarray, "l h d r"]
-    key: Float64[np.ndarray, "l h d r"]
-    value: Float64[np.ndarray, "l h d r"]
-    output: Float64[np.ndarray, "l h d r"]
-
-
-def float64_weights(heads: HeadWeights) -> Float64Weights:
-    """The weights without biases, in float64."""
-    query, key, value, output = (np.asarray(w, np.float64) for w in heads[:4])
-    return Float64Weights(query, key, value, np.swapaxes(output, -1, -2))
+def float64_weights(heads: HeadWeights) -> Iterator[np.ndarray]:
+    """W_Q, W_K, W_V and W_O^T, all (l, h, d, r), in float64."""
+    yield from (np.asarray(w, np.float64) for w in heads[:3])
+    yield np.swapaxes(np.asarray(heads.output, np.float64), -1, -2)
 
 
 def _gram(a, b):
