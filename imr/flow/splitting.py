@@ -65,11 +65,7 @@ def strang_step(
     the explicit midpoint rule.
 
     Args:
-      fields: functions f(t, z, args), in order of application.
-      z: features, any pytree.
-      tau: step size.
-      t: time at the start of the step.
-      args: handed to each field.
+      fields, z, tau, t, args: as in `lie_step`.
 
     Returns:
       The features at t + tau, as z.
@@ -105,16 +101,11 @@ def split_step(
     time.
 
     Args:
-      fields: functions f(t, z, args).
-      z: features, any pytree.
-      tau: step size.
-      t: time at the start of the step.
-      args: handed to each field.
+      fields, z, tau, t, args: as in `lie_step`.
       stages: pairs (index of a field, share of the step), in order of application; the shares of
         each field add up to 1. `lie_stages`, `strang_stages` and `triple_jump` make them.
       substep: how a stage follows its field: `euler`, `midpoint`, `rk4` (the default),
         `exact(flow)`, or any function (field, z, tau, t, args) -> z; or one of them for each field.
-        A known flow (z, tau, t, args) -> z of your own must be wrapped by `exact`.
         The order of the whole is at most theirs.
 
     Returns:
@@ -240,8 +231,7 @@ class Splitting(dfx.AbstractSolver):
     `imr.solve([f0, f1], ...)`.
 
     Args:
-      stages: as in `split_step`.
-      substep: as in `split_step`.
+      stages, substep: as in `split_step`.
 
     >>> import diffrax as dfx, jax.numpy as jnp
     >>> terms = dfx.MultiTerm(dfx.ODETerm(lambda t, z, args: -z), dfx.ODETerm(lambda t, z, args: z))

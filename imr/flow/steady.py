@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from imr._checks import check_finite, check_positive
+from imr._checks import check_finite
 from imr._module import as_pytree
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
@@ -40,8 +40,7 @@ def solve_to_steady_state(
       z0: features, shape (n, f), or any pytree of arrays.
       rtol: relative tolerance, of the norm and of the steps.
       atol: absolute tolerance, of the norm and of the steps; norms are root mean squares.
-      loss: z -> scalar, evaluated at the end.
-      args: handed to the field.
+      loss, args: as in `imr.solve`; the loss is evaluated at the end.
       solver: of diffrax; the default is Dopri8. Near the steady state, methods of lower order step at
         their limit of stability, and their errors keep the norm above the tolerance.
       max_steps: step limit.
@@ -61,8 +60,6 @@ def solve_to_steady_state(
     1.0
     """
     check_finite("z0", z0)
-    check_positive("rtol", rtol)
-    check_positive("atol", atol)
     if not callable(field):
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
     field = as_pytree(field)

@@ -38,11 +38,6 @@ class Terms(NamedTuple):
     row: Features
     column: Features | None = None
 
-    @property
-    def total(self) -> Features:
-        """The whole gradient."""
-        return self.row if self.column is None else self.row + self.column
-
 
 class Model(Module):
     r"""A multinomial model: a callable z -> logits, and a pytree of its parameters.
@@ -120,13 +115,13 @@ class Model(Module):
         Returns:
           Shape (n, f).
         """
-        attention = _terms(self.attention(z, **choices))
+        attention = self.attention(z, **choices)
         if targets is None:
-            return -attention.total
-        label = _terms(self.label_term(z, targets))
+            return -total(attention)
+        label = self.label_term(z, targets)
         if not choices.get("columns", True):
             return label.row - attention.row
-        return label.total - attention.total
+        return total(label) - total(attention)
 
 
 def _no_closed_form(model: Model) -> ImrError:
@@ -136,8 +131,11 @@ def _no_closed_form(model: Model) -> ImrError:
     )
 
 
-def _terms(x: Any) -> Terms:
-    return x if isinstance(x, Terms) else Terms(x)
+def total(x: Any) -> Features:
+    """The whole gradient, whether its terms are told apart or not."""
+    if not isinstance(x, Terms):
+        return x
+    return x.row if x.column is None else x.row + x.column
 
 
 class SpanModel(Model):
