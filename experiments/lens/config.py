@@ -29,14 +29,7 @@ class Config(RunFlags):
 
 
 def check(config: Config) -> None:
-    """Refuses flags that do not name one source of models.
-
-    Args:
-      config: whose flags are within their bounds.
-
-    Raises:
-      ImrError: if not exactly one of --model-dir and --run-dir is given, or --texts beside --run-dir.
-    """
+    """Refuses flags that do not name one source of models."""
     if (config.model_dir is None) == (config.run_dir is None):
         raise ImrError("give --model-dir, a folder with a checkpoint, or --run-dir, a run.")
     if config.run_dir is not None and config.texts is not None:
@@ -46,12 +39,5 @@ def check(config: Config) -> None:
 
 
 def shrink(config: Config) -> Config:
-    """The smoke version: two texts, and of a run the nets of the first seed.
-
-    Args:
-      config: as given.
-
-    Returns:
-      A smaller configuration.
-    """
+    """The smoke version: two texts, and of a run the nets of the first seed."""
     return replace(config, limit=min(config.limit, 2))

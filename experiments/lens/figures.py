@@ -8,19 +8,9 @@ import numpy as np
 from imr.lab.plotting import new_figure
 
 
-class Panel(NamedTuple):
-    """A measure beside its null, a row of three heat maps.
+class Measure(NamedTuple):
+    """A measure, its null and z, each (l, h) with NaN left grey, in colours about 0 or from 0 to 1."""
 
-    Attributes:
-      key: its column in the table.
-      title: above its map.
-      signed: whether its colours are symmetric about 0 rather than from 0 to 1.
-      value: the measure, shape (l, h); NaN is left grey.
-      null: mean of its null, shape (l, h).
-      z: its z-score, shape (l, h).
-    """
-
-    key: str
     title: str
     signed: bool
     value: np.ndarray
@@ -28,16 +18,8 @@ class Panel(NamedTuple):
     z: np.ndarray
 
 
-def heat_maps(panels: Sequence[Panel], *, title: str = "") -> Any:
-    """A row for each measure: value, mean of its null on the same scale, and z.
-
-    Args:
-      panels: the measures.
-      title: above them all.
-
-    Returns:
-      A figure.
-    """
+def heat_maps(panels: Sequence[Measure], *, title: str = "") -> Any:
+    """A row for each measure: value, mean of its null on the same scale, and z."""
     l, h = panels[0].value.shape
     size = (3 * (1.6 + 0.24 * h), len(panels) * (0.9 + 0.22 * l) + 0.8)
     figure = new_figure(figsize=size)
@@ -67,15 +49,7 @@ def heat_maps(panels: Sequence[Panel], *, title: str = "") -> Any:
 
 
 def energy(energies: np.ndarray, *, title: str = "") -> Any:
-    """Energy along depth, a line for each layer.
-
-    Args:
-      energies: before attention, between attention and MLP, and after it, shape (3, l).
-      title: above the figure.
-
-    Returns:
-      A figure.
-    """
+    """Energy along depth, a line for each layer."""
     figure = new_figure(figsize=(6.4, 4.0))
     axis = figure.subplots()
     for layer, column in enumerate(energies.T):
@@ -89,15 +63,7 @@ def energy(energies: np.ndarray, *, title: str = "") -> Any:
 
 
 def spectra(values: np.ndarray, *, title: str = "") -> Any:
-    """Singular values by rank: medians and ranges over the heads of each layer.
-
-    Args:
-      values: shape (l, h, r).
-      title: above the figure.
-
-    Returns:
-      A figure.
-    """
+    """Singular values by rank: medians and ranges over the heads of each layer."""
     figure = new_figure(figsize=(6.4, 4.0))
     axis = figure.subplots()
     ranks = 1 + np.arange(values.shape[-1])

@@ -12,28 +12,12 @@ BEYOND = 3.0  # standard deviations of a null
 
 
 def findings(heads: Rows, layers: Rows) -> list[str]:
-    """What the rows of one model say.
-
-    Args:
-      heads: a row for each head.
-      layers: a row for each layer.
-
-    Returns:
-      Sentences.
-    """
+    """What the rows of one model say."""
     return [*_of_weights(heads), *_of_heads(heads), *_of_labels(layers)]
 
 
 def z_score(row: dict[str, Any], key: str) -> float:
-    """z of a measure against other heads, or if they are too few, against a random null.
-
-    Args:
-      row: of one head or layer.
-      key: the column of the measure.
-
-    Returns:
-      z, or NaN without a null.
-    """
+    """z of a measure against other heads, or if they are too few, against a random null."""
     found = (row.get(f"{key}{kind}", np.nan) for kind in ("_z", "_z_rotated", "_z_permuted"))
     return next((z for z in found if not np.isnan(z)), np.nan)
 

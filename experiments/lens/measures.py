@@ -1,6 +1,5 @@
 """All measures of one model, each beside its nulls, as flat rows."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -77,30 +76,13 @@ class Moments(NamedTuple):
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
-    """Measures every model.
-
-    Args:
-      config: the flags.
-      run: the folder, which gets nothing before the report.
-      subjects: the models and their texts.
-
-    Returns:
-      One `Measured` for each subject.
-    """
+    """Measures every model."""
     del run
     return [measure_one(config, subject) for subject in subjects]
 
 
 def measure_one(config: Config, subject: Subject) -> Measured:
-    """Measures the weights of one model, then its activations on texts.
-
-    Args:
-      config: the flags.
-      subject: the model and its texts.
-
-    Returns:
-      Its rows.
-    """
+    """Measures the weights of one model, then its activations on texts."""
     spectra = theta_spectra(subject.model.heads)
     heads, layers = _weight_columns(config, subject.model, spectra), {}
     if subject.tokens:
@@ -164,15 +146,16 @@ def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
 
 
 def _moments(config: Config, subject: Subject, key: jax.Array) -> Moments:
-    moments = None
-    # Texts of like length together, so that few programs are compiled.
-    for tokens in _bar(sorted(subject.tokens, key=len), subject.name):
-        measures = measure_text(subject.model, *_padded(subject.model, tokens), key, config.draws)
-        one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
-        new = Moments(1, one, jax.tree.map(np.square, one))
-        moments = new if moments is None else jax.tree.map(np.add, moments, new)
-    assert moments is not None
-    return moments
+    model, texts = subject.model, sorted(subject.tokens, key=len)  # few programs in a row
+    total: Any = None
+    with Progress(len(texts), f"{subject.name}: texts") as progress:
+        for number, tokens in enumerate(texts):
+            measures = measure_text(model, *_padded(model, tokens), key, config.draws)
+            one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
+            moments = Moments(1, one, jax.tree.map(np.square, one))
+            total = moments if total is None else jax.tree.map(np.add, total, moments)
+            progress.update(number + 1)
+    return total
 
 
 def _head_columns(moments: Moments) -> Columns:
@@ -242,19 +225,9 @@ def _columns(name: str, value: Any, null: Any) -> Columns:
 
 def _other_values(model: TransformerWeights, shift: int) -> TransformerWeights:
     """The model whose heads write what another head of their layer would."""
-
-    def rolled(weight):
-        return np.roll(np.asarray(weight), shift, axis=1)
-
-    heads = model.heads
-    return replace(
-        model,
-        heads=heads._replace(
-            value=rolled(heads.value),
-            value_bias=rolled(heads.value_bias),
-            output=rolled(heads.output),
-        ),
-    )
+    names = ("value", "value_bias", "output")
+    parts = {name: np.roll(np.asarray(getattr(model.heads, name)), shift, axis=1) for name in names}
+    return replace(model, heads=model.heads._replace(**parts))
 
 
 def _spread(count: int, draws: int) -> list[int]:
@@ -274,10 +247,3 @@ def _padded(model: TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, 
     padded = np.zeros(min(size, len(model.positions)), np.int32)
     padded[: len(tokens)] = tokens
     return padded, np.int32(len(tokens))
-
-
-def _bar(tokens: list[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    with Progress(len(tokens), f"{name}: texts") as progress:
-        for number, each in enumerate(tokens):
-            yield each
-            progress.update(number + 1)

@@ -36,15 +36,20 @@ LAYERS = (
 )
 SEEDS = "By kind of net: means over heads and layers, then mean ± standard deviation over seeds."
 
+ON_WEIGHTS = {
+    "weight_cosine": "weight cosine", "within_cosine": "within the circuit's subspace",
+    "folded_weight_cosine": "layer norms folded in", "descent_residual": "descent, share left",
+    "climb_residual": "climb, share left", "symmetric_share": "symmetric share of theta",
+}  # fmt: skip
+ON_TEXTS = {
+    "row_cosine": "row term", "column_cosine": "column term", "sum_cosine": "sum of terms",
+    "energy_change": "change of energy", "gradient_share": "share of a gradient field",
+}  # fmt: skip
+SHARES = {"descent_residual", "climb_residual", "symmetric_share", "gradient_share"}  # 0 to 1
+
 
 def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
-    """Writes figures, tables and summary.
-
-    Args:
-      config: the flags.
-      run: the folder.
-      results: of `measure`.
-    """
+    """Writes figures, tables and summary."""
     for number, measured in enumerate(results):
         draw(run, measured, "" if len(results) == 1 else f"_{number}")
     heads = [row for measured in results for row in measured.heads]
@@ -55,17 +60,7 @@ def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
 
 
 def tables(config: Config, heads: Rows, layers: Rows, words: list[str]) -> str:
-    """The tables to read, in Markdown.
-
-    Args:
-      config: the flags.
-      heads: a row for each head of each model.
-      layers: a row for each layer of each model that has read texts.
-      words: the findings of one model; none for several.
-
-    Returns:
-      The text.
-    """
+    """The tables to read, in Markdown."""
     parts = [HEADS, ON_TEXT, markdown_table([_head_row(row, not words) for row in heads])]
     if layers:
         parts += [LAYERS, markdown_table([_layer_row(row, not words) for row in layers])]
@@ -78,27 +73,26 @@ def tables(config: Config, heads: Rows, layers: Rows, words: list[str]) -> str:
     return "\n\n".join(parts)
 
 
+TERMS = {term: f"{term}_cosine" for term in TermCosines._fields}
+LABELS = {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fields}
+HEAD_COLUMNS = {
+    "weight": "weight_cosine", "within": "within_cosine", "folded": "folded_weight_cosine",
+    "descent left": "descent_residual", "climb left": "climb_residual",
+    "symmetric": "symmetric_share", **TERMS, "energy": "energy_change", "gradient": "gradient_share",
+}  # fmt: skip
+
+
 def _head_row(row: dict[str, Any], named: bool) -> dict[str, Any]:
-    columns = {
-        "weight": "weight_cosine", "within": "within_cosine", "folded": "folded_weight_cosine",
-        "descent left": "descent_residual", "climb left": "climb_residual",
-        "symmetric": "symmetric_share", **{term: f"{term}_cosine" for term in TermCosines._fields},
-        "energy": "energy_change", "gradient": "gradient_share",
-    }  # fmt: skip
     first = {"model": row["model"]} if named else {}
-    first |= {"layer": row["layer"], "head": row["head"]}
-    return first | {name: _with_z(row, key) for name, key in columns.items()}
+    columns = {name: _with_z(row, key) for name, key in HEAD_COLUMNS.items()}
+    return {**first, "layer": row["layer"], "head": row["head"], **columns}
 
 
 def _layer_row(row: dict[str, Any], named: bool) -> dict[str, Any]:
-    columns = {term: f"{term}_cosine" for term in TermCosines._fields}
-    columns |= {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fields}
-    return {
-        **({"model": row["model"]} if named else {}),
-        "layer": row["layer"],
-        **{name: _with_z(row, key) for name, key in columns.items()},
-        **{f"E {place}": row[f"energy_{place}"] for place in Energies._fields},
-    }
+    first = {"model": row["model"]} if named else {}
+    columns = {name: _with_z(row, key) for name, key in (TERMS | LABELS).items()}
+    energies = {f"E {place}": row[f"energy_{place}"] for place in Energies._fields}
+    return {**first, "layer": row["layer"], **columns, **energies}
 
 
 def _with_z(row: dict[str, Any], key: str) -> str:
@@ -109,21 +103,12 @@ def _with_z(row: dict[str, Any], key: str) -> str:
 
 
 def by_kind(heads: Rows, layers: Rows) -> Rows:
-    """Nets of one kind together: means over heads or layers, then mean and spread over seeds.
-
-    Args:
-      heads: a row for each head of each net.
-      layers: a row for each layer of each net that has read texts.
-
-    Returns:
-      A row for each kind of net.
-    """
+    """Nets of one kind together: means over heads or layers, then mean and spread over seeds."""
     columns = {
-        "weight": "weight_cosine", "within": "within_cosine", "symmetric": "symmetric_share",
-        **{term: f"{term}_cosine" for term in TermCosines._fields}, "energy": "energy_change",
-        "gradient": "gradient_share", "label, next": "label_next_cosine",
-        "label, final": "label_final_cosine",
-    }  # fmt: skip
+        name: key
+        for name, key in HEAD_COLUMNS.items()
+        if name not in ("folded", "descent left", "climb left")
+    } | LABELS
     seeds: dict[str, list[str]] = {}
     for name in dict.fromkeys(row["model"] for row in heads):
         seeds.setdefault(name.rsplit(", seed ", 1)[0], []).append(name)
@@ -143,61 +128,33 @@ def by_kind(heads: Rows, layers: Rows) -> Rows:
 
 
 def draw(run: RunFolder, measured: Measured, tag: str) -> None:
-    """Draws heat maps of the measures beside their nulls, energy along depth, and spectra.
-
-    Args:
-      run: the folder.
-      measured: of one model.
-      tag: at the end of the names of files.
-    """
+    """Draws heat maps of the measures beside their nulls, energy along depth, and spectra."""
     name, shape = measured.subject.name, measured.subject.model.heads.query.shape[:2]
 
-    def panels(*columns: tuple[str, str, bool]) -> list[figures.Panel]:
-        def grid(key):
-            return np.array([row[key] for row in measured.heads]).reshape(shape)
-
-        return [
-            figures.Panel(key, title, signed, grid(key), grid(f"{key}_null"), grid(f"{key}_z"))
-            for key, title, signed in columns
+    def maps(file: str, what: str, columns: dict[str, str]) -> None:
+        keys = [(key, f"{key}_null", f"{key}_z") for key in columns]
+        arrays = {
+            key: np.array([row[key] for row in measured.heads]).reshape(shape)
+            for three in keys for key in three
+        }  # fmt: skip
+        rows = [
+            figures.Measure(title, key not in SHARES, *(arrays[part] for part in three))
+            for (key, title), three in zip(columns.items(), keys, strict=True)
         ]
+        run.save_figure(f"{file}{tag}", figures.heat_maps(rows, title=f"{name}: {what}"), **arrays)
 
-    def save(file, what, panels):
-        arrays = {}
-        for each in panels:
-            arrays |= {each.key: each.value, f"{each.key}_null": each.null, f"{each.key}_z": each.z}
-        run.save_figure(
-            f"{file}{tag}", figures.heat_maps(panels, title=f"{name}: {what}"), **arrays
-        )
-
-    weights = panels(
-        ("weight_cosine", "weight cosine", True),
-        ("within_cosine", "within the circuit's subspace", True),
-        ("folded_weight_cosine", "layer norms folded in", True),
-        ("descent_residual", "descent, share left", False),
-        ("climb_residual", "climb, share left", False),
-        ("symmetric_share", "symmetric share of theta", False),
-    )
-    save("weights", "what the weights say", weights)
-    spectra = measured.spectra
-    figure = figures.spectra(spectra.singular_values, title=f"{name}: singular values of theta")
+    maps("weights", "what the weights say", ON_WEIGHTS)
+    spectra = measured.spectra._asdict()
+    del spectra["symmetric_share"]
+    title = f"{name}: singular values of theta"
     run.save_figure(
-        f"spectra{tag}",
-        figure,
-        singular_values=spectra.singular_values,
-        eigenvalues=spectra.eigenvalues,
+        f"spectra{tag}", figures.spectra(spectra["singular_values"], title=title), **spectra
     )
     if not measured.layers:
         return
-    texts = panels(
-        ("row_cosine", "row term", True),
-        ("column_cosine", "column term", True),
-        ("sum_cosine", "sum of terms", True),
-        ("energy_change", "change of energy", True),
-        ("gradient_share", "share of a gradient field", False),
+    maps("texts", "what heads do on text", ON_TEXTS)
+    energies = np.array(
+        [[row[f"energy_{at}"] for row in measured.layers] for at in Energies._fields]
     )
-    save("texts", "what heads do on text", texts)
-    energies = np.array([
-        [row[f"energy_{place}"] for row in measured.layers] for place in Energies._fields
-    ])  # fmt: skip
     figure = figures.energy(energies, title=f"{name}: log-sum-exp of each layer's heads")
     run.save_figure(f"energy{tag}", figure, energies=energies)

@@ -41,17 +41,7 @@ class Subject(NamedTuple):
 
 
 def subjects(config: Config) -> list[Subject]:
-    """Reads all models and texts.
-
-    Args:
-      config: the flags.
-
-    Returns:
-      One subject for a checkpoint; for a run each net, untrained and trained, by seeds.
-
-    Raises:
-      ImrError: if a folder or a file cannot be read, or holds no heads or no texts.
-    """
+    """Reads all models and texts."""
     if config.model_dir is not None:
         return [_checkpoint(config, config.model_dir)]
     assert config.run_dir is not None  # by `check`
