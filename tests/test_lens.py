@@ -476,7 +476,8 @@ def test_the_gradient_of_the_energy_with_padding_and_more_columns_than_features(
     heads = HeadWeights(*weights, random.normal(size=(h, r, d)), *biases, random.normal(size=d))
     heads = jax.tree.map(jnp.asarray, heads)
     inputs, present = jnp.asarray(random.normal(size=(n, d))), np.arange(n) < 4
-    seen = np.tri(n, dtype=bool) & present[:, None] & present[None]
+    visible = np.tri(n, dtype=bool) & present[:, None] & present[None]
+    seen = jnp.asarray(visible)
 
     @jax.jit
     def both(inputs):
@@ -489,7 +490,7 @@ def test_the_gradient_of_the_energy_with_padding_and_more_columns_than_features(
     assert not np.asarray(jacobian[:, 4]).any()
     x = np.asarray(inputs)[:4]
     queries, keys = x @ weights[0] + biases[0][:, None], x @ weights[1] + biases[1][:, None]
-    logits = np.where(seen[:4, :4], queries @ np.swapaxes(keys, 1, 2) / r**0.5, -np.inf)
+    logits = np.where(visible[:4, :4], queries @ np.swapaxes(keys, 1, 2) / r**0.5, -np.inf)
     sums = np.log(np.sum(np.exp(logits), axis=2))
     assert error(gradient.energy, sums.sum(axis=1)) < 1e-12
 

@@ -48,9 +48,6 @@ def record(model: TransformerWeights, tokens: Any) -> Activations:
       model: the transformer.
       tokens: integers, shape (n,).
 
-    Returns:
-      `Activations`.
-
     Raises:
       ImrError: if tokens are no integers, out of range, or more than the model has positions.
     """

@@ -44,9 +44,6 @@ def model_from_arrays(
       activation: of the MLP.
       epsilon: added to the variance in norms.
 
-    Returns:
-      The transformer.
-
     Raises:
       DataError: if a name is not known, or an array is missing, of another shape or not finite.
 
@@ -122,9 +119,6 @@ def model_from_transformer(transformer: Transformer) -> TransformerWeights:
 
     Args:
       transformer: of `imr.nn`.
-
-    Returns:
-      The transformer.
     """
     layers, last = list(transformer.layers), transformer.norm
 

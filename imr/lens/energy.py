@@ -44,9 +44,6 @@ def energy_gradient(
       seen: which tokens (columns) a token attends to, shape (n, n). A token that sees no token is
         padding: it counts for nothing, and no other token may see it.
 
-    Returns:
-      `EnergyGradient`.
-
     Reference: arXiv 2509.04653, Theorem 2; THEORY A3 and A8.
     """
     d, r = heads.query.shape[1:]

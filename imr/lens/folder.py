@@ -23,9 +23,6 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
       folder: with `config.json` and `model.safetensors`, or its shards beside
         `model.safetensors.index.json`.
 
-    Returns:
-      The transformer.
-
     Raises:
       DataError: if it is no such folder, the architecture or one of its options is not known, a
         tensor is missing, misshapen, quantised or not finite, or a file is damaged.

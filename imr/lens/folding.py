@@ -17,9 +17,6 @@ def fold_norms(model: TransformerWeights) -> HeadWeights:
 
     Args:
       model: the transformer.
-
-    Returns:
-      Heads of the same shapes.
     """
     heads, norm = model.heads, input_norms(model)
     scale, shift = norm.scale[:, None, :, None], norm.bias[:, None, None, :]

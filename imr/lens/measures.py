@@ -77,9 +77,6 @@ def measure_text(
       key: for the nulls; the same key gives all texts the same permutations of features.
       draws: of each null that is random.
 
-    Returns:
-      `TextMeasures`.
-
     Raises:
       ImrError: if tokens are no integers, out of range, or more than the model has positions, if
         the length is out of range, or if key or draws are none.

@@ -54,7 +54,7 @@ _STATIC = {"static": True}  # structure under jit, not a leaf
 class TransformerWeights:
     """A transformer of the BERT kind (norms after sums) or the GPT-2 kind (norms before parts).
 
-    Attributes:
+    Args:
       tokens: token embeddings, shape (k, d).
       positions: position embeddings, shape (p, d); BERT's embedding of the first segment is in them.
       heads, mlp: attention and MLPs of all layers.

@@ -53,9 +53,6 @@ def mismatched(
         l h - 1 are all there are.
       parts: fields of `HeadWeights` to take. With `("key",)`, queries meet the keys of another head.
 
-    Returns:
-      Heads of the same shape.
-
     Raises:
       ImrError: if the shift is a multiple of the number of heads, or a part is no field of
         `HeadWeights`.
@@ -79,9 +76,6 @@ def rotated(heads: HeadWeights, key: Key[Array, ""]) -> HeadWeights:
     Args:
       heads: of all layers; U (d, d) is drawn uniformly, once for all of them.
       key: a PRNG key.
-
-    Returns:
-      Heads of the same shape.
 
     Raises:
       ImrError: if key is no PRNG key.

@@ -27,11 +27,7 @@ class Pieces(NamedTuple):
 
 
 def sample_texts() -> list[str]:
-    """200 sentences of English, written for imr.
-
-    Returns:
-      A list of texts.
-    """
+    """200 sentences of English, written for imr."""
     file = importlib.resources.files("imr.lens") / "sample.txt"
     return file.read_text(encoding="utf-8").splitlines()
 
@@ -41,9 +37,6 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
 
     Args:
       path: of the file.
-
-    Returns:
-      A list of texts.
 
     Raises:
       DataError: if it cannot be read, or holds no text.
@@ -63,9 +56,6 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
     Args:
       folder: with `tokenizer.json`.
-
-    Returns:
-      A `tokenizers.Tokenizer`.
 
     Raises:
       DataError: if `tokenizer.json` is missing or damaged.
@@ -94,9 +84,6 @@ def tokenize(tokenizer: Any, texts: list[str], longest: int) -> Pieces:
       tokenizer: of `read_tokenizer`.
       texts: of any length; the pieces of a long one count as texts.
       longest: the most tokens of a piece, special tokens included.
-
-    Returns:
-      `Pieces`.
 
     Raises:
       ImrError: if a text is empty, or `longest` leaves no room.

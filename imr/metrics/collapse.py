@@ -59,10 +59,10 @@ def neural_collapse(
     Raises:
       ImrError: if shapes or dtypes do not fit, a label is out of range or a class is empty.
 
-    Reference: Papyan, Han, Donoho, arXiv 2008.08186; nc2 as Zhu et al., arXiv 2105.02375.
-
     >>> [abs(round(x.item(), 3)) for x in neural_collapse(jnp.eye(3), jnp.eye(3), jnp.arange(3))]
     [0.0, 0.0, 0.0, 0.0]
+
+    Reference: Papyan, Han, Donoho, arXiv 2008.08186; nc2 as Zhu et al., arXiv 2105.02375.
     """
     z, theta = matrix("z", z, "(n, f)"), matrix("theta", theta, "(k, f)")
     k = theta.shape[0]

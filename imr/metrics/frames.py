@@ -25,10 +25,10 @@ def simplex_alignment(vectors: ClassWeights) -> Scalar:
     Raises:
       ImrError: if shape or dtype do not fit.
 
-    Reference: Papyan, Han, Donoho, arXiv 2008.08186.
-
     >>> simplex_alignment(jnp.eye(4)).round(4).item()
     1.0
+
+    Reference: Papyan, Han, Donoho, arXiv 2008.08186.
     """
     unit = centred(matrix("vectors", vectors, "(k, f)", rows=2))
     return jnp.trace(over_norm(matmul(unit, unit.T))) / (len(vectors) - 1) ** 0.5
@@ -46,10 +46,10 @@ def interference(vectors: ClassWeights) -> Float[Array, "k"]:
     Raises:
       ImrError: if shape or dtype do not fit.
 
-    Reference: Elhage et al., "Toy Models of Superposition", arXiv 2209.10652.
-
     >>> interference(jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0]])).tolist()
     [0.0, 1.0, 1.0]
+
+    Reference: Elhage et al., "Toy Models of Superposition", arXiv 2209.10652.
     """
     unit = unit_rows(matrix("vectors", vectors, "(k, f)"))
     squares = matmul(unit, unit.T) ** 2
@@ -67,16 +67,13 @@ def welch_bound(k: int, f: int) -> float:
       k: number of vectors, at least 1.
       f: dimensions, at least 1.
 
-    Returns:
-      A float.
-
     Raises:
       ImrError: if either is no positive integer.
 
-    Reference: Welch, "Lower bounds on the maximum cross correlation of signals", 1974.
-
     >>> welch_bound(6, 4)
     0.5
+
+    Reference: Welch, "Lower bounds on the maximum cross correlation of signals", 1974.
     """
     check_count("k", k)
     check_count("f", f)

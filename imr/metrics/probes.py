@@ -31,9 +31,6 @@ class Probe(NamedTuple):
         Args:
           features: shape (..., d).
 
-        Returns:
-          Shape (..., s).
-
         Raises:
           ImrError: if features have another number of columns than the probe.
         """
@@ -109,9 +106,6 @@ def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
     Args:
       r_squared: $R^2$ of the one, any shape.
       other: $R'^2$ of the other, of the same shape.
-
-    Returns:
-      The ratio.
 
     >>> round(residual_ratio(0.9, 0.98).item(), 6)
     5.0

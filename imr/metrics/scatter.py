@@ -59,9 +59,6 @@ def class_scatter(z: Features, labels: Labels, num_classes: int) -> ClassScatter
       labels: integers from 0, shape (n,).
       num_classes: k, static under `jax.jit`.
 
-    Returns:
-      `ClassScatter`.
-
     Raises:
       ImrError: if shapes or dtypes do not fit, or a label is out of range.
 

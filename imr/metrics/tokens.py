@@ -41,10 +41,10 @@ def mean_cosine(z: Features) -> Scalar:
     Raises:
       ImrError: if shape or dtype do not fit.
 
-    Reference: Ethayarajh, arXiv 1909.00512 (anisotropy of contextual representations).
-
     >>> mean_cosine(jnp.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])).round(4).item()
     0.3333
+
+    Reference: Ethayarajh, arXiv 1909.00512 (anisotropy of contextual representations).
     """
     unit = unit_rows(matrix("z", z, "(n, f)", rows=2))
     return (jnp.sum(unit.sum(axis=0) ** 2) - jnp.sum(unit**2)) / (len(z) * (len(z) - 1))
@@ -63,10 +63,10 @@ def cluster_count(z: Features, threshold: ScalarLike = 1e-3) -> Int[Array, ""]:
     Raises:
       ImrError: if shape or dtype do not fit, or the threshold is not positive.
 
-    Reference: Geshkovski et al., arXiv 2312.10794 (tokens cluster on the sphere).
-
     >>> cluster_count(jnp.array([[1.0, 0.0], [3.0, 0.01], [0.0, 1.0]])).item()
     2
+
+    Reference: Geshkovski et al., arXiv 2312.10794 (tokens cluster on the sphere).
     """
     check_positive("threshold", threshold)
     return _components(token_cosines(z) > 1 - threshold)

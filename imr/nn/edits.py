@@ -20,9 +20,6 @@ def coordinates(
       residual: activations, shape (..., d).
       directions: D, shape (p, d).
 
-    Returns:
-      Shape (..., p).
-
     Raises:
       ImrError: if shapes or dtypes do not fit.
 
@@ -45,9 +42,6 @@ def ablate_along(
       directions: D, shape (p, d).
       origin: $x_0$, a number or shape (d,), whose part along D remains. The mean of the activations
         makes this mean ablation.
-
-    Returns:
-      Shape (..., d).
 
     Raises:
       ImrError: if shapes or dtypes do not fit.
@@ -77,9 +71,6 @@ def replace_along(
       directions: D, shape (p, d).
       values: the new coefficients, shape (..., p), or (p,) for all activations.
 
-    Returns:
-      Shape (..., d).
-
     Raises:
       ImrError: if shapes or dtypes do not fit.
 
@@ -100,9 +91,6 @@ def add_along(
       residual: activations x, shape (..., d).
       directions: D, shape (p, d).
       values: c, shape (..., p), or (p,) for all activations.
-
-    Returns:
-      Shape (..., d).
 
     Raises:
       ImrError: if shapes or dtypes do not fit.
