@@ -34,7 +34,7 @@ from imr.lens import (
     tokenize,
     weight_cosines,
 )
-from imr.lens._parts import input_norms
+from imr.lens.model import input_norms
 from imr.nn import Transformer
 from tests.problems import error
 

@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
-from imr.lens._arrays import centred, orders_of, unit
-from imr.lens._parts import checked_text, normalise
+from imr.lens._parts import centred, checked_text, normalise, orders_of, unit
 from imr.lens.activations import Scramble, run
 from imr.lens.model import TransformerWeights
 

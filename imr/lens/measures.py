@@ -10,12 +10,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
-from imr.lens._arrays import centred, orders_of, over, permuted, unit
-from imr.lens._parts import checked_text, input_norms, normalise, project, visible
+from imr.lens._parts import (
+    centred,
+    checked_text,
+    normalise,
+    orders_of,
+    over,
+    permuted,
+    project,
+    unit,
+    visible,
+)
 from imr.lens.activations import Activations, run
 from imr.lens.energy import energy_gradient
 from imr.lens.labels import LabelCosines, label_cosines, label_terms
-from imr.lens.model import HeadWeights, Norm, TransformerWeights
+from imr.lens.model import HeadWeights, Norm, TransformerWeights, input_norms
 
 OTHERS = 24  # heads, evenly over the model, whose theta makes a null
 

@@ -1,4 +1,7 @@
-"""Diagnostics: accuracy, neural collapse, superposition, gradients, clusters, probes."""
+"""Diagnostics: accuracy, neural collapse, superposition, gradients, clusters, probes.
+
+All refuse shapes, dtypes and labels that do not fit with an `ImrError`.
+"""
 
 from imr.metrics.classification import accuracy as accuracy
 from imr.metrics.classification import margins as margins

@@ -20,9 +20,6 @@ def accuracy(logits: Logits, labels: Labels) -> Scalar:
     Returns:
       A scalar in [0, 1].
 
-    Raises:
-      ImrError: if shapes or dtypes do not fit, or a label is out of range.
-
     >>> accuracy(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])).item()
     0.5
     """
@@ -42,9 +39,6 @@ def margins(logits: Logits, labels: Labels) -> Rows:
 
     Returns:
       Shape (n,), positive where the row is classified as its label.
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit, or a label is out of range.
 
     >>> margins(jnp.array([[2.0, 1.0, -1.0], [2.0, 1.0, -1.0]]), jnp.array([0, 2])).tolist()
     [1.0, -3.0]

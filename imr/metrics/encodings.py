@@ -25,9 +25,6 @@ def encoding(
     Returns:
       A direction for each entry of the targets, shape (s, d).
 
-    Raises:
-      ImrError: if shapes do not fit, or weights are negative or all 0.
-
     >>> y = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> encoding(y @ jnp.array([[3.0, 0.0], [0.0, 0.0]]), y, jnp.ones(2)).round(3).tolist()
     [[1.5, 0.0], [-1.5, 0.0]]
@@ -63,9 +60,6 @@ def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "
 
     Returns:
       A scalar in [0, 1].
-
-    Raises:
-      ImrError: if shapes do not fit.
 
     >>> energy_share(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])).round(2).item()
     0.36

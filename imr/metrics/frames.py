@@ -22,9 +22,6 @@ def simplex_alignment(vectors: ClassWeights) -> Scalar:
       A scalar from $1 / \sqrt{k - 1}$ to $\min(1, \sqrt{f / (k - 1)})$, 1 for a simplex frame; 0
       if all vectors are equal. With V the class means, $nc_2^2$ is twice 1 less this.
 
-    Raises:
-      ImrError: if shape or dtype do not fit.
-
     >>> simplex_alignment(jnp.eye(4)).round(4).item()
     1.0
 
@@ -42,9 +39,6 @@ def interference(vectors: ClassWeights) -> Float[Array, "k"]:
 
     Returns:
       Shape (k,), 0 for a direction of its own; the mean is at least `welch_bound(k, f)`.
-
-    Raises:
-      ImrError: if shape or dtype do not fit.
 
     >>> interference(jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0]])).tolist()
     [0.0, 1.0, 1.0]
@@ -66,9 +60,6 @@ def welch_bound(k: int, f: int) -> float:
     Args:
       k: number of vectors, at least 1.
       f: dimensions, at least 1.
-
-    Raises:
-      ImrError: if either is no positive integer.
 
     >>> welch_bound(6, 4)
     0.5

@@ -35,9 +35,6 @@ def class_means(z: Features, labels: Labels, num_classes: int) -> ClassWeights:
     Returns:
       Shape (k, f); zero for a class without rows.
 
-    Raises:
-      ImrError: if shapes or dtypes do not fit, or a label is out of range.
-
     >>> import jax.numpy as jnp
     >>> class_means(jnp.array([[1.0], [3.0], [5.0]]), jnp.array([0, 0, 1]), 2).tolist()
     [[2.0], [5.0]]
@@ -58,9 +55,6 @@ def class_scatter(z: Features, labels: Labels, num_classes: int) -> ClassScatter
       z: features, shape (n, f).
       labels: integers from 0, shape (n,).
       num_classes: k, static under `jax.jit`.
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit, or a label is out of range.
 
     >>> import jax.numpy as jnp
     >>> scatter = class_scatter(jnp.array([[0.0], [2.0], [5.0]]), jnp.array([0, 0, 1]), 2)

@@ -19,9 +19,6 @@ def token_cosines(z: Features) -> Float[Array, "n n"]:
     Returns:
       Shape (n, n).
 
-    Raises:
-      ImrError: if shape or dtype do not fit.
-
     >>> token_cosines(jnp.array([[2.0, 0.0], [0.0, 3.0]])).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -37,9 +34,6 @@ def mean_cosine(z: Features) -> Scalar:
 
     Returns:
       A scalar from -1 / (n - 1) to 1.
-
-    Raises:
-      ImrError: if shape or dtype do not fit.
 
     >>> mean_cosine(jnp.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])).round(4).item()
     0.3333
@@ -59,9 +53,6 @@ def cluster_count(z: Features, threshold: ScalarLike = 1e-3) -> Int[Array, ""]:
 
     Returns:
       An integer from 1 to n. Memory is O(n^2).
-
-    Raises:
-      ImrError: if shape or dtype do not fit, or the threshold is not positive.
 
     >>> cluster_count(jnp.array([[1.0, 0.0], [3.0, 0.01], [0.0, 1.0]])).item()
     2
