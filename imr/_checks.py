@@ -120,3 +120,64 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Demands one of the known names."""
     if value not in choices:
         raise ImrError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}.")
+
+
+def check_mask(where: Any, shape: tuple[int, ...]) -> None:
+    """Demands a boolean mask of the shape of the logits that leaves each row an entry."""
+    if jnp.shape(where) != shape or jnp.result_type(where) != jnp.dtype(bool):
+        raise ImrError(
+            f"where must be boolean with the shape of the logits, {shape}; found shape "
+            f"{jnp.shape(where)} and dtype {jnp.result_type(where)}."
+        )
+    if is_concrete(where):
+        empty = ~np.asarray(where).any(axis=1)
+        if empty.any():
+            raise ImrError(
+                f"where must leave each row an entry; row {int(np.argmax(empty))} is fully masked. "
+                "Leave that row out."
+            )
+
+
+def check_anchor(anchor: Any) -> None:
+    """Demands None or a pair (lam, x) of finite values."""
+    if anchor is None:
+        return
+    if not (isinstance(anchor, tuple) and len(anchor) == 2):
+        raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
+    check_finite("anchor", anchor)
+
+
+def check_linear(z: Any, theta: Any, bias: Any) -> None:
+    """Demands features (n, f), class weights (k, f) and, if there is one, a bias (k,)."""
+    check_features(z)
+    check_rank("theta", theta, 2, "(k, f)")
+    check_axis("z", z.shape[1], "theta", theta.shape[1], "features (its last axis)")
+    if bias is not None:
+        check_rank("bias", bias, 1, "(k,)")
+        check_axis("bias", bias.shape[0], "theta", theta.shape[0], "classes (its first axis)")
+
+
+def check_projections(z: Any, q: Any, k: Any) -> None:
+    """Demands features (n, f) and projections (f, r) or (h, f, r), of rank r at most f."""
+    check_features(z)
+    check_projection_pair(q, k)
+    check_axis("z", z.shape[1], "q", q.shape[-2], "features")
+
+
+def check_projection_pair(q: Any, k: Any) -> None:
+    """Demands q of shape (f, r) or (h, f, r), r at most f, and k of the same shape or None."""
+    if jnp.ndim(q) not in (2, 3):
+        raise ImrError(f"q must have shape (f, r), or (h, f, r) for heads; found {jnp.shape(q)}.")
+    if q.shape[-1] > q.shape[-2]:
+        raise ImrError(
+            f"q has rank {q.shape[-1]}, more than the {q.shape[-2]} features: theta = q k^T needs no "
+            "more. Use fewer columns, or imr.Quadratic.full with the whole theta."
+        )
+    if k is not None and jnp.shape(k) != q.shape:
+        raise ImrError(f"k must have the shape of q, {q.shape}; found {jnp.shape(k)}.")
+
+
+def check_features(z: Any) -> None:
+    """Demands floating features (n, f)."""
+    check_rank("z", z, 2, "(n, f)")
+    check_floating("z", z)

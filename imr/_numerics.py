@@ -30,12 +30,12 @@ def mask_logits(logits: Array, where: Array | None) -> Array:
     return logits if where is None else jnp.where(where, logits, -jnp.inf)
 
 
-def log_sum_exp(logits: Array, where: Array | None = None) -> Array:
-    """log sum_j exp logits_j along the last axis, accumulated in float32 or wider."""
-    return jax.nn.logsumexp(mask_logits(widen(logits), where), axis=-1)
+def log_sum_exp(logits: Array, where: Array | None = None, axis: int = -1) -> Array:
+    """log sum_j exp logits_j along an axis, accumulated in float32 or wider."""
+    return jax.nn.logsumexp(mask_logits(widen(logits), where), axis=axis)
 
 
-def softmax(logits: Array, where: Array | None = None) -> Array:
-    """Softmax along the last axis, accumulated in float32 or wider, in the dtype of the logits."""
-    wide = jax.nn.softmax(mask_logits(widen(logits), where), axis=-1)
+def softmax(logits: Array, where: Array | None = None, axis: int = -1) -> Array:
+    """Softmax along an axis, accumulated in float32 or wider, in the dtype of the logits."""
+    wide = jax.nn.softmax(mask_logits(widen(logits), where), axis=axis)
     return wide.astype(logits.dtype)

@@ -1,10 +1,8 @@
 """Array aliases, by jaxtyping. They are checked in the tests and cost users nothing at run time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
@@ -19,17 +17,8 @@ Rows = Float[Array, "n"]
 Labels = Int[Array, "n"]
 Mask = Bool[Array, "n m"]
 
-LogitsFn = Callable[[Any, Any], Array]
 Loss = Callable[[Any], Array]
 Field = Callable[[Any, Any, Any], Any]
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Static:
-    """A choice that a Partial carries as structure, not as a leaf."""
-
-    value: Any
 
 
 __all__ = [
@@ -44,7 +33,6 @@ __all__ = [
     "Int",
     "Labels",
     "Logits",
-    "LogitsFn",
     "Loss",
     "Mask",
     "PRNGKeyArray",
@@ -53,5 +41,4 @@ __all__ = [
     "Scalar",
     "ScalarLike",
     "Shaped",
-    "Static",
 ]

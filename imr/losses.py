@@ -4,15 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array
 
-from imr._checks import check_axis, check_finite, check_positive, check_rank, is_concrete
+from imr._checks import check_anchor, check_finite, check_mask
+from imr._module import Module, as_pytree
 from imr._numerics import log_sum_exp, widen
-from imr._typing import Labels, Logits, LogitsFn, Mask, Rows
+from imr._typing import Features, Logits, Mask, Rows, ScalarLike
 from imr.errors import ImrError
-from imr.models.logits import check_group
-from imr.targets import check_targets, target_logits
+from imr.models import Model
+from imr.targets import Targets, as_targets
 
 
 def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Rows:
@@ -23,14 +23,14 @@ def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Ro
     Args:
       logits: N, shape (n, m).
       targets: integer labels, shape (n,), always column indices of the logits; or distributions C,
-        shape (n, m), dense, sparse (BCOO) or `LowRankTargets`.
+        shape (n, m), dense, sparse (BCOO) or `LowRankTargets`. None leaves the second term out.
       where: boolean, shape (n, m); True says that the entry takes part.
 
     Returns:
       Nats, shape (n,), accumulated in float32 or wider.
 
     Raises:
-      ImrError: where shapes do not fit; for concrete values, where a label is out of range, a row of
+      ImrError: if shapes do not fit; for concrete values, if a label is out of range, a row of
         targets is no distribution or puts weight on an excluded entry, or a row is fully masked.
 
     >>> import jax.numpy as jnp
@@ -39,107 +39,118 @@ def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Ro
 
     Reference: arXiv 2509.04653, Section 2.
     """
-    check_targets(logits.shape, targets, where)
+    return _cross_entropy(logits, checked_targets(targets, logits.shape, where), where)
+
+
+def _cross_entropy(logits, targets, where):
     logits = widen(logits)
-    return log_sum_exp(logits, where) - target_logits(targets, logits)
+    lse = log_sum_exp(logits, where)
+    return lse if targets is None else lse - targets.inner(logits)
 
 
-def latent_cross_entropy(logits: Logits, labels: Labels, group: Array) -> Rows:
-    r"""Cross-entropy of latent classes: the label names a class, the model has prototypes of it.
-
-    $$L_i = \log \sum_j \exp N_{ij} - \log \sum_{j : group_j = label_i} \exp N_{ij}$$
-
-    With one prototype for each class this is `cross_entropy`.
-
-    Args:
-      logits: prototype logits, shape (n, m).
-      labels: the class of each row, integers, shape (n,).
-      group: the class of each prototype, integers, shape (m,).
-
-    Returns:
-      Nats, shape (n,).
-
-    Raises:
-      ImrError: where shapes do not fit, or a label has no prototype.
-
-    >>> import jax.numpy as jnp
-    >>> logits, group = jnp.zeros((1, 3)), jnp.array([0, 0, 1])
-    >>> latent_cross_entropy(logits, jnp.array([0]), group).round(4).tolist()
-    [0.4055]
-    """
-    check_group(logits, group)
-    check_rank("labels", labels, 1, "(n,)")
-    check_axis("labels", labels.shape[0], "logits", logits.shape[0], "rows")
-    own = jnp.asarray(group)[None, :] == labels[:, None]
-    if is_concrete(own) and not bool(own.any(axis=1).all()):
-        row = int(jnp.argmin(own.any(axis=1)))
+def checked_targets(
+    targets: Any, shape: tuple[int, ...], where: Any = None, *, square: bool = False
+) -> Targets | None:
+    """Targets as an operator that fits logits of a shape and their mask; None stays None."""
+    if len(shape) != 2:
         raise ImrError(
-            f"labels must be classes that group gives a prototype; labels[{row}] = "
-            f"{int(labels[row])} has none."
+            f"logits must have shape (n, m); found shape {tuple(shape)}. "
+            "For leading batch axes use jax.vmap."
         )
-    return log_sum_exp(logits) - log_sum_exp(logits, own)
+    if where is not None:
+        check_mask(where, shape)
+    if targets is None:
+        return None
+    operator = as_targets(targets, square=square)
+    operator.check(shape, where)
+    return operator
+
+
+class FeatureLoss(Module):
+    """The loss of features under a fixed model; `feature_loss` makes one.
+
+    Attributes:
+      model: from features to logits.
+      targets, where, anchor: as they were given.
+    """
+
+    model: Any
+    targets: Any
+    where: Any
+    anchor: Any
+
+    def __call__(self, z: Features) -> Array:
+        """The loss, a scalar."""
+        logits = self.model(z)
+        heads = logits if jnp.ndim(logits) == 3 else logits[None]
+        targets = self.operator(z, heads.shape[1:])
+        loss = jnp.sum(jax.vmap(lambda one: _cross_entropy(one, targets, self.where))(heads))
+        return loss if self.anchor is None else loss + 0.5 * self.anchor[0] * self.pull(z)
+
+    def operator(self, z: Features, shape: tuple[int, ...] | None = None) -> Targets | None:
+        """The targets as an operator, held against the shape that the logits of z have."""
+        if shape is None:
+            shape = tuple(jax.eval_shape(self.model, z).shape[-2:])
+        square = isinstance(self.model, Model) and self.model.square
+        return checked_targets(self.targets, shape, self.where, square=square)
+
+    def pull(self, z: Features) -> Array:
+        """The squared distance from the anchor."""
+        return jnp.sum(self.offset(z) ** 2)
+
+    def offset(self, z: Features) -> Features:
+        """z less the anchor's x."""
+        x = self.anchor[1]
+        if jnp.shape(x) != jnp.shape(z):
+            raise ImrError(
+                f"anchor's x must have the shape of z, {jnp.shape(z)}; found {jnp.shape(x)}."
+            )
+        return z - x
 
 
 def feature_loss(
-    logits_fn: LogitsFn,
-    theta: Any,
+    model: Any,
     targets: Any,
     *,
-    beta: Any = 1.0,
-    anchor: tuple[Any, Any] | None = None,
     where: Mask | None = None,
-) -> Partial:
+    anchor: tuple[ScalarLike, Features] | None = None,
+) -> FeatureLoss:
     r"""The loss of the features under a fixed model: its gradient flow is what attention steps along.
 
-    $$L(Z) = \sum_i CE_i(\beta N(Z, \theta), C) + \frac{\lambda}{2} \|Z - X\|^2$$
+    $$L(Z) = \sum_i CE_i(N(Z), C) + \frac{\lambda}{2} \|Z - X\|^2$$
 
     Args:
-      logits_fn: the model; `logits_fn(z, theta)` gives logits, shape (n, m), or (h, n, m) for heads,
-        whose losses add. For a degree, `functools.partial(polynomial_logits, degree=3)`.
-      theta: its parameters, any pytree.
-      targets: as `cross_entropy` takes them.
-      beta: inverse temperature, multiplies the logits.
+      model: `imr.Linear` and its kin, or any callable from z to logits, shape (n, m), or (h, n, m)
+        for heads, whose losses add. A plain function holds its parameters as constants; a pytree
+        (an `imr.Model`, a `jax.tree_util.Partial`) hands them to `jax.grad` and to solvers.
+      targets: as `imr.as_targets` takes them; None is the log-sum-exp alone.
+      where: boolean, shape (n, m); True says that the entry takes part.
       anchor: (lam, x), a weight and the features that hold z back, shape (n, f).
-      where: as `cross_entropy` takes it.
 
     Returns:
-      A callable z -> scalar, the sum over rows. It is a `jax.tree_util.Partial`, a pytree whose
-      leaves are theta, targets, anchor, beta and where: it passes through `jax.jit` as an argument,
-      and the loss of other values of the same shapes compiles nothing new.
+      A callable z -> scalar, the sum over rows. It is a pytree whose leaves are those of the model,
+      targets, where and anchor: it passes through `jax.jit` as an argument, and the loss of other
+      values of the same shapes compiles nothing new.
 
     Raises:
-      ImrError: for concrete values, where theta is not finite, beta is not positive or the anchor is
-        malformed. Targets are checked against the logits when the loss is called or solved.
+      ImrError: if the model is no callable; for concrete values, if a parameter is not finite or the
+        anchor is malformed. Targets are checked against the logits when the loss meets z.
 
-    >>> import jax.numpy as jnp
-    >>> from imr import linear_logits
-    >>> loss = feature_loss(linear_logits, jnp.eye(2), jnp.array([0, 1]))
+    >>> import jax.numpy as jnp, imr
+    >>> loss = feature_loss(imr.Linear(jnp.eye(2)), jnp.array([0, 1]))
     >>> loss(jnp.zeros((2, 2))).round(4).item()
     1.3863
 
     Reference: arXiv 2509.04653, Section 2.
     """
-    check_finite("theta", theta)
-    check_positive("beta", beta)
-    if anchor is not None:
-        if not (isinstance(anchor, tuple) and len(anchor) == 2):
-            raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
-        check_finite("anchor", anchor)
-    if not callable(logits_fn):
-        raise ImrError(f"logits_fn must be callable as logits_fn(z, theta); found {logits_fn!r}.")
-    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-    return Partial(_feature_loss, model, theta, targets, anchor, beta, where)
-
-
-def _feature_loss(model, theta, targets, anchor, beta, where, z):
-    logits = beta * model(z, theta)
-    heads = logits if logits.ndim == 3 else logits[None]
-    loss = jnp.sum(jax.vmap(lambda one: cross_entropy(one, targets, where))(heads))
-    if anchor is None:
-        return loss
-    lam, x = anchor
-    if jnp.shape(x) != jnp.shape(z):
+    if not callable(model):
         raise ImrError(
-            f"anchor's x must have the shape of z, {jnp.shape(z)}; found {jnp.shape(x)}."
+            f"model must be callable as model(z); found {type(model).__name__}. imr.Linear(theta) is "
+            "the model of class weights theta."
         )
-    return loss + 0.5 * lam * jnp.sum((z - x) ** 2)
+    model = as_pytree(model)
+    check_finite("model", model)
+    check_anchor(anchor)
+    if targets is not None and isinstance(model, Model) and model.square:
+        as_targets(targets, square=True)  # refused here, where it was written
+    return FeatureLoss(model, targets, where, anchor)

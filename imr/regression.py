@@ -11,7 +11,7 @@ from imr._checks import check_at_least, check_axis, check_floating, check_rank
 from imr._numerics import matmul, widen
 from imr._typing import Bias, ClassWeights, Features, Labels, Scalar, ScalarLike
 from imr.losses import cross_entropy
-from imr.targets import check_targets
+from imr.targets import as_targets
 
 
 class Regression(NamedTuple):
@@ -116,7 +116,7 @@ def fit_regression(
     check_rank("x", x, 2, "(n, f)")
     check_floating("x", x)
     check_axis("labels", labels.shape[0], "x", x.shape[0], "rows")
-    check_targets((x.shape[0], num_classes), labels)
+    as_targets(labels).check((x.shape[0], num_classes))
     check_at_least("l2", l2, 0)
     return _fit_regression(x, labels, num_classes, l2, tol, max_steps)
 
@@ -212,7 +212,7 @@ def fit_noisy_regression(
     check_rank("x", x, 2, "(n, f)")
     check_floating("x", x)
     check_axis("labels", labels.shape[0], "x", x.shape[0], "rows")
-    check_targets((x.shape[0], num_classes), labels)
+    as_targets(labels).check((x.shape[0], num_classes))
     check_at_least("l2", l2, 0)
     check_at_least("noise", noise, 0)
     check_at_least("num_steps", num_steps, 1)

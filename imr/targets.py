@@ -1,6 +1,11 @@
-"""Targets C of a multinomial: labels, distributions, and (n, n) ones that are never built."""
+r"""Targets C of a multinomial as operators: what they are is never expanded.
 
-from typing import Any, NamedTuple
+`as_targets` is the one door: labels, distributions, sparse and low-rank matrices become a `Targets`
+with the products $C Y$ (`mv`), $C^T Y$ (`rmv`), $\langle C_i, N_i \rangle$ (`inner`) and checks.
+"""
+
+import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +13,281 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import check_floating, check_rank, is_concrete
+from imr._checks import check_rank, is_concrete
+from imr._module import Module
 from imr._numerics import matmul
 from imr.errors import ImrError
 
 
-class LowRankTargets(NamedTuple):
-    """Targets $C = L R^T$ by their factors, each of shape (n, c): nothing of size n x n is built."""
+class Targets(Module):
+    """Targets C, shape (n, m): row i is the distribution that row i of the logits should have."""
+
+    @abc.abstractmethod
+    def mv(self, y: Float[Array, "m r"]) -> Float[Array, "n r"]:
+        """$C Y$."""
+
+    @abc.abstractmethod
+    def rmv(self, y: Float[Array, "n r"], num_columns: int) -> Float[Array, "m r"]:
+        """$C^T Y$ for targets of `num_columns` columns."""
+
+    @abc.abstractmethod
+    def inner(self, logits: Float[Array, "n m"]) -> Float[Array, "n"]:
+        r"""$\langle C_i, N_i \rangle$ for each row."""
+
+    @abc.abstractmethod
+    def check(self, shape: tuple[int, int], where: Any = None) -> None:
+        """Demands that the targets fit logits of a shape (n, m), and a mask of that shape.
+
+        Raises:
+          ImrError: if the shapes do not fit; for concrete values, if a label is out of range, or a
+            row is no distribution or puts weight on an entry that the mask excludes.
+        """
+
+    def transposed(self, num_columns: int, dtype: Any) -> Float[Array, "m n"]:
+        """$C^T$ as a dense matrix."""
+        return self.mv(jnp.eye(num_columns, dtype=dtype)).T
+
+    def minus(self, p: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        """$(C - P)^T$ for probabilities P, given as their transpose."""
+        return self.transposed(p.shape[0], p.dtype) - p
+
+    def invalid_rows(self, num_columns: int) -> Bool[Array, "n"] | None:
+        """Rows whose values cannot be targets and could not be refused under a trace."""
+        del num_columns
+        return None
+
+
+class LabelTargets(Targets):
+    """One-hot rows, given by the column of the one in each: labels, or pointers to tokens.
+
+    Attributes:
+      columns: integers, shape (n,). A column out of range is refused where it is concrete; under
+        a trace its row becomes NaN.
+    """
+
+    columns: Int[Array, "n"]
+
+    def mv(self, y):
+        out = self.invalid_rows(y.shape[0])
+        return jnp.where(out[:, None], jnp.nan, y[self.columns])
+
+    def rmv(self, y, num_columns):
+        return jnp.zeros((num_columns, y.shape[1]), y.dtype).at[self.columns].add(y)
+
+    def inner(self, logits):
+        out = self.invalid_rows(logits.shape[1])
+        inside = jnp.where(out, 0, self.columns)
+        # Times NaN, so that the gradient is NaN too.
+        return jnp.where(out, jnp.nan, 1) * jnp.take_along_axis(logits, inside[:, None], 1)[:, 0]
+
+    def minus(self, p):
+        """1 - p of the label is taken as the sum of the others: late in a flow 1 - p has no digits."""
+        own = self.columns[None, :] == jnp.arange(p.shape[0])[:, None]
+        others = jnp.where(own, 0, p) * jnp.where(self.invalid_rows(p.shape[0]), jnp.nan, 1)
+        return jnp.where(own, others.sum(axis=0, keepdims=True), 0) - others
+
+    def invalid_rows(self, num_columns):
+        return (self.columns < 0) | (self.columns >= num_columns)
+
+    def check(self, shape, where=None):
+        n, m = shape
+        if self.columns.shape[0] != n:
+            raise ImrError(
+                f"targets has {self.columns.shape[0]} labels, but the logits have {n} rows: they "
+                "must be equal."
+            )
+        if not is_concrete(self.columns):
+            return
+        columns = np.asarray(self.columns)
+        bad = (columns < 0) | (columns >= m)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ImrError(
+                f"targets must be column indices of the logits, 0 to {m - 1}; found targets[{row}] = "
+                f"{columns[row]}."
+            )
+        if where is not None and is_concrete(where):
+            hidden = ~np.asarray(where)[np.arange(n), columns]
+            if hidden.any():
+                row = int(np.argmax(hidden))
+                raise ImrError(
+                    f"targets[{row}] = {columns[row]} is an entry that where excludes: its loss "
+                    "would be infinite. Change the label or the mask."
+                )
+
+
+class DenseTargets(Targets):
+    """Distributions as a dense matrix.
+
+    Attributes:
+      matrix: C, shape (n, m).
+    """
+
+    matrix: Float[Array, "n m"]
+
+    def mv(self, y):
+        return matmul(self.matrix.astype(y.dtype), y)
+
+    def rmv(self, y, num_columns):
+        del num_columns
+        return matmul(self.matrix.astype(y.dtype).T, y)
+
+    def inner(self, logits):
+        # A logit of -inf under a target of zero contributes nothing: 0 * inf would be NaN.
+        return jnp.sum(jnp.where(self.matrix == 0, 0, self.matrix * logits), axis=1)
+
+    def transposed(self, num_columns, dtype):
+        del num_columns
+        return self.matrix.T.astype(dtype)
+
+    def check(self, shape, where=None):
+        _check_shape(self.matrix.shape, shape)
+        if not is_concrete(self.matrix):
+            return
+        dtype = self.matrix.dtype
+        wide = np.asarray(self.matrix, np.promote_types(np.float32, dtype))
+        _check_rows(wide.min(axis=1, initial=np.inf), wide.sum(axis=1), dtype, shape[1])
+        if where is not None and is_concrete(where):
+            hidden = np.where(np.asarray(where), 0, wide).sum(axis=1) > 0
+            if hidden.any():
+                raise ImrError(
+                    f"targets puts weight on entries that where excludes in row "
+                    f"{int(np.argmax(hidden))}: its loss would be infinite. Change one of them."
+                )
+
+
+class SparseTargets(Targets):
+    """Distributions as a sparse matrix.
+
+    Attributes:
+      matrix: C, shape (n, m), a BCOO of jax.experimental.sparse.
+    """
+
+    matrix: BCOO
+
+    def _entries(self, dtype):
+        return self.matrix.indices[:, 0], self.matrix.indices[:, 1], self.matrix.data.astype(dtype)
+
+    def mv(self, y):
+        rows, columns, data = self._entries(y.dtype)
+        start = jnp.zeros((self.matrix.shape[0], y.shape[1]), y.dtype)
+        return start.at[rows].add(data[:, None] * y[columns])
+
+    def rmv(self, y, num_columns):
+        rows, columns, data = self._entries(y.dtype)
+        start = jnp.zeros((num_columns, y.shape[1]), y.dtype)
+        return start.at[columns].add(data[:, None] * y[rows])
+
+    def inner(self, logits):
+        rows, columns, data = self._entries(logits.dtype)
+        start = jnp.zeros(logits.shape[0], logits.dtype)
+        return start.at[rows].add(data * logits[rows, columns])
+
+    def check(self, shape, where=None):
+        del where
+        _check_shape(self.matrix.shape, shape)
+        ones = jnp.ones((shape[1], 1), self.matrix.dtype)
+        least = jnp.broadcast_to(jnp.min(self.matrix.data, initial=0), (shape[0],))
+        _check_rows(least, self.mv(ones)[:, 0], self.matrix.dtype, shape[1])
+
+
+class LowRankTargets(Targets):
+    """Targets $C = L R^T$ by their factors: nothing of size n x m is built.
+
+    Attributes:
+      left: L, shape (n, c).
+      right: R, shape (m, c).
+    """
 
     left: Float[Array, "n c"]
-    right: Float[Array, "n c"]
+    right: Float[Array, "m c"]
+
+    def mv(self, y):
+        return matmul(self.left.astype(y.dtype), matmul(self.right.astype(y.dtype).T, y))
+
+    def rmv(self, y, num_columns):
+        del num_columns
+        return matmul(self.right.astype(y.dtype), matmul(self.left.astype(y.dtype).T, y))
+
+    def inner(self, logits):
+        weighted = matmul(logits, self.right.astype(logits.dtype))
+        return jnp.sum(self.left.astype(logits.dtype) * weighted, axis=1)
+
+    def check(self, shape, where=None):
+        del where
+        _check_shape((self.left.shape[0], self.right.shape[0]), shape)
+        row_sums = matmul(self.left, self.right.sum(axis=0)[:, None])[:, 0]
+        least = jnp.minimum(self.left.min(axis=1), self.right.min())
+        _check_rows(least, row_sums, self.left.dtype, shape[1])
+
+
+def as_targets(x: Any, *, square: bool = False) -> Targets:
+    """Targets of any kind as an operator; every function that takes targets calls this.
+
+    Args:
+      x: integer labels, shape (n,); distributions, shape (n, m), dense or sparse (BCOO); or what
+        `same_class_targets`, `pointers` or this function returns.
+      square: whether the model's logits have a column for each row, so that bare labels could mean
+        two things.
+
+    Returns:
+      A `Targets`. Labels are cast to int32: a narrower integer type would wrap where it is compared
+      with a number of columns that it cannot hold.
+
+    Raises:
+      ImrError: if x is of no such kind, or holds bare labels for a square model.
+
+    >>> import jax.numpy as jnp
+    >>> as_targets(jnp.array([1, 0])).mv(jnp.array([[5.0], [7.0]])).tolist()
+    [[7.0], [5.0]]
+    """
+    if isinstance(x, Targets):
+        return x
+    if isinstance(x, BCOO):
+        return SparseTargets(x)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise ImrError(
+            f"targets must be integer labels, shape (n,), or distributions, shape (n, m); found {x!r}."
+        ) from None
+    if x.ndim == 1:
+        if square:
+            raise ImrError(
+                "targets of shape (n,) can mean two things for a model whose logits are (n, n). For "
+                "class labels pass imr.same_class_targets(labels); for the token that each token "
+                "should attend to pass imr.pointers(columns)."
+            )
+        return pointers(x)
+    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ImrError(
+            "targets must be integer labels, shape (n,), or distributions, a floating array of shape "
+            f"(n, m); found shape {x.shape} and dtype {x.dtype}."
+        )
+    return DenseTargets(x)
+
+
+def pointers(columns: Int[Array, "n"]) -> LabelTargets:
+    """Targets of a square model that name for each token the token that it should attend to.
+
+    Args:
+      columns: integers, shape (n,): row i of C is one at `columns[i]` and zero elsewhere.
+
+    Returns:
+      `LabelTargets`, accepted wherever targets are.
+
+    Raises:
+      ImrError: if columns are no integers of shape (n,).
+
+    >>> import jax.numpy as jnp
+    >>> pointers(jnp.array([1, 1])).mv(jnp.array([[5.0], [7.0]])).tolist()
+    [[7.0], [7.0]]
+    """
+    return LabelTargets(_as_int32("targets", columns))
 
 
 def same_class_targets(labels: Int[Array, "n"], num_classes: int | None = None) -> LowRankTargets:
-    r"""Targets of the quadratic model that spread each row evenly over the rows of its class.
+    r"""Targets of a square model that spread each row evenly over the rows of its class.
 
     $$C_{ij} = [y_i = y_j] \,/\, |\{l : y_l = y_i\}| = (M M^T)_{ij}, \quad
       M_{ic} = [y_i = c] \,/\, \sqrt{n_c}$$
@@ -31,22 +297,21 @@ def same_class_targets(labels: Int[Array, "n"], num_classes: int | None = None) 
       num_classes: c; by default the largest label and one. Needed under a trace.
 
     Returns:
-      `LowRankTargets`, accepted wherever targets of shape (n, n) are; O(n c) numbers.
+      `LowRankTargets`, accepted wherever targets are; O(n c) numbers.
 
     Raises:
-      ImrError: where labels are no integers from 0, or num_classes is missing under a trace.
+      ImrError: if labels are no integers from 0 to num_classes - 1, or num_classes is missing under
+        a trace.
 
     >>> import jax.numpy as jnp
     >>> targets = same_class_targets(jnp.array([0, 1, 0]))
     >>> (targets.left @ targets.right.T).round(2).tolist()
     [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
     """
-    check_rank("labels", labels, 1, "(n,)")
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise ImrError(f"labels must be integers; found dtype {jnp.result_type(labels)}.")
+    labels = _as_int32("labels", labels)
     if num_classes is None:
         if not is_concrete(labels):
-            raise ImrError("num_classes must be given where labels are traced (jit, vmap, grad).")
+            raise ImrError("num_classes must be given if labels are traced (jit, vmap, grad).")
         num_classes = int(np.max(np.asarray(labels), initial=0)) + 1
     if is_concrete(labels):
         values = np.asarray(labels)
@@ -61,156 +326,25 @@ def same_class_targets(labels: Int[Array, "n"], num_classes: int | None = None) 
     return LowRankTargets(factor, factor)
 
 
-def target_logits(targets: Any, logits: Float[Array, "n m"]) -> Float[Array, "n"]:
-    r"""$\langle C_i, N_i \rangle$ for each row, shape (n,)."""
-    if isinstance(targets, LowRankTargets):
-        right = targets.right.astype(logits.dtype)
-        return jnp.sum(targets.left.astype(logits.dtype) * matmul(logits, right), axis=1)
-    if isinstance(targets, BCOO):
-        rows, columns = targets.indices[:, 0], targets.indices[:, 1]
-        return (
-            jnp.zeros(logits.shape[0], logits.dtype)
-            .at[rows]
-            .add(targets.data.astype(logits.dtype) * logits[rows, columns])
-        )
-    if targets.ndim == 1:
-        out = out_of_range(targets, logits.shape[1])
-        inside = jnp.where(out, 0, targets)
-        # Times NaN, so that the gradient is NaN too.
-        return jnp.where(out, jnp.nan, 1) * jnp.take_along_axis(logits, inside[:, None], 1)[:, 0]
-    # A logit of -inf under a target of zero contributes nothing: 0 * inf would be NaN.
-    return jnp.sum(jnp.where(targets == 0, 0, targets * logits), axis=1)
-
-
-def out_of_range(labels: Int[Array, "n"], m: int) -> Bool[Array, "n"]:
-    """Labels that are no column of m. Under a trace nothing can be raised; they make NaN instead."""
-    return (labels < 0) | (labels >= m)
-
-
-def target_product(targets: Any, y: Float[Array, "m r"]) -> Float[Array, "n r"]:
-    """$C Y$; what the targets are is never expanded."""
-    if isinstance(targets, LowRankTargets):
-        left, right = (factor.astype(y.dtype) for factor in targets)
-        return matmul(left, matmul(right.T, y))
-    if isinstance(targets, BCOO):
-        rows, columns = targets.indices[:, 0], targets.indices[:, 1]
-        weighted = targets.data.astype(y.dtype)[:, None] * y[columns]
-        return jnp.zeros((targets.shape[0], y.shape[1]), y.dtype).at[rows].add(weighted)
-    if targets.ndim == 1:
-        return jnp.where(out_of_range(targets, y.shape[0])[:, None], jnp.nan, y[targets])
-    return matmul(targets.astype(y.dtype), y)
-
-
-def transposed_target_product(
-    targets: Any, y: Float[Array, "n r"], num_columns: int
-) -> Float[Array, "m r"]:
-    """$C^T Y$; what the targets are is never expanded."""
-    if isinstance(targets, LowRankTargets):
-        left, right = (factor.astype(y.dtype) for factor in targets)
-        return matmul(right, matmul(left.T, y))
-    if isinstance(targets, BCOO):
-        rows, columns = targets.indices[:, 0], targets.indices[:, 1]
-        weighted = targets.data.astype(y.dtype)[:, None] * y[rows]
-        return jnp.zeros((num_columns, y.shape[1]), y.dtype).at[columns].add(weighted)
-    if targets.ndim == 1:
-        return jnp.zeros((num_columns, y.shape[1]), y.dtype).at[targets].add(y)
-    return matmul(targets.astype(y.dtype).T, y)
-
-
-def check_targets(shape: tuple[int, ...], targets: Any, where: Any = None) -> None:
-    """Demands targets (and a mask) that fit logits of that shape.
-
-    Raises:
-      ImrError: where shapes or dtypes do not fit; for concrete values, where a label is out of
-        range, a row of targets is no distribution or puts weight on an excluded entry, or a row is
-        fully masked.
-    """
-    if len(shape) != 2:
+def _as_int32(name: str, x: Any) -> Int[Array, "n"]:
+    x = jnp.asarray(x)
+    check_rank(name, x, 1, "(n,)")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ImrError(
-            f"logits must have shape (n, m); found shape {shape}. "
-            "For leading batch axes use jax.vmap."
+            f"{name} of shape (n,) must be integers; found dtype {x.dtype}. Distributions have shape "
+            "(n, m)."
         )
-    n, m = shape
-    if where is not None:
-        _check_mask(shape, where)
-    if isinstance(targets, LowRankTargets):
-        if targets.left.shape[0] != n or targets.right.shape[0] != m:
-            raise ImrError(
-                f"targets are of shape ({targets.left.shape[0]}, {targets.right.shape[0]}), the "
-                f"logits of shape {shape}: they must be equal."
-            )
-        row_sums = matmul(targets.left, targets.right.sum(axis=0)[:, None])[:, 0]
-        least = jnp.minimum(targets.left.min(axis=1), targets.right.min())
-        return _check_rows(least, row_sums, targets.left.dtype, m)
-    if jnp.ndim(targets) == 1:
-        if jnp.shape(targets)[0] != n:
-            raise ImrError(
-                f"targets has {jnp.shape(targets)[0]} labels, but the logits have {n} rows: they "
-                "must be equal."
-            )
-        if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
-            raise ImrError(
-                f"targets of shape (n,) must be integer labels; found dtype "
-                f"{jnp.result_type(targets)}. Distributions have shape (n, m)."
-            )
-        return _check_labels(targets, m, where)
-    if tuple(targets.shape) != shape:
+    # What int32 cannot hold is out of range for any number of columns, and stays so.
+    has, holds = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
+    return jnp.clip(x, max(has.min, holds.min), min(has.max, holds.max)).astype(jnp.int32)
+
+
+def _check_shape(targets: tuple[int, ...], logits: tuple[int, ...]) -> None:
+    if tuple(targets) != tuple(logits):
         raise ImrError(
-            f"targets must be labels, shape ({n},), or distributions, shape {shape} as the logits; "
-            f"found shape {tuple(targets.shape)}."
+            f"targets must be labels, shape ({logits[0]},), or distributions, shape {tuple(logits)} as "
+            f"the logits; found shape {tuple(targets)}."
         )
-    if isinstance(targets, BCOO):
-        ones = jnp.ones((m, 1), targets.dtype)
-        least = jnp.broadcast_to(jnp.min(targets.data, initial=0), (n,))
-        return _check_rows(least, target_product(targets, ones)[:, 0], targets.dtype, m)
-    check_floating("targets of shape (n, m)", targets)
-    if not is_concrete(targets):
-        return
-    wide = np.asarray(targets, np.promote_types(np.float32, np.dtype(targets.dtype)))
-    _check_rows(wide.min(axis=1), wide.sum(axis=1), jnp.result_type(targets), m)
-    if where is not None and is_concrete(where):
-        hidden = np.where(np.asarray(where), 0, wide).sum(axis=1) > 0
-        if hidden.any():
-            raise ImrError(
-                f"targets puts weight on entries that where excludes in row "
-                f"{int(np.argmax(hidden))}: its loss would be infinite. Change one of them."
-            )
-
-
-def _check_mask(shape: tuple[int, ...], where: Any) -> None:
-    if jnp.shape(where) != shape or jnp.result_type(where) != jnp.dtype(bool):
-        raise ImrError(
-            f"where must be boolean with the shape of the logits, {shape}; found shape "
-            f"{jnp.shape(where)} and dtype {jnp.result_type(where)}."
-        )
-    if is_concrete(where):
-        empty = ~np.asarray(where).any(axis=1)
-        if empty.any():
-            raise ImrError(
-                f"where must leave each row an entry; row {int(np.argmax(empty))} is fully masked. "
-                "Leave that row out."
-            )
-
-
-def _check_labels(labels: Any, m: int, where: Any) -> None:
-    if not is_concrete(labels):
-        return
-    values = np.asarray(labels)
-    bad = (values < 0) | (values >= m)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ImrError(
-            f"targets must be column indices of the logits, 0 to {m - 1}; found targets[{row}] = "
-            f"{int(values[row])}."
-        )
-    if where is not None and is_concrete(where):
-        hidden = ~np.asarray(where)[np.arange(values.size), values]
-        if hidden.any():
-            row = int(np.argmax(hidden))
-            raise ImrError(
-                f"targets[{row}] = {int(values[row])} is an entry that where excludes: its loss "
-                "would be infinite. Change the label or the mask."
-            )
 
 
 def _check_rows(least: Any, sums: Any, dtype: Any, m: int) -> None:

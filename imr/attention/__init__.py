@@ -5,6 +5,7 @@ from imr.attention.closed import Projection as Projection
 from imr.attention.closed import attention_terms as attention_terms
 from imr.attention.closed import attention_weights as attention_weights
 from imr.attention.closed import cross_attention as cross_attention
+from imr.attention.closed import projected_terms as projected_terms
 from imr.attention.closed import reverse_attention as reverse_attention
 from imr.attention.closed import self_attention as self_attention
 from imr.attention.products import attention_log_sums as attention_log_sums

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_choice
+from imr._checks import check_choice, check_linear, check_projections
 from imr._numerics import matmul, softmax
 from imr._typing import Bias, ClassWeights, Features, Logits, Mask, ScalarLike
 from imr.attention.products import attention_products
 from imr.errors import ImrError
-from imr.models.logits import check_projections, linear_logits
 
 Normalise = Literal["row", "column", "double"]
 Projection = Float[Array, "f r"] | Float[Array, "h f r"]
@@ -25,8 +24,7 @@ def cross_attention(
     $$CA(Z, \theta) = softmax(\beta (Z \theta^T + b)) \theta$$
 
     The queries are Z; theta is keys and values. With C the targets, the gradient flow of
-    `feature_loss(linear_logits, theta, C, beta=beta)` is
-    $dZ/dt = \beta (C \theta - CA(Z, \theta))$.
+    `feature_loss(Linear(theta, bias, beta), C)` is $dZ/dt = \beta (C \theta - CA(Z, \theta))$.
 
     Args:
       z: features, shape (n, f).
@@ -38,7 +36,7 @@ def cross_attention(
       Shape (n, f).
 
     Raises:
-      ImrError: where shapes do not fit; both are named.
+      ImrError: if shapes do not fit; both are named.
 
     >>> import jax.numpy as jnp
     >>> cross_attention(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0], [0.0, 4.0]])).tolist()
@@ -46,7 +44,10 @@ def cross_attention(
 
     Reference: arXiv 2509.04653, Theorem 1.
     """
-    return matmul(softmax(beta * linear_logits(z, theta, bias)), theta)
+    check_linear(z, theta, bias)
+    logits = matmul(z, theta.T)
+    logits = beta * (logits if bias is None else logits + bias[None, :])
+    return matmul(softmax(logits), theta)
 
 
 def attention_weights(
@@ -65,7 +66,7 @@ def attention_weights(
       Weights, shape (n, m).
 
     Raises:
-      ImrError: where `normalise` is none of the three.
+      ImrError: if `normalise` is none of the three.
 
     >>> import jax.numpy as jnp
     >>> attention_weights(jnp.zeros((2, 4)), "column").tolist()[0]
@@ -85,7 +86,7 @@ def attention_weights(
 
 def self_attention(
     z: Features,
-    phi: Projection,
+    q: Projection,
     k: Projection | None = None,
     *,
     beta: ScalarLike = 1.0,
@@ -101,13 +102,13 @@ def self_attention(
 
     Standard attention: queries Z Q, keys Z K, values Z K Q^T. It is the whole gradient where the
     keys are held fixed; with tied Z `reverse_attention` belongs to it, and the gradient flow of
-    `feature_loss(low_rank_logits, ...)` is
+    `feature_loss(Quadratic(q, k, beta), C)` is
     $dZ/dt = \beta (C Z K Q^T + C^T Z Q K^T - SA - SA_{rev})$.
 
     Args:
       z: features, shape (n, f).
-      phi: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
-      k: K, of the same shape; None is symmetric, K = Q = phi.
+      q: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
+      k: K, of the same shape; None is symmetric, K = Q.
       beta: inverse temperature, multiplies the logits; 1/sqrt(r) is the usual scale.
       where: boolean, shape (n, n); True says that the query (row) may see the key (column).
       normalise: as in `attention_weights`.
@@ -118,7 +119,7 @@ def self_attention(
       Shape (n, f).
 
     Raises:
-      ImrError: where shapes do not fit, or the rank is larger than f.
+      ImrError: if shapes do not fit, or the rank is larger than f.
 
     >>> import jax.numpy as jnp
     >>> self_attention(jnp.eye(2), jnp.zeros((2, 1))).tolist()
@@ -128,7 +129,7 @@ def self_attention(
     """
     return attention_terms(
         z,
-        phi,
+        q,
         k,
         beta=beta,
         where=where,
@@ -141,7 +142,7 @@ def self_attention(
 
 def reverse_attention(
     z: Features,
-    phi: Projection,
+    q: Projection,
     k: Projection | None = None,
     *,
     beta: ScalarLike = 1.0,
@@ -156,8 +157,8 @@ def reverse_attention(
 
     Args:
       z: features, shape (n, f).
-      phi: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
-      k: K, of the same shape; None is symmetric, K = Q = phi.
+      q: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
+      k: K, of the same shape; None is symmetric, K = Q.
       beta: inverse temperature, multiplies the logits.
       where: boolean, shape (n, n); True says that the query (row) may see the key (column).
       normalise: as in `attention_weights`.
@@ -166,7 +167,7 @@ def reverse_attention(
       Shape (n, f).
 
     Raises:
-      ImrError: where shapes do not fit, or the rank is larger than f.
+      ImrError: if shapes do not fit, or the rank is larger than f.
 
     >>> import jax.numpy as jnp
     >>> reverse_attention(jnp.eye(2), jnp.zeros((2, 1))).shape
@@ -175,14 +176,14 @@ def reverse_attention(
     Reference: arXiv 2509.04653, Theorem 2.
     """
     terms = attention_terms(
-        z, phi, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh
+        z, q, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh
     )
     return terms[1]
 
 
 def attention_terms(
     z: Features,
-    phi: Projection,
+    q: Projection,
     k: Projection | None = None,
     *,
     beta: ScalarLike = 1.0,
@@ -196,14 +197,14 @@ def attention_terms(
 
     Args:
       z: features, shape (n, f).
-      phi, k, beta, where, normalise, block, mesh: as in `self_attention`.
-      columns: whether the second is wanted.
+      q, k, beta, where, normalise, block, mesh: as in `self_attention`.
+      columns: whether the second term is computed.
 
     Returns:
       SA and SA_rev, each (n, f), or None in place of the second.
 
     Raises:
-      ImrError: where shapes do not fit, the rank is larger than f, or weights that need all of P at
+      ImrError: if shapes do not fit, the rank is larger than f, or weights that need all of P at
         once are asked for in blocks or on a mesh.
 
     >>> import jax.numpy as jnp
@@ -213,35 +214,70 @@ def attention_terms(
 
     Reference: arXiv 2509.04653, Theorem 2.
     """
-    check_choice("normalise", normalise, ("row", "column", "double"))
-    check_projections(z, phi, k)
-    # Empty columns of a mask, and weights normalised twice, are only dealt with at once.
-    whole = normalise == "double" or (normalise == "column" and where is not None)
-    if whole and (block is not None or mesh is not None):
-        raise ImrError(
-            f"block and mesh are for normalise='row', or 'column' without where; found {normalise!r}."
-        )
-    options: dict[str, Any] = {"beta": beta, "block": block, "mesh": mesh, "columns": columns}
+    check_projections(z, q, k)
 
     def one(q, k):
-        queries = matmul(z, q)
-        keys = None if k is None else matmul(z, k)
-        if whole:
-            keys = queries if keys is None else keys
-            # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
-            # difference, where large logits would be rounded otherwise than their maximum.
-            weights = attention_weights(matmul(beta * queries, keys.T), normalise, where)
-            rows, cols = matmul(weights, keys), matmul(weights.T, queries) if columns else None
-        elif normalise == "row":
-            rows, cols = attention_products(queries, keys, where=where, **options)
-        else:
-            # The softmax over queries is the transpose of that of the roles exchanged.
-            pair = (queries, None) if keys is None else (keys, queries)
-            cols, rows = attention_products(*pair, **{**options, "columns": True})
-            cols = cols if columns else None
-        rows = matmul(rows, q.T)
-        return rows, None if cols is None else matmul(cols, (q if k is None else k).T)
+        row, column = projected_terms(
+            matmul(z, q), None if k is None else matmul(z, k), beta=beta, where=where,
+            normalise=normalise, block=block, mesh=mesh, columns=columns,
+        )  # fmt: skip
+        key_side = q if k is None else k
+        return matmul(row, q.T), None if column is None else matmul(column, key_side.T)
 
-    if phi.ndim == 2:
-        return one(phi, k)
-    return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(one)(phi, k))
+    if q.ndim == 2:
+        return one(q, k)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(one)(q, k))
+
+
+def projected_terms(
+    queries: Float[Array, "n r"],
+    keys: Float[Array, "n r"] | None,
+    *,
+    beta: ScalarLike = 1.0,
+    where: Mask | None = None,
+    normalise: Normalise = "row",
+    block: int | None = None,
+    mesh: Any = None,
+    columns: bool = True,
+) -> tuple[Float[Array, "n r"], Any]:
+    r"""$P K$ and $P^T Q$ for weights P normalised in any of the three ways.
+
+    Args:
+      queries: Q, shape (n, r).
+      keys: K, shape (n, r); None if they are the queries.
+      beta, where, block, mesh: as in `attention_products`.
+      normalise: as in `attention_weights`.
+      columns: whether the second product is computed.
+
+    Returns:
+      $P K$ and $P^T Q$, each (n, r), or None in place of the second.
+
+    Raises:
+      ImrError: if weights that need all of P at once are asked for in blocks or on a mesh.
+
+    >>> import jax.numpy as jnp
+    >>> rows, columns = projected_terms(jnp.zeros((2, 1)), jnp.array([[1.0], [3.0]]))
+    >>> rows.tolist()
+    [[2.0], [2.0]]
+    """
+    check_choice("normalise", normalise, ("row", "column", "double"))
+    if normalise == "row":
+        return attention_products(
+            queries, keys, beta=beta, where=where, block=block, mesh=mesh, columns=columns
+        )
+    # Empty columns of a mask, and weights normalised twice, are only dealt with at once.
+    if normalise == "double" or where is not None:
+        if block is not None or mesh is not None:
+            raise ImrError(
+                f"block and mesh are for normalise='row', or 'column' without where; found {normalise!r}."
+            )
+        keys = queries if keys is None else keys
+        # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
+        # difference, where large logits would be rounded otherwise than their maximum.
+        scaled = jnp.asarray(beta, queries.dtype) * queries
+        weights = attention_weights(matmul(scaled, keys.T), normalise, where)
+        return matmul(weights, keys), matmul(weights.T, queries) if columns else None
+    # The softmax over queries is the transpose of that of the roles exchanged.
+    pair = (queries, None) if keys is None else (keys, queries)
+    column, row = attention_products(*pair, beta=beta, block=block, mesh=mesh)
+    return row, column if columns else None

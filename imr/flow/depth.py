@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from imr._typing import Field, PyTree, Scalar, ScalarLike
 from imr.errors import ImrError
-from imr.flow.solve import as_partials, solve
+from imr.flow.solve import as_fields, solve
 from imr.flow.splitting import check_fields, lie_step
 
 
@@ -80,7 +80,7 @@ def depth_is_time(
         raise ImrError(f"depths must be a list of integers; found {depths!r}.")
     if len(depths) < 2 or depths[0] < 1 or any(n >= m for n, m in pairwise(depths)):
         raise ImrError(f"depths must be two or more increasing numbers from 1; found {depths}.")
-    parts = as_partials(check_fields(fields))
+    parts = as_fields(check_fields(fields))
     dtype = jnp.result_type(*jax.tree.leaves(z0), jnp.float32)
     if tol is None:
         tol = 1e-11 if jnp.finfo(dtype).bits > 32 else 1e-6

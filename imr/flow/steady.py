@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from imr._checks import check_finite, check_positive
+from imr._module import as_pytree
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
-from imr.flow.solve import Flow, Path, integrate, measured, raised
+from imr.flow.integrate import Path, integrate
+from imr.flow.solve import Flow, checked, measured
 
 
 def solve_to_steady_state(
@@ -23,7 +25,7 @@ def solve_to_steady_state(
     args: Any = None,
     solver: dfx.AbstractSolver | None = None,
     max_steps: int = 4096,
-    throw: bool = False,
+    throw: bool | None = None,
 ) -> Flow:
     r"""Follows $dz/dt = f(z)$ to where it stands still: $\|f(z)\| < atol + rtol \, \|z\|$.
 
@@ -43,14 +45,14 @@ def solve_to_steady_state(
       solver: of diffrax; Dopri8 unless said: near rest, a method of lower order is held to its limit
         of stability, and its errors keep the norm above the tolerance.
       max_steps: step limit.
-      throw: raise `FlowError` where no steady state was found; not under `jax.jit`.
+      throw: whether to raise `FlowError` if no steady state was found; as in `imr.solve`.
 
     Returns:
       A `Flow` whose ts holds the time at which the steady state was found.
 
     Raises:
-      ImrError: for concrete values, where z0 is not finite or a tolerance is not positive.
-      FlowError: where asked for.
+      ImrError: for concrete values, if z0 is not finite or a tolerance is not positive.
+      FlowError: if no steady state was found, unless throw is False.
 
     >>> import jax, jax.numpy as jnp
     >>> pull = lambda t, z, args: args - z
@@ -61,15 +63,12 @@ def solve_to_steady_state(
     check_finite("z0", z0)
     check_positive("rtol", rtol)
     check_positive("atol", atol)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ImrError(f"max_steps must be an integer of at least 1; found {max_steps!r}.")
     if not callable(field):
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
-    field = field if isinstance(field, jax.tree_util.Partial) else jax.tree_util.Partial(field)
-
+    field = as_pytree(field)
     path = _steady_state(field, z0, args, solver, rtol, atol, max_steps)
     flow = measured(field, path, args, loss, saved=False)
-    return raised(flow) if throw else flow
+    return checked(flow, throw)
 
 
 @eqx.filter_jit

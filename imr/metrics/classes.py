@@ -14,7 +14,7 @@ from imr._numerics import matmul
 from imr._typing import Bias, ClassWeights, Features, Labels, Logits, Rows, Scalar
 from imr.errors import ImrError
 from imr.metrics._arrays import centred, matrix, over_norm
-from imr.models.logits import linear_logits
+from imr.models import Linear
 
 
 def accuracy(logits: Logits, labels: Labels) -> Scalar:
@@ -144,7 +144,7 @@ def neural_collapse(
     z, theta = matrix("z", z, "(n, f)"), matrix("theta", theta, "(k, f)")
     k = theta.shape[0]
     check_at_least("the number of rows of theta", k, 2)
-    chosen = jnp.argmax(linear_logits(z, theta, bias), axis=1)
+    chosen = jnp.argmax(Linear(theta, bias)(z), axis=1)
     members = _members(labels, z, "z", k)
     counts = members.sum(axis=0)
     if is_concrete(counts) and not bool(jnp.all(counts > 0)):

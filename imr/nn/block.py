@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 from imr._checks import check_at_least, check_positive
 from imr._numerics import matmul
 from imr._typing import Array, Features, Field
-from imr.attention import cross_attention
 from imr.flow.splitting import lie_step
+from imr.models import Linear
 
 
 class MLP(nnx.Module):
@@ -145,7 +145,7 @@ class Block(LieBlock):
 
     def _descend(self, t: Array | float, z: Features, args: None) -> Features:
         del t, args
-        return -cross_attention(z, self.theta[...], self.bias[...])
+        return -Linear(self.theta[...], self.bias[...]).attention(z)
 
     def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
         del t, args

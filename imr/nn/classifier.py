@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from imr._checks import check_at_least
-from imr._numerics import log_sum_exp
 from imr._typing import Features
 from imr.errors import ImrError
-from imr.models.logits import linear_logits
+from imr.models import Latent, Linear
 from imr.nn.block import Block
 
 
@@ -82,10 +82,11 @@ class Classifier(nnx.Module):
     def read_out(self, z: Features) -> Float[Array, "n k"]:
         """Class logits of features, shape (n, f), as they stand."""
         last = self.blocks[-1]
-        logits = linear_logits(z, last.theta[...], last.bias[...])
-        if logits.shape[1] == self.num_classes:
-            return logits
-        return log_sum_exp(logits.reshape(z.shape[0], self.num_classes, -1))
+        theta, bias = last.theta[...], last.bias[...]
+        if len(theta) == self.num_classes:
+            return Linear(theta, bias)(z)
+        group = np.repeat(np.arange(self.num_classes), len(theta) // self.num_classes)
+        return Latent(theta, group, bias)(z)
 
     def trajectory(self, x: Features, iterations: int | None = None) -> Float[Array, "l n f"]:
         """The features Z_0 ... Z_L, shape (iterations + 1, n, f).

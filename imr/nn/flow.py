@@ -11,11 +11,11 @@ from jaxtyping import Array
 
 from imr._checks import check_count, check_positive
 from imr._typing import Features, ScalarLike
-from imr.attention import cross_attention
 from imr.errors import ImrError
 from imr.flow.fields import linear_path
 from imr.flow.solve import Flow, solve
 from imr.flow.splitting import midpoint
+from imr.models import Linear
 from imr.nn.block import MLP
 
 
@@ -109,14 +109,21 @@ class FlowBlock(nnx.Module):
     def solve(self, z: Features, *, ts: Any = None) -> Flow:
         """The adaptive solve from z, with its result code; times from 0 to 1, in units of T."""
         graph, params = nnx.split(self, nnx.Param)
-        return solve(Partial(_field, graph), z, t1=1.0, ts=ts, args=params, **self.options)
+        return solve(
+            Partial(_field, graph), z, t1=1.0, ts=ts, args=params, throw=False, **self.options
+        )
 
     def __call__(self, z: Features) -> Features:
         """Z(T), shape (n, f); NaN where the adaptive solve did not get there."""
         if self.steps is not None:
             tau = 1 / self.steps
-            field = lambda t, z, args: self.slope(t, z)  # noqa: E731
-            step = lambda z, l: (midpoint(field, z, tau, l * tau, None), None)  # noqa: E731
+
+            def field(t, z, args):
+                return self.slope(t, z)
+
+            def step(z, l):
+                return midpoint(field, z, tau, l * tau, None), None
+
             return jax.lax.scan(step, z, jnp.arange(self.steps))[0]
         # A step across a knot, where theta(t) has a corner, would lose its order.
         knots = self.thetas.shape[0] if self.thetas.ndim == 3 else 1
@@ -131,7 +138,7 @@ class FlowBlock(nnx.Module):
             theta = thetas
             if thetas.ndim == 3:
                 theta = linear_path(jnp.linspace(0, 1, len(thetas), dtype=thetas.dtype), thetas)(t)
-            slope = slope - cross_attention(z, theta, self.bias[...])
+            slope = slope - Linear(theta, self.bias[...]).attention(z)
         if self.mlp is not None:
             slope = slope + self.mlp(z)
         return self.tau * slope

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from imr._checks import check_axis, check_count, check_positive, check_rank
 from imr._typing import Features
-from imr.attention import reverse_attention, self_attention
+from imr.attention import attention_terms
 from imr.errors import ImrError
 from imr.nn.block import MLP, LieBlock
 
@@ -114,11 +114,10 @@ class PatchBlock(LieBlock):
         beta = phi.shape[-1] ** -0.5
 
         def one(image):
-            image = image + position
-            term = self_attention(image, phi, beta=beta)
-            if self.column_term:
-                term = term + reverse_attention(image, phi, beta=beta)
-            return -term
+            row, column = attention_terms(
+                image + position, phi, beta=beta, columns=self.column_term
+            )
+            return -row if column is None else -row - column
 
         return self.pixels(jax.vmap(one)(self.tokens(z)))
 

@@ -1,0 +1,225 @@
+"""The integration under all solves: stretch by stretch, with codes instead of exceptions."""
+
+import enum
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+from jaxtyping import Array
+
+from imr._checks import check_count, check_positive
+from imr._typing import PyTree, ScalarLike
+from imr.flow.control import Guarded, GuardedConstant, all_finite
+
+
+class Result(enum.IntEnum):
+    """How a flow ended; the code in `Flow.result`."""
+
+    SUCCESS = 0
+    STEP_LIMIT = 1
+    """`max_steps` steps did not reach the end."""
+    DIVERGED = 2
+    """The features left the finite numbers, or what was handed in was not finite."""
+    STEP_TOO_SMALL = 3
+    """The error control asked for steps that cannot be told from zero: a kink, features that run to
+    infinity in finite time, or precision that is used up."""
+    BAD_TIMES = 4
+    """Under a trace, where nothing can be raised: t1 not after t0, or unsorted times."""
+
+
+class Path(NamedTuple):
+    """What an integration gives, before anything is read off it.
+
+    Attributes:
+      ts: the times asked for, or the time reached, shape (s,); inf if not reached.
+      end: the time that was reached.
+      y: the state at `end`.
+      ys: the states at ts, or None if no times were asked for.
+      num_steps: steps of the solver, rejected ones counted.
+      result: a code, see `Result`.
+    """
+
+    ts: Array
+    end: Array
+    y: PyTree
+    ys: PyTree
+    num_steps: Array
+    result: Array
+
+
+class Method(NamedTuple):
+    """How to integrate: a solver of diffrax, its adjoint and its tolerances."""
+
+    solver: dfx.AbstractSolver
+    adjoint: dfx.AbstractAdjoint
+    max_steps: int
+    rtol: Any
+    atol: Any
+    dt0: Any
+    steady: bool
+
+
+class Noise(NamedTuple):
+    """Additive noise sigma dW, drawn by a random key."""
+
+    sigma: Array
+    key: Array
+
+
+def integrate(
+    field: Any,
+    y0: PyTree,
+    *,
+    t0: ScalarLike,
+    t1: ScalarLike,
+    ts: Any,
+    args: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    rtol: ScalarLike = 1e-5,
+    atol: ScalarLike = 1e-7,
+    dt0: ScalarLike | None = None,
+    noise: tuple[ScalarLike, Any] | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    max_steps: int = 4096,
+    steady: bool = False,
+) -> Path:
+    """Integrates a state of any kind; with `steady`, until its field is below the tolerances."""
+    check_positive("rtol", rtol)
+    check_positive("atol", atol)
+    if dt0 is not None:
+        check_positive("dt0", dt0)
+    check_count("max_steps", max_steps)
+    dtype = jnp.result_type(*jax.tree.leaves(y0), jnp.float32)
+
+    def time(t):
+        return None if t is None else jnp.asarray(t, dtype)
+
+    if solver is None:
+        solver = dfx.Tsit5() if noise is None else dfx.Euler()
+    adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    method = Method(solver, adjoint, max_steps, time(rtol), time(atol), time(dt0), steady)
+    if noise is not None:
+        noise = Noise(jnp.asarray(noise[0], dtype), noise[1])
+    return _integrate(field, y0, time(t0), time(t1), time(ts), args, method, noise)
+
+
+class _State(NamedTuple):
+    """What travels from stretch to stretch: where it stands, its step size, and how it went."""
+
+    t: Array
+    y: PyTree
+    size: Array
+    num_steps: Array
+    result: Array
+
+
+@eqx.filter_jit
+def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None) -> Path:
+    """From one time asked for to the next, so that diffrax has no times of its own to check.
+
+    Its checks raise from inside the program, which then runs on no platform but the one it was
+    traced for. What is wrong here comes out as a code.
+    """
+    # The times asked for and the end in one scan, so that there is one solve to compile.
+    ends = t1[None] if ts is None else jnp.append(ts, t1)
+    terms = _terms(field, y0, t0, ends, method, noise)
+
+    def step(state, stretch):
+        state = _advance(terms, args, method, state, *stretch)
+        reached = state.result == Result.SUCCESS
+        time = state.t if method.steady else stretch[1]
+        saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (time, state.y))
+        return state, saved
+
+    code = _first_code(y0, t0, t1, ts)
+    first = _State(t0, y0, jnp.zeros_like(t0), jnp.zeros((), jnp.int32), code)
+    state, (times, ys) = jax.lax.scan(step, first, (jnp.append(t0, ends[:-1]), ends))
+    if ts is None:
+        times, ys = jnp.where(state.result == Result.BAD_TIMES, jnp.inf, state.t)[None], None
+    else:
+        times, ys = jax.tree.map(lambda x: x[:-1], (times, ys))
+    return Path(times, state.t, state.y, ys, state.num_steps, state.result)
+
+
+def _first_code(y0, t0, t1, ts):
+    """What is wrong before the first step."""
+    ordered = t1 > t0
+    if ts is not None:
+        ordered &= jnp.all(jnp.diff(ts) > 0) & jnp.all((ts >= t0) & (ts <= t1))
+    code = jnp.where(all_finite(y0), Result.SUCCESS, Result.DIVERGED)
+    return jnp.where(ordered, code, Result.BAD_TIMES).astype(jnp.int32)
+
+
+def _terms(field, y0, t0, ends, method: Method, noise: Noise | None) -> Any:
+    """The terms of diffrax: one of a field, several to be split, or one with noise."""
+    if isinstance(field, tuple):
+        return dfx.MultiTerm(*map(dfx.ODETerm, field))
+    if noise is None:
+        return dfx.ODETerm(field)
+    shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
+    # Below its tolerance the tree is no Brownian motion: the shortest step is above it.
+    gaps = jnp.diff(ends, prepend=t0)
+    shortest = jnp.minimum(method.dt0, jnp.min(jnp.where(gaps > 0, gaps, method.dt0)))
+    motion = dfx.VirtualBrownianTree(t0, ends[-1], tol=shortest / 4, shape=shape, key=noise.key)
+    return dfx.MultiTerm(dfx.ODETerm(field), dfx.ControlTerm(_Diffusion(noise.sigma), motion))
+
+
+class _Diffusion(eqx.Module):
+    """The diffusion of additive noise, sigma times the identity."""
+
+    sigma: Array
+
+    def __call__(self, t, y, args):
+        del t, args
+        entries = jax.tree.map(lambda x: jnp.full_like(x, self.sigma), y)
+        return lineax.DiagonalLinearOperator(entries)
+
+
+def _advance(terms, args, method: Method, state: _State, start, end) -> _State:
+    """From one time to the next, or nowhere once something has gone wrong."""
+    going = state.result == Result.SUCCESS
+    if method.dt0 is None:
+        adaptive = dfx.PIDController(rtol=method.rtol, atol=method.atol)
+        controller = Guarded(adaptive, state.size)
+    else:
+        controller = GuardedConstant(method.dt0)
+    event = None
+    if method.steady:
+        still = dfx.steady_state_event(method.rtol, method.atol, norm=_root_mean_square)
+        event = dfx.Event(still)
+    solution: Any = dfx.diffeqsolve(
+        terms, method.solver, start, jnp.where(going, end, start), None, state.y, args,
+        saveat=dfx.SaveAt(t1=True), adjoint=method.adjoint, stepsize_controller=controller,
+        max_steps=method.max_steps, throw=False, event=event,
+    )  # fmt: skip
+    new = jax.tree.map(lambda x: x[0], solution.ys)
+    # diffrax saves inf if it has made no step at all.
+    moved = going & all_finite(new)
+    size = jax.lax.stop_gradient(end - start) / solution.stats["num_accepted_steps"]
+    return _State(
+        jnp.where(moved, solution.ts[0], state.t),
+        jax.tree.map(lambda x, old: jnp.where(moved, x, old), new, state.y),
+        jnp.where(end > start, size, 0),
+        state.num_steps + solution.stats["num_steps"].astype(jnp.int32),
+        jnp.where(going, _outcome(solution, new, method), state.result),
+    )
+
+
+def _outcome(solution, new, method: Method):
+    """The code of one solve of diffrax."""
+    goal = dfx.RESULTS.event_occurred if method.steady else dfx.RESULTS.successful
+    failure = jnp.where(
+        solution.result == dfx.RESULTS.max_steps_reached,
+        Result.STEP_LIMIT,
+        Result.STEP_TOO_SMALL if method.dt0 is None else Result.DIVERGED,
+    )
+    code = jnp.where(solution.result == goal, Result.SUCCESS, failure)
+    return jnp.where(all_finite(new), code, Result.DIVERGED).astype(jnp.int32)
+
+
+def _root_mean_square(tree: PyTree) -> Array:
+    leaves = jax.tree.leaves(tree)
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))

@@ -1,0 +1,219 @@
+r"""The protocol of a multinomial model, and the closed forms that all models of rows share.
+
+A model maps features z (n, f) to logits (n, m). Its cross-entropy against targets C is
+$\sum_i LSE_i(N) - \langle C_i, N_i \rangle$; the gradient of the first term is `attention`, that of
+the second is `label_term`, and the flow of the features is the second less the first.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from imr._checks import check_axis, check_features
+from imr._module import Module
+from imr._numerics import log_sum_exp, matmul, softmax
+from imr._typing import Features, Mask
+from imr.errors import ImrError
+from imr.targets import Targets
+
+
+class Terms(NamedTuple):
+    """A gradient with respect to the features, by what it comes from.
+
+    Attributes:
+      row: through the row of the logits that belongs to each row of z, shape (n, f).
+      column: through the columns that belong to it, shape (n, f): the keys of a square model.
+        None if a row of z takes part in no other row of the logits.
+    """
+
+    row: Features
+    column: Features | None = None
+
+    @property
+    def total(self) -> Features:
+        """The whole gradient."""
+        return self.row if self.column is None else self.row + self.column
+
+
+class Model(Module):
+    r"""A multinomial model: a callable z -> logits, and a pytree of its parameters.
+
+    A subclass implements `__call__`, which is all that `imr.feature_loss`, `imr.gradient_field` and
+    `imr.solve` need. For `imr.closed_field` it also implements `attention` and `label_term`. A model
+    that sees the features only through products with a few vectors subclasses `SpanModel` or
+    `RowModel` instead, and `imr.solve_reduced` works too.
+
+    >>> import jax, jax.numpy as jnp, imr
+    >>> class Distances(imr.Model):                    # logits fall with the distance to centres
+    ...     centres: jax.Array
+    ...     def __call__(self, z):
+    ...         return -0.5 * jnp.sum((z[:, None] - self.centres[None]) ** 2, axis=2)
+    ...     def attention(self, z):                    # sum_j softmax_ij dN_ij/dz_i
+    ...         return jax.nn.softmax(self(z)) @ self.centres - z
+    ...     def label_term(self, z, targets):
+    ...         return targets.mv(self.centres) - z
+    >>> loss = imr.feature_loss(Distances(jnp.eye(3)), jnp.array([0, 2]))
+    >>> z = jnp.ones((2, 3))
+    >>> closed, exact = imr.closed_field(loss), imr.gradient_field(loss)
+    >>> bool(jnp.allclose(closed(0.0, z, None), exact(0.0, z, None), atol=1e-6))
+    True
+
+    Reference: arXiv 2509.04653, Section 2 and the Lemma.
+    """
+
+    @property
+    def square(self) -> bool:
+        """Whether the logits have a column for each row: tokens that attend to tokens."""
+        return False
+
+    @abc.abstractmethod
+    def __call__(self, z: Features) -> Float[Array, "..."]:
+        """Logits, shape (n, m); or (h, n, m) for heads, whose losses add."""
+
+    def attention(self, z: Features) -> Any:
+        r"""$\sum_{ij} softmax_{ij} \, dN_{ij}/dZ$, the gradient of the sum of log-sum-exps.
+
+        Args:
+          z: features, shape (n, f). Keyword arguments that an implementation adds (`where`,
+            `normalise`, `block`, `mesh`, `columns`) are those that `imr.closed_field` passes on.
+
+        Returns:
+          Shape (n, f), or `Terms` if row and column term are told apart.
+
+        Raises:
+          ImrError: if the model has no closed form.
+        """
+        raise ImrError(
+            f"{type(self).__name__} has no closed form; implement attention(self, z) and "
+            "label_term(self, z, targets), or use gradient_field."
+        )
+
+    def label_term(self, z: Features, targets: Targets) -> Any:
+        r"""$\sum_{ij} C_{ij} \, dN_{ij}/dZ$, by the products `targets.mv` and `targets.rmv`.
+
+        Args:
+          z: features, shape (n, f).
+          targets: as `imr.as_targets` returns them.
+
+        Returns:
+          Shape (n, f), or `Terms` if row and column term are told apart.
+
+        Raises:
+          ImrError: if the model has no closed form.
+        """
+        raise ImrError(
+            f"{type(self).__name__} has no closed form; implement attention(self, z) and "
+            "label_term(self, z, targets), or use gradient_field."
+        )
+
+    def descent(self, z: Features, targets: Targets | None, **choices: Any) -> Features:
+        """Label term less attention: minus the gradient of the cross-entropy.
+
+        Args:
+          z: features, shape (n, f).
+          targets: None leaves the label term out.
+          choices: keyword arguments of `attention`; `columns=False` leaves both column terms out.
+
+        Returns:
+          Shape (n, f).
+        """
+        attention = _terms(self.attention(z, **choices))
+        if targets is None:
+            return -attention.total
+        label = _terms(self.label_term(z, targets))
+        if not choices.get("columns", True):
+            return label.row - attention.row
+        return label.total - attention.total
+
+
+def _terms(x: Any) -> Terms:
+    return x if isinstance(x, Terms) else Terms(x)
+
+
+class SpanModel(Model):
+    """A model that sees z only through the products $Y = V Z^T$ with the vectors of its span.
+
+    Its flow never leaves $Z_0$ + the row space of V, so that `imr.solve_reduced` integrates
+    coordinates instead of features. Products lie on their side, (m, n): sums over a few classes are
+    then sums of long rows, which a CPU does three times as fast, and which fill the lanes of a TPU.
+    """
+
+    @abc.abstractmethod
+    def span(self) -> Float[Array, "m f"] | None:
+        """V, the vectors that span all gradients; None if they are all of the feature space."""
+
+    @abc.abstractmethod
+    def descent_at(
+        self, y: Float[Array, "m n"], targets: Targets | None, *, where: Any, block: Any, mesh: Any
+    ) -> Float[Array, "m n"]:
+        """Minus the gradient of the cross-entropy with respect to the products, on its side."""
+
+    @abc.abstractmethod
+    def loss_at(
+        self, y: Float[Array, "m n"], targets: Targets | None, *, where: Any, block: Any, mesh: Any
+    ) -> Float[Array, ""]:
+        """The cross-entropy, summed over rows, from the products."""
+
+
+class RowModel(SpanModel):
+    r"""A model whose row i of logits depends on row i of z alone: multinomial regression and its kin.
+
+    A subclass implements `span` (V, shape (m, f)), `logits` of the products $Y = V Z^T$, and
+    `pullback`, the transposed derivative of `logits`. With $A = C - softmax(N)$ the flow is
+
+    $$dZ/dt = pullback(Y, A^T)^T V,$$
+
+    and attention and label term are the same with softmax(N) and C in the place of A.
+    """
+
+    @abc.abstractmethod
+    def logits(self, y: Float[Array, "m n"]) -> Float[Array, "k n"]:
+        """Logits on their side from products on their side."""
+
+    @abc.abstractmethod
+    def pullback(self, y: Float[Array, "m n"], a: Float[Array, "k n"]) -> Float[Array, "m n"]:
+        r"""$\sum_c a_{ci} \, dN_{ci}/dY_{ji}$ for each product j and row i."""
+
+    @abc.abstractmethod
+    def span(self) -> Float[Array, "m f"]:
+        """V, the vectors that span all gradients."""
+
+    def _products(self, z: Features) -> Float[Array, "m n"]:
+        check_features(z)
+        v = self.span()
+        check_axis("z", z.shape[1], "theta", v.shape[1], "features (its last axis)")
+        return matmul(v, z.T)
+
+    def __call__(self, z: Features) -> Float[Array, "n k"]:
+        return self.logits(self._products(z)).T
+
+    def attention(self, z: Features, *, where: Mask | None = None) -> Features:
+        y = self._products(z)
+        return matmul(self.pullback(y, _probabilities(self.logits(y), where)).T, self.span())
+
+    def label_term(self, z: Features, targets: Targets) -> Features:
+        y = self._products(z)
+        num_classes = jnp.shape(self.logits(y))[0]
+        return matmul(self.pullback(y, targets.transposed(num_classes, y.dtype)).T, self.span())
+
+    def descent(self, z, targets, *, where: Mask | None = None):
+        y = self._products(z)
+        return matmul(self.descent_at(y, targets, where=where).T, self.span())
+
+    def descent_at(self, y, targets, *, where=None, block=None, mesh=None):
+        del block, mesh  # rows have nothing to do with one another
+        p = _probabilities(self.logits(y), where)
+        # Not label term - attention: `minus` keeps the digits of 1 - p of the label.
+        return self.pullback(y, -p if targets is None else targets.minus(p))
+
+    def loss_at(self, y, targets, *, where=None, block=None, mesh=None):
+        del block, mesh
+        logits = self.logits(y).T
+        lse = log_sum_exp(logits, where)
+        return jnp.sum(lse if targets is None else lse - targets.inner(logits))
+
+
+def _probabilities(logits: Float[Array, "k n"], where: Mask | None) -> Float[Array, "k n"]:
+    return softmax(logits, None if where is None else where.T, axis=0)
