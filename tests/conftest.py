@@ -10,6 +10,8 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
+# Tests must not read programs that another test, or the user, has compiled.
+os.environ["IMR_COMPILATION_CACHE"] = "0"
 
 import beartype
 import jax

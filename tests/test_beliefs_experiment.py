@@ -9,7 +9,7 @@ from experiments.beliefs import acceptance
 from experiments.beliefs.__main__ import main
 from experiments.beliefs.acceptance import Bound, Line
 from experiments.beliefs.config import LACKING, LENGTH, NETS, ONE, TWO, Config, plan
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 
 
 def run(*flags):

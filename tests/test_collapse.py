@@ -12,10 +12,9 @@ import pytest
 
 import imr
 from experiments.collapse import theory
-from experiments.collapse.__main__ import main
+from experiments.collapse.__main__ import EXPERIMENT
 from experiments.collapse.config import Config
 from experiments.collapse.flows import starts
-from imr.lab.console import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,7 +90,7 @@ def test_without_decay_directions_are_on_their_way(smoke):
 
 def test_the_same_again_prints_the_results(smoke, capsys):
     out, first, _ = smoke
-    assert run_main(main, Config, ["--smoke", "--out", str(out)]) == 0
+    assert EXPERIMENT.main(["--smoke", "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert "already run" in captured.err
     assert captured.out == first.stdout
@@ -145,17 +144,17 @@ def test_a_direction_within_the_hull_of_the_others_is_at_distance_zero():
     ("flags", "message"),
     [
         (("--classes", "2"), "--classes must be at least 3; found 2"),
-        (("--dimensions", "2", "2"), "--dimensions takes different numbers of at least 2"),
-        (("--dimensions", "1"), "--dimensions takes different numbers of at least 2"),
-        (("--decay", "1.5"), "--decay must lie between 0 and 1; found 1.5"),
-        (("--scale", "0"), "--scale must be positive"),
+        (("--dimensions", "2", "2"), "--dimensions must hold each number once; found (2, 2)"),
+        (("--dimensions", "1"), "--dimensions must be at least 2; found (1,)"),
+        (("--decay", "1.5"), "--decay must be above 0 and below 1; found 1.5"),
+        (("--scale", "0"), "--scale must be above 0 and finite; found 0.0"),
         (("--t1", "nan"), "--t1 must be at least 1 and finite; found nan"),
         (("--decay-times", "0"), "--decay-times must be at least 1"),
         (("--seeds", "0"), "--seeds must be at least 1"),
     ],
 )
 def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
-    assert run_main(main, Config, [*flags, "--out", str(tmp_path / "run")]) == 2
+    assert EXPERIMENT.main([*flags, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

@@ -13,7 +13,7 @@ import imr
 from experiments.features.__main__ import main
 from experiments.features.config import Config
 from experiments.features.theory import bound_slack, late_times
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 

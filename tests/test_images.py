@@ -12,7 +12,7 @@ import pytest
 
 from experiments.images.__main__ import main
 from experiments.images.config import Config
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {

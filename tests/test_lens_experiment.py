@@ -10,7 +10,7 @@ pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
 from experiments.lens.__main__ import main
 from experiments.lens.config import Config
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 from tests.test_lens import H, L, arrays, tokenizer, write
 
 

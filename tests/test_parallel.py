@@ -21,7 +21,7 @@ from imr import parallel
 from imr.attention import attention_products
 from imr.lab import train
 from imr.lab.checkpoint import Checkpoints
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, CHUNK, ROWS = 60, 5, 32

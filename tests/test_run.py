@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from imr.errors import ImrError, MissingPackageError, RunError
-from imr.lab import console
+from imr.lab import console, experiment
 from imr.lab import folder as run
 
 
@@ -87,11 +87,11 @@ def test_default_folder_and_its_files(tmp_path, monkeypatch):
 
 
 def test_commit_is_marked_dirty_and_null_outside_git(tmp_path, monkeypatch):
-    package = tmp_path / "imr"
-    package.mkdir()
-    for name in ("__init__.py", "run.py"):
+    package = tmp_path / "imr" / "lab"
+    package.mkdir(parents=True)
+    for name in ("../__init__.py", "folder.py"):
         (package / name).write_text("")
-    monkeypatch.setattr(run, "__file__", str(package / "run.py"))
+    monkeypatch.setattr(run, "__file__", str(package / "folder.py"))
     # Whatever checkout the temporary folder may lie in does not track these files.
     assert run._commit() is None
 
@@ -108,7 +108,7 @@ def test_commit_is_marked_dirty_and_null_outside_git(tmp_path, monkeypatch):
     clean = run._commit()
     assert clean is not None
     assert len(clean) == 40
-    (package / "run.py").write_text("x = 1\n")
+    (package / "folder.py").write_text("x = 1\n")
     assert run._commit() == f"{clean}-dirty"
 
 
@@ -366,7 +366,7 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch):
 def test_missing_packages_name_the_line_to_type(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setitem(sys.modules, "tyro", None)
-    assert console.run_main(lambda config: None, Config, []) == 2
+    assert experiment.run_main(lambda config: None, Config, []) == 2
     assert "pip install 'imr[experiments]'" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(MissingPackageError, match="tqdm"), console.Progress(1, "a"):
@@ -380,9 +380,9 @@ def test_run_main_parses_flags():
     pytest.importorskip("tyro")
     seen = []
     flags = ["--rate", "1", "--train-noise", "0.0", "0.5", "1", "--smoke", "--out", "a/b"]
-    assert console.run_main(seen.append, Config, [*flags, "--overwrite"]) == 0
+    assert experiment.run_main(seen.append, Config, [*flags, "--overwrite"]) == 0
     assert seen == [Config(1.0, (0.0, 0.5, 1.0), None, True, Path("a/b"), True)]
-    assert console.run_main(seen.append, Config, []) == 0
+    assert experiment.run_main(seen.append, Config, []) == 0
     assert seen[1] == Config()
 
 
@@ -393,7 +393,7 @@ def test_help_shows_what_the_flags_mean(capsys):
         """Trains something."""
 
     with pytest.raises(SystemExit) as caught:
-        console.run_main(main, Config, ["--help"])
+        experiment.run_main(main, Config, ["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "Trains something." in text
@@ -407,7 +407,7 @@ def test_errors_are_one_line_and_exit_code_2(capsys):
     def main(config):
         raise RunError("the folder\nis not yours")
 
-    assert console.run_main(main, Config, []) == 2
+    assert experiment.run_main(main, Config, []) == 2
     assert capsys.readouterr().err == "error: the folder is not yours\n"
 
 
@@ -417,7 +417,7 @@ def test_an_interrupt_says_how_to_go_on(capsys):
     def main(config):
         raise KeyboardInterrupt
 
-    assert console.run_main(main, Config, []) == 130
+    assert experiment.run_main(main, Config, []) == 130
     assert "same command again to resume" in capsys.readouterr().err
 
 
@@ -428,12 +428,12 @@ def test_other_errors_keep_their_traceback():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        console.run_main(main, Config, [])
+        experiment.run_main(main, Config, [])
 
 
 SCRIPT = """
 import dataclasses, pathlib, sys
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 from imr.lab.folder import open_run
 
 @dataclasses.dataclass(frozen=True)

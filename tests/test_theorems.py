@@ -14,7 +14,7 @@ from experiments.theorems.__main__ import main
 from experiments.theorems.claims import Check
 from experiments.theorems.config import Config
 from experiments.theorems.table import chosen
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of rows that are alike, and of the costly adaptive solves, one of a kind.

@@ -17,7 +17,7 @@ from experiments.tokens.closed_form import orthogonal_cosine
 from experiments.tokens.config import Config
 from experiments.tokens.flows import SETTINGS, Setting, _flags, _flow, energies, token_field
 from experiments.tokens.tables import crossing_times, plateaus, violations
-from imr.lab.console import run_main
+from imr.lab.experiment import run_main
 from imr.metrics import token_cosines
 
 ROOT = Path(__file__).resolve().parents[1]

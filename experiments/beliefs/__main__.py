@@ -9,7 +9,7 @@ from experiments.beliefs.config import Config, check, plan, shrink
 from experiments.beliefs.measures import measure, truth
 from experiments.beliefs.nets import initial, train_net
 from experiments.beliefs.report import draw_nets, draw_theory, report
-from imr.lab.console import run_main, run_once
+from imr.lab.experiment import run_main, run_once
 from imr.lab.folder import RunFolder, open_run
 
 

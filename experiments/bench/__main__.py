@@ -58,7 +58,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Times what imr does against the plain ways to the same results."""
-    from imr.lab.console import run_once
+    from imr.lab.experiment import run_once
     from imr.lab.folder import open_run
 
     check(config)
@@ -143,6 +143,6 @@ def one_core() -> None:
 if __name__ == "__main__":
     if "--all-cores" not in sys.argv:
         one_core()
-    from imr.lab.console import run_main
+    from imr.lab.experiment import run_main
 
     raise SystemExit(run_main(main, Config))

@@ -1,13 +1,18 @@
-"""The flat rows of the collapse experiment: where the runs end, and what that is."""
+"""The runs of the collapse experiment, and flat rows: where they end, and what that is."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.collapse import theory
 from experiments.collapse.config import Config, dimensions
-from experiments.collapse.flows import DECAYS, Course
+from experiments.collapse.flows import DECAYS, Course, flows, starts, times
+from imr import FlowError
+from imr.lab.console import say
+from imr.lab.folder import RunFolder
 from imr.metrics import welch_bound
 
 TOLERANCE = 0.01
@@ -16,6 +21,66 @@ MEASURED = (
     "nc1", "nc2", "nc3", "nc4", "alignment", "alignment_theta", "interference", "loss", "margin",
     "normalised", "pace",
 )  # fmt: skip
+
+
+class Results(NamedTuple):
+    """All that the tables and figures show.
+
+    Attributes:
+      ts: times, shape (2, s), without and with decay.
+      runs: of all decays, dimensions and seeds.
+      labels: class of each feature, shape (k n,).
+      rows: of the table.
+    """
+
+    ts: np.ndarray
+    runs: Course
+    labels: np.ndarray
+    rows: list[dict[str, Any]]
+
+
+def measure(config: Config, run: RunFolder) -> Results:
+    """Runs every flow, and writes its course to the metrics of the run folder.
+
+    Args:
+      config: the flags.
+      run: where metrics go.
+
+    Returns:
+      The results.
+
+    Raises:
+      FlowError: if a flow does not reach its end.
+    """
+    fs = dimensions(config)
+    say(
+        f"{config.classes} classes, f = {', '.join(map(str, fs))}, {len(DECAYS)} decays, "
+        f"{config.seeds} seeds: {len(DECAYS) * len(fs) * config.seeds} runs in one program"
+    )
+    ts, start = times(config), starts(config)
+    labels = np.repeat(np.arange(config.classes), config.rows)
+    grids = jnp.asarray(ts, start[0].dtype)
+    runs = jax.tree.map(np.asarray, flows(*start, jnp.asarray(labels), grids, config.decay))
+    if runs.result.any():
+        d, i, s = (int(index[0]) for index in np.nonzero(runs.result))
+        raise FlowError(
+            f"the flow with decay {DECAYS[d]}, f = {fs[i]}, seed {config.seed + s} did not reach t = "
+            f"{ts[d, -1]:g} (code {runs.result[d, i, s]}); lower "
+            f"{'--decay-times' if d else '--t1'}."
+        )
+    _log(run, ts, runs, fs)
+    rows = table(config, ts, runs, jax.tree.map(np.asarray, start))
+    return Results(ts, runs, labels, rows)
+
+
+def _log(run: RunFolder, ts: np.ndarray, runs: Course, fs: tuple[int, ...]) -> None:
+    """The course of the means over seeds, one line a time, dimension and decay."""
+    for d, decay in enumerate(DECAYS):
+        for i, f in enumerate(fs):
+            metrics = run.metrics(f=f, decay=decay)
+            for step, t in enumerate(ts[d]):
+                means = {name: getattr(runs, name)[d, i, :, step].mean() for name in MEASURED}
+                metrics.append(step, t=t, **means)
 
 
 def table(config: Config, ts: np.ndarray, runs: Course, starts: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.collapse import figures
 from experiments.collapse.config import Config, dimensions
 from experiments.collapse.flows import Course
-from experiments.collapse.measures import TOLERANCE
+from experiments.collapse.measures import TOLERANCE, Results
 from experiments.collapse.theory import one_against_rest, unit_rows
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
@@ -15,7 +15,19 @@ from imr.lab.folder import RunFolder
 _SHOWN_SEEDS = 5
 
 
-def report(config: Config, rows: list[dict[str, Any]]) -> str:
+def report(config: Config, run: RunFolder, results: Results) -> None:
+    """Writes the figures, the tables and the summary into the run folder.
+
+    Args:
+      config: the flags.
+      run: the folder.
+      results: of `measure`.
+    """
+    draw(config, run, results.ts, results.runs, results.labels, results.rows)
+    run.finish({"table": results.rows}, tables(config, results.rows))
+
+
+def tables(config: Config, rows: list[dict[str, Any]]) -> str:
     """The tables to read, in Markdown, with what the columns mean."""
     k, seeds = config.classes, config.seeds
     collapse = [

@@ -10,8 +10,9 @@ from experiments.features.flows import bootstrap, check_classes, flows, times
 from experiments.features.measures import KINDS, bound_row, by_seed, class_rows, end_rows, law_rows
 from experiments.features.report import draw, report
 from imr import FlowError
-from imr.lab.console import run_main, run_once, say
+from imr.lab.console import say
 from imr.lab.data import ImageData, load_images
+from imr.lab.experiment import run_main, run_once
 from imr.lab.folder import RunFolder, open_run
 
 

@@ -12,8 +12,9 @@ from experiments.images.config import Config, check, shrink
 from experiments.images.models import build, strip, test_model, train_model
 from experiments.images.report import draw, flat_rows, frontier_points, frontier_rows, report
 from experiments.images.scoring import std
-from imr.lab.console import run_main, run_once, say
+from imr.lab.console import say
 from imr.lab.data import ImageData, load_images
+from imr.lab.experiment import run_main, run_once
 from imr.lab.folder import RunFolder, open_run
 
 

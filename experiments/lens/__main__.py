@@ -4,7 +4,7 @@ from experiments.lens.config import Config, check
 from experiments.lens.measures import measure
 from experiments.lens.report import draw, findings, report
 from experiments.lens.subjects import subjects
-from imr.lab.console import run_main, run_once
+from imr.lab.experiment import run_main, run_once
 from imr.lab.folder import RunFolder, open_run
 
 

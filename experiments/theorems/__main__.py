@@ -9,7 +9,8 @@ from experiments.theorems.config import Config, check, shrink
 from experiments.theorems.figures import draw
 from experiments.theorems.problems import make_problems
 from experiments.theorems.table import chosen, evaluate, failing, markdown
-from imr.lab.console import Progress, run_main, run_once
+from imr.lab.console import Progress
+from imr.lab.experiment import run_main, run_once
 from imr.lab.folder import RunFolder, open_run
 
 

@@ -8,7 +8,8 @@ from experiments.tokens.config import Config, check, shrink
 from experiments.tokens.flows import SETTINGS, Flows, Setting, solve_setting, start
 from experiments.tokens.report import draw, nearest, report
 from experiments.tokens.tables import column_rows, setting_rows
-from imr.lab.console import Progress, run_main, run_once
+from imr.lab.console import Progress
+from imr.lab.experiment import run_main, run_once
 from imr.lab.folder import RunFolder, open_run
 
 LATER = 1.0  # the time of the second look at the Jacobian: tokens have moved, and are not merged

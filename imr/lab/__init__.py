@@ -1,8 +1,11 @@
-"""What an experiment needs: flags, run folder, console, checkpoints, training, data, figures."""
+"""What an experiment needs: a frame, flags, claims, run folder, training, checkpoints, data, figures."""
 
 from imr._lazy import load_on_use
 
-SUBMODULES = ("checkpoint", "console", "data", "folder", "plotting", "train")
+SUBMODULES = (
+    "architecture", "bounds", "cache", "checkpoint", "claims", "console", "data", "experiment", "flags",
+    "folder", "phases", "plotting", "train",
+)  # fmt: skip
 
 __getattr__ = load_on_use(__name__, SUBMODULES)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, config: dict[str, Any], *, every: int = 1, keep: int = 1
+        self, directory: str | Path, config: Mapping[str, Any], *, every: int = 1, keep: int = 1
     ):
         self.directory = Path(directory).resolve()
         # As it will come back: JSON has no tuples.

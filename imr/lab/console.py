@@ -1,31 +1,34 @@
-"""What an experiment says and how it is started: tables, progress, flags and errors."""
+"""What an experiment says: tables, progress and single lines."""
 
 import importlib
-import inspect
-import os
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import jax
 import numpy as np
 
-from imr.errors import ImrError, missing_package
-from imr.lab.folder import RunFolder, json_ready
-from imr.parallel import (
-    Preempted,
-    agreed,
-    initialize_from_environment,
-    is_first,
-)
+from imr.errors import missing_package
+from imr.lab.folder import json_ready
+from imr.parallel import is_first
 
 _PLAIN_SECONDS = 15.0
 
 
-def _optional(package: str) -> Any:
+def optional_package(package: str) -> Any:
+    """An optional package of experiments, imported.
+
+    Args:
+        package: its name.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingPackageError: if it is not installed; the message holds the line to type.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -97,7 +100,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._start = self._said = time.monotonic()
         if sys.stderr.isatty() and is_first():
-            bar = _optional("tqdm").tqdm
+            bar = optional_package("tqdm").tqdm
             self._bar = bar(total=self.total, desc=self.label, unit=self.unit, initial=self.initial)
         return self
 
@@ -128,78 +131,12 @@ class Progress:
 
 
 def say(words: str) -> None:
-    """One line on standard error, where the progress of an experiment goes; of the first process."""
+    """Writes a line to standard error; of several processes the first one does.
+
+    Args:
+        words: the line.
+    """
     if not is_first():
         return
     sys.stderr.write(f"{words}\n")
     sys.stderr.flush()
-
-
-def run_once(run: RunFolder, work: Callable[[], object]) -> None:
-    """Does the work unless the folder holds its results already; then shows them, either way.
-
-    Args:
-        run: the folder, from `open_run`.
-        work: makes the results, and ends in `run.finish`.
-
-    Returns:
-        Nothing; the table, the paths of the figures and of `summary.json` go to standard output.
-    """
-    if agreed(run.finished):
-        say(f"This configuration has already run; its results, from {run.path}:")
-    else:
-        work()
-    if not is_first():
-        return
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row, as data: {run.path / 'summary.json'}")
-
-
-def run_main(main: Callable, config_type: type, argv: Sequence[str] | None = None) -> int:
-    """Runs an experiment from the command line: flags to a configuration, errors to one line.
-
-    Args:
-        main: takes the configuration; its docstring heads `--help`. What it returns, if anything, is
-            the exit code.
-        config_type: a dataclass; each field is a flag, described by its docstring or comment.
-        argv: the flags, those of the process by default.
-
-    Returns:
-        The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt. SIGTERM in
-        training saves the state and ends with 0 (or `IMR_PREEMPTED_CODE`), so that a loop that starts
-        it again resumes.
-
-    Raises:
-        SystemExit: from tyro, after `--help` or for flags that do not fit.
-    """
-    try:
-        description = inspect.getdoc(main)
-        config = _optional("tyro").cli(config_type, description=description, args=argv)
-        initialize_from_environment()
-        code = main(config)
-    except Preempted as stopped:
-        say(f"{stopped}: run the same command again to resume")
-        return int(os.environ.get("IMR_PREEMPTED_CODE", "0"))
-    except ImrError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        _leave(2)
-        return 2
-    except Exception:
-        if jax.distributed.is_initialized():
-            traceback.print_exc()
-            _leave(1)
-        raise
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: run the same command again to resume\n")
-        return 130
-    return code or 0
-
-
-def _leave(code: int) -> None:
-    """Ends a process of several at once: others would wait for it where they have to agree."""
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

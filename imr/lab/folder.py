@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from imr.errors import ImrError, RunError
+from imr.lab.flags import CONTROL
+from imr.lab.phases import phase
 from imr.parallel import agreed, is_first
 
-_CONTROL = ("out", "overwrite")  # where a run goes, not what it computes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 _MADE = ("summary.json", "table.md", "metrics.jsonl", "figures", "checkpoints", "config.json")
 _ABSENT = "(absent)"
@@ -59,7 +60,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A configuration as JSON has it, without the control fields `out` and `overwrite`.
+    """A configuration as JSON has it, without the control fields (`imr.lab.flags.CONTROL`).
 
     Args:
         config: a dataclass instance of numbers, strings, paths, tuples, dicts and dataclasses.
@@ -80,7 +81,7 @@ def config_dict(config: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ImrError(f"config must be a dataclass instance; found {config!r}. Pass Config(...).")
     names = [field.name for field in dataclasses.fields(config)]
-    return {n: json_ready(n, getattr(config, n), spell=True) for n in names if n not in _CONTROL}
+    return {n: json_ready(n, getattr(config, n), spell=True) for n in names if n not in CONTROL}
 
 
 def config_hash(config: Any) -> str:
@@ -260,11 +261,12 @@ class RunFolder:
                 not finite is written as null.
             table: the results to read, in Markdown.
         """
-        ready = json_ready("summary", summary)
-        if is_first():
-            _write(self.path / "table.md", table.rstrip("\n") + "\n")
-            _write(self.path / "summary.json", ready)
-        agreed(True)  # none goes on before all is there
+        with phase("summary"):
+            ready = json_ready("summary", summary)
+            if is_first():
+                _write(self.path / "table.md", table.rstrip("\n") + "\n")
+                _write(self.path / "summary.json", ready)
+            agreed(True)  # none goes on before all is there
 
 
 class Metrics:

@@ -1,6 +1,6 @@
 """Training: many steps in one compiled scan, many runs in one vmapped program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,14 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 from imr._checks import check_at_least
 from imr._typing import PyTree
 from imr.errors import ImrError
-from imr.parallel import replicate
+from imr.lab.console import Progress
+from imr.lab.folder import RunFolder
+from imr.lab.phases import phase
+from imr.parallel import local, mesh_of_all, replicate
 from imr.parallel.mesh import split_over
+
+Loss = Callable[[PyTree, PyTree, PyTree, Any, PRNGKeyArray], Array]
+Schedule = Callable[[PyTree, PRNGKeyArray, Array], PyTree]
 
 
 class TrainState(NamedTuple):
@@ -27,6 +33,9 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     step: Int[Array, "..."]
     key: Key[Array, "..."]
+
+
+Chunk = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]
 
 
 def init_states(
@@ -59,12 +68,12 @@ def init_states(
 
 
 def make_chunk(
-    loss: Callable[[PyTree, PyTree, PyTree, Any, PRNGKeyArray], Array],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
-    schedule: Callable[[PyTree, PRNGKeyArray, Array], PyTree],
+    schedule: Schedule,
     *,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]:
+) -> Chunk:
     """One compiled function that trains every run for a chunk of steps.
 
     Args:
@@ -132,13 +141,13 @@ def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[A
 
 
 def fit(
-    chunk: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]],
+    chunk: Chunk,
     states: TrainState,
     hyper: PyTree,
     data: PyTree,
     *,
     num_steps: int,
-    on_chunk: Callable[[int, TrainState, Array], None] = lambda step, states, losses: None,
+    on_chunk: Callable[[int, TrainState, Array], None] | None = None,
 ) -> TrainState:
     """Trains from wherever the states stand to `num_steps`, chunk by chunk.
 
@@ -155,7 +164,7 @@ def fit(
       The states at `num_steps`.
 
     Raises:
-      ImrError: where the chunks step over `num_steps`.
+      ImrError: if the chunks step over `num_steps`.
     """
     step = int(states.step[0])
     while step < num_steps:
@@ -166,5 +175,99 @@ def fit(
                 f"num_steps must be a whole number of chunks; {num_steps} lies inside the chunk "
                 f"that ends at step {step}."
             )
-        on_chunk(step, states, losses)
+        if on_chunk is not None:
+            on_chunk(step, states, losses)
     return states
+
+
+class Training(NamedTuple):
+    """Several runs of one net, trained side by side in one program.
+
+    Attributes:
+      init: from a key to parameters, as in `init_states`.
+      loss, schedule: as in `make_chunk`.
+      optimizer: of optax.
+      keys: one for each run, shape (runs,).
+      hyper: hyper-parameters of each run, leading axis of runs.
+      data: shared by all runs.
+      num_steps: of each run.
+    """
+
+    init: Callable[[PRNGKeyArray], PyTree]
+    loss: Loss
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    keys: Key[Array, "runs"]
+    hyper: PyTree
+    data: PyTree
+    num_steps: int
+
+
+def mean_loss(losses: Array) -> list[dict[str, Any]]:
+    """One line of metrics for each chunk: the mean loss over runs and steps.
+
+    Args:
+      losses: shape (runs, steps).
+
+    Returns:
+      A list of one mapping.
+    """
+    return [{"loss": losses.mean()}]
+
+
+def fit_run(
+    run: RunFolder,
+    name: str,
+    training: Training,
+    *,
+    holds: Mapping[str, Any],
+    every: int,
+    label: str,
+    tags: Mapping[str, Any],
+    metrics: Callable[[Array], Iterable[Mapping[str, Any]]] = mean_loss,
+) -> TrainState:
+    """Trains in a run folder, from its newest checkpoint on, with metrics and progress.
+
+    The data, split over the devices of all processes, and the steps are those of an unbroken run,
+    whenever it was stopped.
+
+    Args:
+      run: where checkpoints and metrics go.
+      name: of the folder of checkpoints.
+      training: what is trained.
+      holds: what the checkpoint says of itself: `net`, the architecture of `imr.lab.architecture`,
+        and all that tells this training from others; see `Checkpoints`.
+      every: steps between checkpoints.
+      label: what is going on, for the progress.
+      tags: on every line of metrics; they tell this training's lines from others.
+      metrics: from the losses of a chunk, shape (runs, steps), to lines of metrics.
+
+    Returns:
+      The states at the end, on this process's devices.
+
+    Raises:
+      RunError: if the checkpoint is of another training or cannot be read.
+      Preempted: after SIGTERM, with the state saved.
+    """
+    from imr.lab.checkpoint import Checkpoints  # orbax takes a second to import
+
+    mesh, steps = mesh_of_all(), training.num_steps
+    states = init_states(training.init, training.optimizer, training.keys, mesh=mesh)
+    chunk = make_chunk(training.loss, training.optimizer, training.schedule, mesh=mesh)
+    hyper, data = replicate((training.hyper, training.data), mesh)
+    lines = run.metrics(**tags)
+    with phase("train"), Checkpoints(run.checkpoints / name, holds, every=every) as checkpoints:
+        restored = checkpoints.restore(states)
+        states = states if restored is None else restored
+        start = int(states.step[0])
+        lines.rewind(start)
+        with Progress(steps, label, initial=start) as progress:
+
+            def on_chunk(step, states, losses):
+                for line in metrics(losses):
+                    lines.append(step, **line)
+                checkpoints.save(step, states, force=step == steps)
+                progress.update(step, loss=float(losses.mean()))
+
+            states = fit(chunk, states, hyper, data, num_steps=steps, on_chunk=on_chunk)
+    return local(states)

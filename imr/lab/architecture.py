@@ -1,0 +1,103 @@
+"""What a checkpoint says of the net in it: a description in JSON, and back to what builds the net.
+
+A net is described by the call that makes it, a `functools.partial` of a public class of `imr.nn`, or of
+a process by one of a function of `imr.processes`; every argument is written, defaults too.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from imr.errors import RunError
+from imr.lab.folder import json_ready
+
+# Whose public names may stand in a description; nothing else is ever looked up or called.
+MODULES = ("imr.nn", "imr.processes")
+
+
+def describe(call: Callable[..., Any]) -> dict[str, Any]:
+    """A call of a public name of `imr.nn` or `imr.processes` as JSON has it.
+
+    Args:
+      call: the class or function, or a `functools.partial` of it; `rngs` stays open.
+
+    Returns:
+      `{"module": ..., "name": ..., "arguments": {...}}`; an argument that is itself such a class or
+      function is described in the same way.
+
+    Raises:
+      RunError: if it is no public name of these modules.
+
+    >>> from imr.processes import mess3
+    >>> describe(partial(mess3, 0.15, a=0.6))
+    {'module': 'imr.processes', 'name': 'mess3', 'arguments': {'x': 0.15, 'a': 0.6}}
+    """
+    function = call.func if isinstance(call, partial) else call
+    name = getattr(function, "__name__", "")
+    for module in MODULES:
+        if getattr(importlib.import_module(module), name, None) is function:
+            break
+    else:
+        raise RunError(
+            f"call must be a public name of {' or '.join(MODULES)}; found {function!r}. Describe "
+            "another net by a dictionary of your own."
+        )
+    arguments = _arguments(function, call)
+    return {"module": module, "name": name, "arguments": arguments}
+
+
+def _arguments(function: Callable[..., Any], call: Any) -> dict[str, Any]:
+    args, keywords = (call.args, call.keywords) if isinstance(call, partial) else ((), {})
+    signature = inspect.signature(function)
+    bound = signature.bind_partial(*args, **keywords)
+    if isinstance(call, partial):
+        bound.apply_defaults()
+    plain = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            plain.update(value)
+        else:
+            plain[name] = value
+    return {
+        name: describe(value) if callable(value) else json_ready(name, value)
+        for name, value in plain.items()
+    }
+
+
+def build(description: Mapping[str, Any]) -> Callable[..., Any]:
+    """What makes the net or process that a description means.
+
+    Args:
+      description: of `describe`, perhaps out of a checkpoint.
+
+    Returns:
+      A `functools.partial`; call it with `rngs=` for a net, without arguments for a process.
+
+    Raises:
+      RunError: if it is no description, or names nothing that there is.
+
+    >>> from imr.processes import mess3
+    >>> build(describe(partial(mess3, 0.15, a=0.6)))().num_tokens
+    3
+    """
+    try:
+        module, name, arguments = (description[k] for k in ("module", "name", "arguments"))
+        known = module in MODULES and not name.startswith("_")
+        function = getattr(importlib.import_module(module), name) if known else None
+        if not callable(function) or not getattr(function, "__module__", "").startswith(module):
+            raise AttributeError(name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"description must name a class of imr.nn or a function of imr.processes and its "
+            f"arguments; found {description!r}."
+        ) from error
+    return partial(function, **{k: _built(v) for k, v in arguments.items()})
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) == {"module", "name", "arguments"}:
+        built = build(value)
+        return built if built.keywords else built.func  # pyright: ignore[reportFunctionMemberAccess]
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,169 @@
+"""The frame of an experiment: from the command line to results in a run folder."""
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import jax
+
+from imr.errors import ImrError
+from imr.lab.cache import compilation_cache
+from imr.lab.console import optional_package, say
+from imr.lab.flags import C, check_bounds, resolve_paths
+from imr.lab.folder import RunFolder, open_run
+from imr.lab.phases import phase
+from imr.parallel import Preempted, agreed, initialize_from_environment, is_first
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[C]):
+    """An experiment: its flags, what it refuses, what it measures. `main` is its command.
+
+    Attributes:
+      name: of the experiment and of its folder in `runs`.
+      question: what it asks, the head of `--help`.
+      config: the type of its flags, which extends `RunFlags`.
+      measure: `measure(config, run)`, with `data` `measure(config, run, data)`, trains and measures and
+        returns its results.
+      report: `report(config, run, results)` writes figures and ends in `run.finish`.
+      check: `check(config)` raises an ImrError for flags that make no run; bounds that stand on the
+        fields are checked before it.
+      shrink: `shrink(config)` is the small version for `--smoke`.
+      data: `data(config)` reads what the run needs before its folder is opened, so that wrong data
+        neither claim a folder nor empty one.
+      verdict: `verdict(summary)` is the exit code of a run that has finished, now or before.
+    """
+
+    name: str
+    question: str
+    config: type[C]
+    measure: Callable[..., Any]
+    report: Callable[[C, RunFolder, Any], None]
+    check: Callable[[C], None] | None = None
+    shrink: Callable[[C], C] | None = None
+    data: Callable[[C], Any] | None = None
+    verdict: Callable[[Mapping[str, Any]], int] | None = None
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the experiment from the command line, which may be that of one of several processes.
+
+        Args:
+          argv: the flags, those of the process by default.
+
+        Returns:
+          The exit code, as of `run_main`.
+
+        Raises:
+          SystemExit: by tyro, after `--help` or for flags that do not fit.
+        """
+        return run_main(self.run, self.config, argv, description=self.question)
+
+    def run(self, config: C) -> int:
+        """Checks the configuration, measures unless that is done already, and prints the results.
+
+        Args:
+          config: as parsed.
+
+        Returns:
+          The exit code, 0 unless the experiment has a verdict.
+
+        Raises:
+          ImrError: if the configuration makes no run, its data are wrong, or its folder holds
+            another run.
+        """
+        check_bounds(config)
+        if self.check is not None:
+            self.check(config)
+        config = resolve_paths(config)
+        small = self.shrink is not None and config.smoke
+        actual = self.shrink(config) if small else config  # pyright: ignore[reportOptionalCall]
+        with compilation_cache(config.compilation_cache):
+            with phase("data"):
+                data = () if self.data is None else (self.data(actual),)
+            run = open_run(self.name, config, out=config.out, overwrite=config.overwrite)
+
+            def work():
+                with phase("evaluate"):
+                    results = self.measure(actual, run, *data)
+                with phase("figures"):
+                    self.report(actual, run, results)
+
+            run_once(run, work)
+        return 0 if self.verdict is None else self.verdict(run.summary())
+
+
+def run_once(run: RunFolder, work: Callable[[], object]) -> None:
+    """Does the work unless the folder holds its results; prints the table and where the rest is.
+
+    Args:
+      run: the folder, from `open_run`.
+      work: makes the results, and ends in `run.finish`.
+    """
+    if agreed(run.finished):
+        say(f"This configuration has already run; its results, from {run.path}:")
+    else:
+        work()
+    if not is_first():
+        return
+    print((run.path / "table.md").read_text(encoding="utf-8"))
+    for figure in sorted(run.figures.glob("*.png")):
+        print(f"figure: {figure}")
+    print(f"every row, as data: {run.path / 'summary.json'}")
+
+
+def run_main(
+    main: Callable[[Any], int | None],
+    config_type: type,
+    argv: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+) -> int:
+    """Runs a function from the command line: flags to a configuration, errors to one line.
+
+    Args:
+      main: takes the configuration; what it returns, if anything, is the exit code.
+      config_type: a dataclass; each field is a flag, described by its docstring or comment.
+      argv: the flags, those of the process by default.
+      description: the head of `--help`; the docstring of main by default.
+
+    Returns:
+      The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt. SIGTERM in
+      training saves the state and ends with 0 (or `IMR_PREEMPTED_CODE`), so that a loop that starts
+      it again resumes.
+
+    Raises:
+      SystemExit: by tyro, after `--help` or for flags that do not fit.
+    """
+    try:
+        tyro = optional_package("tyro")
+        config = tyro.cli(config_type, description=description or inspect.getdoc(main), args=argv)
+        initialize_from_environment()
+        code = main(config)
+    except Preempted as stopped:
+        say(f"{stopped}: run the same command again to resume")
+        return int(os.environ.get("IMR_PREEMPTED_CODE", "0"))
+    except ImrError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        _leave(2)
+        return 2
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            _leave(1)
+        raise
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: run the same command again to resume\n")
+        return 130
+    return code or 0
+
+
+def _leave(code: int) -> None:
+    """Ends a process of several at once: others would wait for it where they have to agree."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

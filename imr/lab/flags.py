@@ -1,0 +1,115 @@
+"""Flags of experiments: those that all of them have, and the bounds that stand on the fields.
+
+    classes: Annotated[int, at_least(3)] = 6
+    decay: Annotated[float, above(0), below(1)] = 0.01
+
+A bound on a tuple is a bound on each of its numbers, and None keeps every bound.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from imr.errors import ImrError
+from imr.lab.bounds import Bound, at_least
+
+# Where and how a run goes, not what it computes: these fields take no part in its identity.
+CONTROL = ("out", "overwrite", "compilation_cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """The flags that every experiment has; its Config extends them.
+
+    An experiment that repeats its work for several seeds adds `seeds`, since what one of them is
+    (a net, a problem, a sample of images) only the experiment can say.
+    """
+
+    seed: Annotated[int, at_least(0)] = 0
+    """The first of the seeds."""
+    smoke: bool = False
+    """A small version of everything, for tests."""
+    out: Path | None = None
+    """Run folder; runs/NAME/<hash of the configuration> by default."""
+    overwrite: bool = False
+    """Replace the run in that folder."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that a run that is repeated or resumed
+    compiles nothing anew; see IMR_COMPILATION_CACHE."""
+
+
+C = TypeVar("C", bound=RunFlags)
+
+
+def check_bounds(config: Any) -> None:
+    """Refuses a configuration in which a flag breaks the bounds of its field.
+
+    Args:
+      config: a dataclass instance whose fields may be `Annotated` with `Bound`s.
+
+    Raises:
+      ImrError: if a value breaks a bound, or is not finite; the flag, the bounds, the value and the
+        default are named.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        metadata = getattr(hints[field.name], "__metadata__", ())
+        bounds = [each for each in metadata if isinstance(each, Bound)]
+        value = getattr(config, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers if bounds else ():
+            if number is None:
+                continue
+            if not (math.isfinite(number) and all(bound.holds(number) for bound in bounds)):
+                words = [bound.words for bound in bounds]
+                if isinstance(number, float) and len(bounds) == 1:
+                    words.append("finite")
+                raise flag_error(
+                    field.name, f"must be {' and '.join(words)}", value, _remedy(field)
+                )
+
+
+def _remedy(field: dataclasses.Field) -> str:
+    """The default of a field, for the end of an error message."""
+    if field.default in (dataclasses.MISSING, None, ()):
+        return ""
+    return f"The default is {field.default}."
+
+
+def flag_error(name: str, rule: str, value: Any, remedy: str = "") -> ImrError:
+    """The error for a flag whose value breaks a rule.
+
+    Args:
+      name: of the field.
+      rule: what the flag must be, such as `must be at least 1`.
+      value: the value found.
+      remedy: a sentence that says what to do.
+
+    Returns:
+      The error, to be raised.
+
+    >>> str(flag_error("train_noise", "must be at least 0", -1.0, "Try 0.5."))
+    '--train-noise must be at least 0; found -1.0. Try 0.5.'
+    """
+    flag = name.replace("_", "-")
+    return ImrError(f"--{flag} {rule}; found {value}. {remedy}".rstrip())
+
+
+def resolve_paths(config: C) -> C:
+    """The same configuration with absolute paths, so that one folder is one configuration.
+
+    Args:
+      config: whose fields of type `Path` are resolved, without `out`.
+
+    Returns:
+      A new configuration.
+    """
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    paths = {
+        name: path for name, path in fields.items() if isinstance(path, Path) and name != "out"
+    }
+    return dataclasses.replace(
+        config, **{name: path.expanduser().resolve() for name, path in paths.items()}
+    )
