@@ -1,0 +1,314 @@
+"""What is measured: accuracy at every iteration, and how far it lies beyond regression's frontier."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.images import figures
+from experiments.images.config import REGRESSION, Config, level_name
+from experiments.images.models import (
+    build,
+    fit_penalties,
+    graph_of,
+    groups,
+    schedule,
+    std,
+    train_model,
+)  # fmt: skip
+from imr import cross_entropy
+from imr.lab.console import say
+from imr.lab.data import ImageData, add_noise, held_back_split
+from imr.lab.folder import RunFolder
+from imr.regression import fit_noisy_regression
+
+
+class Result(NamedTuple):
+    """One model, train noise and penalty.
+
+    Attributes:
+      model: its name.
+      train_noise, l2, trained_iterations: what it was trained with.
+      accuracy, cross_entropy: on test images, shape (seeds, levels of test noise, iterations + 1).
+      tau: learned step sizes, shape (seeds,); None for regression.
+    """
+
+    model: str
+    train_noise: float
+    l2: float
+    trained_iterations: int
+    accuracy: np.ndarray
+    cross_entropy: np.ndarray
+    tau: np.ndarray | None = None
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What tells its rows from those of others."""
+        return {k: getattr(self, k) for k in ("model", "train_noise", "l2", "trained_iterations")}
+
+    @property
+    def at_depth(self) -> np.ndarray:
+        """Accuracies at the trained depth, shape (seeds, levels)."""
+        return self.accuracy[:, :, self.trained_iterations]
+
+
+class Curve(NamedTuple):
+    """Multinomial regression at every penalty: accuracies, shape (penalties, seeds, levels)."""
+
+    train_noise: float
+    accuracy: np.ndarray
+
+
+class Margin(NamedTuple):
+    """Points beyond the frontier; `beyond` says whether those of every seed are positive."""
+
+    result: Result
+    test_noise: float
+    margin: float
+    margin_std: float
+    beyond: bool
+
+
+class Results(NamedTuple):
+    """All that the report shows."""
+
+    data: ImageData
+    results: list[Result]
+    curves: list[Curve]
+    selection: list[dict[str, Any]]
+    margins: list[Margin]
+
+
+def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
+    """Trains and tests every model; says each row and draws each image's way as soon as it is there.
+
+    Args:
+      config: the flags.
+      run: the run folder.
+      data: the images.
+
+    Returns:
+      The results, in the order of the tables.
+    """
+    say(plan_words(config, data))
+    arrays = jax.device_put((data.train_images, data.train_labels))
+    test = jax.device_put((data.test_images, data.test_labels))
+    keys = jnp.stack([jax.random.key(config.seed + s) for s in range(config.seeds)])
+
+    results, curves, selection = [], [], []
+    for noise in config.train_noise:
+        result, curve, rows = measure_regression(config, noise, arrays, test, keys, data)
+        results.append(result)
+        curves.append(curve)
+        selection += rows
+        say(row_words(config, result))
+    for name, depth in product(config.models, config.iterations):
+        model = build(config, name, depth, data)
+        states = train_model(config, run, name, depth, model, arrays, keys)
+        new, states_of_image = measure_model(config, name, depth, model, states, data, test, keys)
+        results += new
+        for result in new:
+            say(row_words(config, result))
+        path = figures.draw_strip(config, run, name, depth, states_of_image, data)
+        say(f"figure: {path}")
+    margins = frontier_margins(config, results, curves)
+    return Results(data, results, curves, selection, margins)
+
+
+def plan_words(config: Config, data: ImageData) -> str:
+    """What the run will do, and about how long that takes."""
+    n, f = data.train_images.shape
+    plan, k = schedule(config, n), len(data.class_names)
+    noisy = sum(noise > 0 for noise in config.train_noise)
+    # Multiplications and additions; a softmax of k entries counts as ten for each entry.
+    work = noisy * (2 * len(config.penalties) + config.seeds) * 1000 * k * (4 * n * f + 30 * 8192)
+    for name, depth in product(config.models, config.iterations):
+        width = 0 if name in ("attention", "latent_attention") else config.mlp_width
+        rows = k * config.prototypes if name == "latent_attention" else k
+        steps = plan.num_steps * len(groups(config)) * config.seeds
+        twice = 2 * config.flow_steps if name == "flow" else 1
+        work += 12 * twice * depth * steps * plan.batch_size * f * (rows + width)
+    # As measured on one core of a server: 5e10 of them a second, and 4 s to compile a model.
+    seconds = work / 5e10 + 4 * (2 + len(config.models) * len(config.iterations))
+    about = f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    trained = ", ".join(config.models) or "no other model"
+    return (
+        f"{data.name}: {n:,} training and {len(data.test_labels):,} test images of "
+        f"{data.image_shape[0]} x {data.image_shape[1]} pixels\n"
+        f"multinomial regression at {len(config.penalties)} penalties, then {trained}, each with "
+        f"{len(groups(config))} noises and penalties x {config.seeds} seeds for {plan.num_steps:,} "
+        f"steps: about {about} on two CPU cores, less if the programs are compiled already"
+    )
+
+
+def row_words(config: Config, result: Result) -> str:
+    """A result in one line, as soon as it is there."""
+    means = result.at_depth.mean(axis=0)
+    scores = ", ".join(
+        f"{level_name(level)} {mean:.3f}"
+        for level, mean in zip(config.test_noise, means, strict=True)
+    )
+    return (
+        f"{result.model}, trained with noise {result.train_noise:g}, l2 {result.l2:g}, "
+        f"{result.trained_iterations} iterations: {scores}"
+    )
+
+
+def noisy_test(key, index, x, level):
+    """Test images with noise; the same for every model with that seed and level."""
+    return add_noise(jax.random.fold_in(key, 1_000_000 + index), x, level)
+
+
+def score(logits, labels):
+    """Accuracy and mean cross-entropy."""
+    accuracy = jnp.mean(jnp.argmax(logits, axis=1) == labels)
+    return accuracy, jnp.mean(cross_entropy(logits, labels))
+
+
+def at_every_level(levels: Sequence[float], function, key, x):
+    """function(noisy test images) at each level of noise, stacked; one program for all levels."""
+
+    def at_level(index_and_level):
+        index, level = index_and_level
+        return function(noisy_test(key, index, x, level))
+
+    return jax.lax.map(at_level, (jnp.arange(len(levels)), jnp.array(levels, x.dtype)))
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate_regression(levels: tuple[float, ...], theta, bias, keys, test):
+    """Accuracy and cross-entropy for each seed and level; theta and bias have an axis of seeds."""
+    x, y = test
+
+    def one(theta, bias, key):
+        return at_every_level(levels, lambda z: score(z @ theta.T + bias[None, :], y), key, x)
+
+    return jax.vmap(one)(theta, bias, keys)
+
+
+@jax.jit
+def held_back_scores(theta, bias, x, y, noise):
+    """Accuracy and cross-entropy at each penalty on held-back images with the noise of training."""
+    z = add_noise(jax.random.key(0), x, noise)
+    return jax.vmap(lambda theta, bias: score(z @ theta.T + bias[None, :], y))(theta, bias)
+
+
+def measure_regression(config: Config, noise: float, arrays, test, keys, data: ImageData):
+    """Multinomial regression trained with that noise: at its validated penalty, and at every one."""
+    (x, y), k, penalties = arrays, len(data.class_names), sorted(config.penalties)
+    kept, held = held_back_split(data.train_labels, config.held_back, config.seed)
+    part = [(a[kept], a[held]) for a in (data.train_images, data.train_labels)]
+    fits = fit_penalties(part[0][0], part[1][0], k, penalties, noise, keys[0])
+    scores = held_back_scores(fits.theta, fits.bias, part[0][1], part[1][1], noise)
+    accuracies, losses = (np.asarray(score) for score in scores)
+    best = int(np.argmin(losses))
+
+    fits = fit_penalties(x, y, k, penalties, noise, keys[0])
+
+    def on_every_seed(theta, bias):
+        return [
+            np.asarray(a) for a in evaluate_regression(config.test_noise, theta, bias, keys, test)
+        ]
+
+    seeds = len(keys)
+    scores = [
+        on_every_seed(np.stack(seeds * [theta]), np.stack(seeds * [bias]))
+        for theta, bias in zip(fits.theta, fits.bias, strict=True)
+    ]
+    curve = Curve(noise, np.stack([accuracy for accuracy, _ in scores]))
+    accuracy, loss = scores[best]
+    if noise > 0:  # the optimum without noise is the same for all seeds
+        fit = jax.vmap(fit_noisy_regression, in_axes=(0, None, None, None, None, None))
+        own = fit(keys, x, y, k, penalties[best], noise)
+        accuracy, loss = on_every_seed(own.theta, own.bias)
+    result = Result(REGRESSION, noise, penalties[best], 0, accuracy[:, :, None], loss[:, :, None])
+    rows = [
+        {"train_noise": noise, "l2": l2, "chosen": p == best,
+         "held_back_cross_entropy": float(losses[p]), "held_back_accuracy": float(accuracies[p]),
+         "largest_gradient": float(fits.gradient[p]), "converged": bool(fits.converged[p])}
+        for p, l2 in enumerate(penalties)
+    ]  # fmt: skip
+    return result, curve, rows
+
+
+def measure_model(config: Config, name, depth: int, model, states, data: ImageData, test, keys):
+    """A result for each train noise and penalty, and the states of one test image on its way.
+
+    The image is that of the first seed and the most noise: image Z(0) with noise, then the features at
+    each iteration, shape (iterations + 1, f).
+    """
+    graph, count = graph_of(model), depth + config.extra_iterations
+    most = max(config.train_noise)
+    shown = config.seeds * [group.train_noise for group in groups(config)].index(most)
+
+    @jax.jit
+    def evaluate(params, run_keys, test, z):  # the images closed over would be constants
+        x, y = test
+
+        def one_run(params_and_key):
+            params, key = params_and_key
+            classifier = nnx.merge(graph, params)
+
+            def iterate(z, _):
+                return classifier.blocks[0](z), score(classifier.read_out(z), y)
+
+            def scores(z):
+                return jax.lax.scan(iterate, z, length=count + 1)[1]
+
+            return *at_every_level(config.test_noise, scores, key, x), classifier.blocks[0].tau
+
+        classifier = nnx.merge(graph, jax.tree.map(lambda p: p[shown], params))
+        trajectory = classifier.trajectory(z, depth + min(config.extra_iterations, 2))
+        return jax.lax.map(one_run, (params, run_keys)), trajectory[:, 0]
+
+    run_keys = keys[np.tile(np.arange(config.seeds), len(groups(config)))]
+    z = add_noise(jax.random.key(config.seed), data.test_images[:1], most or 0.5)
+    (accuracy, loss, tau), trajectory = jax.device_get(evaluate(states.params, run_keys, test, z))
+    shape = (len(groups(config)), config.seeds)
+    accuracy, loss, tau = (a.reshape(*shape, *a.shape[1:]) for a in (accuracy, loss, tau))
+    results = [
+        Result(name, group.train_noise, group.l2, depth, a, c, t)
+        for group, a, c, t in zip(groups(config), accuracy, loss, tau, strict=True)
+    ]
+    return results, trajectory
+
+
+def frontier_margins(config: Config, results: list[Result], curves: list[Curve]) -> list[Margin]:
+    """How far each trained model lies beyond what regression of the same noise reaches.
+
+    The margin of a point (clean, noisy) is the least d such that a point of the curve over
+    penalties, with straight lines between them, is as good as (clean - d, noisy - d) in both. A
+    model and the curve are tested with the same noise, seed by seed; the curve is of one fit.
+    """
+    clean = config.test_noise.index(0.0)
+    found = []
+    for result in results:
+        if result.model == REGRESSION:
+            continue
+        curve = next(c for c in curves if c.train_noise == result.train_noise).accuracy
+        at = result.at_depth
+        for index, level in enumerate(config.test_noise):
+            if level == 0:
+                continue
+            margins = [
+                margin(at[s, clean], at[s, index], curve[:, s, clean], curve[:, s, index])
+                for s in range(config.seeds)
+            ]
+            found.append(
+                Margin(result, level, float(np.mean(margins)), std(margins), bool(min(margins) > 0))
+            )
+    return found
+
+
+def margin(clean: float, noisy: float, curve_clean, curve_noisy) -> float:
+    """Signed distance of a point beyond a curve, in accuracy; see `frontier_margins`."""
+    # A whole number of points to a stretch, so that the corners are among them.
+    t = np.linspace(0, len(curve_clean) - 1, 50 * (len(curve_clean) - 1) + 1)
+    grid = np.arange(len(curve_clean))
+    p, q = np.interp(t, grid, curve_clean), np.interp(t, grid, curve_noisy)
+    return float(np.min(np.maximum(clean - p, noisy - q)))
