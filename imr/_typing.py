@@ -4,17 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
 AnyArray = Array | np.ndarray
 Scalar = Float[Array, ""]
 ScalarLike = Float[Array, ""] | float | int
 Features = Float[Array, "n f"]
 ClassWeights = Float[Array, "k f"]
+WeightsLike = Float[AnyArray, "k f"]
 Bias = Float[Array, "k"]
+BiasLike = Float[AnyArray, "k"]
 Logits = Float[Array, "n m"]
 Rows = Float[Array, "n"]
-Labels = Int[Array, "n"]
+Labels = Integer[Array, "n"]
+LabelsLike = Integer[AnyArray, "n"]
 Mask = Bool[Array, "n m"]
 
 Loss = Callable[[Any], Array]
@@ -25,6 +28,7 @@ __all__ = [
     "AnyArray",
     "Array",
     "Bias",
+    "BiasLike",
     "Bool",
     "ClassWeights",
     "Features",
@@ -32,6 +36,7 @@ __all__ = [
     "Float",
     "Int",
     "Labels",
+    "LabelsLike",
     "Logits",
     "Loss",
     "Mask",
@@ -41,4 +46,5 @@ __all__ = [
     "Scalar",
     "ScalarLike",
     "Shaped",
+    "WeightsLike",
 ]

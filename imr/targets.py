@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from imr._checks import check_rank, is_concrete
 from imr._module import Module
 from imr._numerics import matmul
+from imr._typing import LabelsLike
 from imr.errors import ImrError
 
 
@@ -83,7 +84,7 @@ class LabelTargets(Targets):
     def minus(self, p):
         """1 - p of the label is taken as the sum of the others: late in a flow 1 - p has no digits."""
         own = self.columns[None, :] == jnp.arange(p.shape[0])[:, None]
-        others = jnp.where(own, 0, p) * jnp.where(self.invalid_rows(p.shape[0]), jnp.nan, 1)
+        others = jnp.where(self.invalid_rows(p.shape[0])[None], jnp.nan, jnp.where(own, 0, p))
         return jnp.where(own, others.sum(axis=0, keepdims=True), 0) - others
 
     def invalid_rows(self, num_columns):
@@ -267,7 +268,7 @@ def as_targets(x: Any, *, square: bool = False) -> Targets:
     return DenseTargets(x)
 
 
-def pointers(columns: Int[Array, "n"]) -> LabelTargets:
+def pointers(columns: LabelsLike) -> LabelTargets:
     """Targets of a square model that name for each token the token that it should attend to.
 
     Args:
@@ -286,7 +287,7 @@ def pointers(columns: Int[Array, "n"]) -> LabelTargets:
     return LabelTargets(_as_int32("targets", columns))
 
 
-def same_class_targets(labels: Int[Array, "n"], num_classes: int | None = None) -> LowRankTargets:
+def same_class_targets(labels: LabelsLike, num_classes: int | None = None) -> LowRankTargets:
     r"""Targets of a square model that spread each row evenly over the rows of its class.
 
     $$C_{ij} = [y_i = y_j] \,/\, |\{l : y_l = y_i\}| = (M M^T)_{ij}, \quad

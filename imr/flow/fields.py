@@ -131,6 +131,11 @@ def closed_field(
     }
     chosen = tuple((name, value) for name, (value, usual) in choices.items() if value != usual)
     known = inspect.signature(model.attention).parameters
+    if loss.where is not None and "where" not in known:
+        raise ImrError(
+            f"{type(model).__name__}.attention takes no mask; add a keyword argument `where` to it, or "
+            "use gradient_field."
+        )
     for name, value in chosen:
         if name not in known:
             keyword = "column_term" if name == "columns" else name

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from imr._checks import check_axis, check_count, check_rank, is_concrete
 from imr._numerics import widen
-from imr._typing import Bias, ClassWeights, Scalar, ScalarLike
+from imr._typing import Bias, BiasLike, ClassWeights, Scalar, ScalarLike, WeightsLike
 from imr.errors import ImrError
-from imr.models.linear import class_parameters, scaled
-from imr.models.model import RowModel
+from imr.models.model import RowModel, class_parameters, scaled
 
 
 class Latent(RowModel):
@@ -52,9 +51,9 @@ class Latent(RowModel):
 
     def __init__(
         self,
-        theta: ClassWeights,
+        theta: WeightsLike,
         group: Any,
-        bias: Bias | None = None,
+        bias: BiasLike | None = None,
         beta: ScalarLike = 1.0,
         num_classes: int | None = None,
     ):

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_features
+from imr._checks import (
+    check_axis,
+    check_features,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_rank,
+)
 from imr._module import Module
 from imr._numerics import log_sum_exp, matmul, softmax
-from imr._typing import Features, Mask
+from imr._typing import BiasLike, Features, Mask, Scalar, ScalarLike, WeightsLike
 from imr.errors import ImrError
 from imr.targets import Targets
 
@@ -217,3 +224,30 @@ class RowModel(SpanModel):
 
 def _probabilities(logits: Float[Array, "k n"], where: Mask | None) -> Float[Array, "k n"]:
     return softmax(logits, None if where is None else where.T, axis=0)
+
+
+def class_parameters(
+    theta: WeightsLike, bias: BiasLike | None, beta: ScalarLike, rows: str = "(k, f)"
+) -> tuple[Array, Array | None, Array]:
+    """theta, bias and beta as checked arrays; beta has at least the precision of float32."""
+    theta = jnp.asarray(theta)
+    check_rank("theta", theta, 2, rows)
+    check_floating("theta", theta)
+    check_finite("theta", theta)
+    if bias is not None:
+        bias = jnp.asarray(bias)
+        check_rank("bias", bias, 1, f"({rows[1]},)")
+        check_axis("bias", bias.shape[0], "theta", theta.shape[0], "classes (its first axis)")
+        check_finite("bias", bias)
+    return theta, bias, as_beta(beta, theta)
+
+
+def as_beta(beta: ScalarLike, like: Array) -> Scalar:
+    """The inverse temperature as an array of the precision of the parameters, float32 or wider."""
+    check_positive("beta", beta)
+    return jnp.asarray(beta, jnp.promote_types(like.dtype, jnp.float32))
+
+
+def scaled(beta: Scalar, x: Array) -> Array:
+    """beta times x in the dtype of x, as if beta were a Python number."""
+    return beta.astype(x.dtype) * x

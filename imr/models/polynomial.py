@@ -4,9 +4,8 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from imr._checks import check_count
-from imr._typing import Bias, ClassWeights, Scalar, ScalarLike
-from imr.models.linear import class_parameters, scaled
-from imr.models.model import RowModel
+from imr._typing import Bias, BiasLike, ClassWeights, Scalar, ScalarLike, WeightsLike
+from imr.models.model import RowModel, class_parameters, scaled
 
 
 class Polynomial(RowModel):
@@ -35,9 +34,9 @@ class Polynomial(RowModel):
 
     def __init__(
         self,
-        theta: ClassWeights,
+        theta: WeightsLike,
         degree: int,
-        bias: Bias | None = None,
+        bias: BiasLike | None = None,
         beta: ScalarLike = 1.0,
     ):
         check_count("degree", degree)

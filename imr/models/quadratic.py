@@ -15,11 +15,10 @@ from imr._checks import (
     check_rank,
 )
 from imr._numerics import matmul
-from imr._typing import Features, Mask, Scalar, ScalarLike
+from imr._typing import AnyArray, Features, Mask, Scalar, ScalarLike
 from imr.attention import Normalise, attention_log_sums, projected_terms
 from imr.errors import ImrError
-from imr.models.linear import as_beta, scaled
-from imr.models.model import SpanModel, Terms
+from imr.models.model import SpanModel, Terms, as_beta, scaled
 
 
 class Quadratic(SpanModel):
@@ -59,7 +58,7 @@ class Quadratic(SpanModel):
         self.q, self.k, self.beta = q, k, as_beta(beta, q)
 
     @classmethod
-    def full(cls, theta: Float[Array, "f f"], beta: ScalarLike = 1.0) -> "Quadratic":
+    def full(cls, theta: Float[AnyArray, "f f"], beta: ScalarLike = 1.0) -> "Quadratic":
         r"""The model of any theta: $N = \beta Z \theta Z^T$; no product with an identity is taken.
 
         Args:
@@ -77,7 +76,6 @@ class Quadratic(SpanModel):
         >>> Quadratic.full(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.eye(2)).tolist()
         [[1.0, 2.0], [3.0, 4.0]]
         """
-        theta = jnp.asarray(theta)
         check_rank("theta", theta, 2, "(f, f)")
         if theta.shape[0] != theta.shape[1]:
             raise ImrError(f"theta must have shape (f, f); found shape {theta.shape}.")
