@@ -1,216 +1,315 @@
-"""The acceptance table: every claim with what it must show, and the controls that must fail it."""
+"""The acceptance table: every claim about the nets, and the controls that must fail it."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Net
-from experiments.beliefs.measures import last_token_kl
+from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Config, Net, plan
+from experiments.beliefs.readings import Reading, Readings
+from experiments.beliefs.theory import last_token_kl
+from imr.lab.bounds import Bound, above, at_least, at_most, near
+from imr.lab.claims import Check, Claim, Control, Verdict, verdict_words
 from imr.lab.console import markdown_table
 from imr.metrics import residual_ratio
 
-Measured = dict[tuple[str, str], list[dict[str, Any]]]  # by net and kind: one for each seed
+
+class Results(NamedTuple):
+    """All that the tables show.
+
+    Attributes:
+      theory: rows of the equations.
+      readings: of every net.
+    """
+
+    theory: list[dict[str, Any]]
+    readings: Readings
 
 
-class Bound(NamedTuple):
-    """What values must be: at most, at least, or within low to high (or outside of it)."""
-
-    kind: Literal["at most", "at least", "below", "above", "within", "outside"]
-    low: float
-    high: float = 0.0
-
-    def holds(self, value: float) -> bool:
-        """Whether a value is as it must be; never what is not a number."""
-        return bool(
-            {
-                "at most": value <= self.low,
-                "at least": value >= self.low,
-                "below": value < self.low,
-                "above": value > self.low,
-                "within": self.low <= value <= self.high,
-                "outside": value < self.low or value > self.high,
-            }[self.kind]
-        )
-
-    def __str__(self) -> str:
-        signs = {"at most": "≤", "at least": "≥", "below": "<", "above": ">"}
-        if self.kind in signs:
-            return f"{signs[self.kind]} {self.low:g}"
-        return f"{'in' if self.kind == 'within' else 'not in'} [{self.low:.3g}, {self.high:.3g}]"
-
-    def failed(self) -> "Bound":
-        """What a control shows that fails this."""
-        opposite = {
-            "at most": "above", "at least": "below", "below": "at least", "above": "at most",
-            "within": "outside", "outside": "within",
-        }  # fmt: skip
-        return self._replace(kind=opposite[self.kind])
+# What is measured: functions from one reading to a number.
 
 
-def at_most(x):
-    """Bound from above."""
-    return Bound("at most", x)
+def mean_kl(reading: Reading) -> float:
+    """Mean KL over positions, nats."""
+    return reading.kl.mean()
 
 
-def at_least(x):
-    """Bound from below."""
-    return Bound("at least", x)
+def kl_at_3(reading: Reading) -> float:
+    """KL at the third position, nats."""
+    return reading.kl[2]
 
 
-def near(x, by):
-    """Within so much of x."""
-    return Bound("within", x - by, x + by)
+def kl_growth(reading: Reading) -> float:
+    """KL at the third position over that at the second."""
+    return reading.kl[2] / reading.kl[1]
 
 
-class Line(NamedTuple):
-    """A check of one net: of a claim, or of its control, which must show what refutes the claim."""
-
-    id: str
-    check: str
-    net: Net
-    kind: str
-    role: Literal["claim", "control"]
-    bound: Bound
-    value: Callable[[dict[str, Any]], float]
+def middle_constrained(reading: Reading) -> float:
+    """R2 of constrained beliefs from the residual stream between attention and MLP."""
+    return reading.r2["mid 0", "constrained"]
 
 
-def rows(lines: Iterable[Line], measured: Measured) -> list[dict[str, Any]]:
-    """The flat rows of the lines whose nets were measured."""
-    found = []
-    for line in lines:
-        runs = measured.get((line.net.name, line.kind))
-        if not runs:
-            continue
-        values = np.array([line.value(run) for run in runs], float)
-        holds = [line.bound.holds(v) for v in values]
-        found.append(
-            {
-                "id": line.id,
-                "check": line.check,
-                "net": line.net.name,
-                "trained": line.kind,
-                "role": line.role,
-                "median": float(np.median(values)),
-                "least": float(values.min()),
-                "most": float(values.max()),
-                "must be": str(line.bound),
-                "seeds": len(values),
-                "holds": sum(holds),
-                "passed": all(holds),
-            }
-        )
-    return found
+def middle_shuffled(reading: Reading) -> float:
+    """R2 of shuffled constrained beliefs from the same place."""
+    return reading.r2_shuffled
 
 
-def lines(kind: str) -> list[Line]:
-    """All checks of the nets trained on one kind of targets, with their controls."""
-    hard = kind == "hard"
-    found: list[Line] = []
-
-    def claim(id, check, net, bound, value, *controls):
-        """Controls: (net, kind, what it must show, or None for what refutes the claim)."""
-        found.append(Line(id, check, net, kind, "claim", bound, value))
-        for other, trained, shows in controls:
-            shows = shows or bound.failed()
-            found.append(Line(id, check, other, trained, "control", shows, value))
-
-    mean = lambda run: run["kl"].mean()  # noqa: E731
-    claim("N1", "mean KL, nats", ONE, at_most(6e-5 if hard else 5e-6), mean)
-    last = float(last_token_kl(ONE).mean())
-    found.append(
-        Line("N1", "mean KL of the last token's best", ONE, kind, "control",
-             Bound("above", 6e-5 if hard else 5e-6), lambda run: last)
-    )  # fmt: skip
-    claim("N2", "mean KL, nats", TWO, at_most(1e-4 if hard else 2e-5), mean,
-          (LACKING, kind, at_least(1.5e-4)))  # fmt: skip
-    claim(
-        "N4", "KL at 3 over KL at 2", LACKING, at_least(10), lambda run: run["kl"][2] / run["kl"][1]
-    )
-    claim("N4", "KL at 3, nats", LACKING, at_least(1.5e-4), lambda run: run["kl"][2],
-          (TWO, kind, at_most(5e-5)))  # fmt: skip
-    for net, gap in ((ONE, 0.006), (TWO, 0.015)):
-        untrained = (net, "untrained", at_most(0.93))
-        middle = lambda run: run["r2"]["mid 0 -> constrained"]  # noqa: E731
-        claim("N5", "R2 of middle -> constrained", net, at_least(0.990), middle, untrained)
-        found.append(
-            Line("N5", "R2 of middle -> shuffled", net, kind, "control", at_most(0.10),
-                 lambda run: run["r2_shuffled"])
-        )  # fmt: skip
-        if net is TWO:
-            found.append(
-                Line("N5", "R2 of middle -> constrained", LACKING, kind, "control", at_most(0.97), middle)
-            )  # fmt: skip
-        claim("N6", "R2 of middle -> constrained less -> Bayes", net, at_least(gap),
-              lambda run: run["r2"]["mid 0 -> constrained"] - run["r2"]["mid 0 -> bayes"],
-              (net, "untrained", at_most(0.0)))  # fmt: skip
-        final = lambda run: run["r2"]["final norm -> bayes"]  # noqa: E731
-        claim("N7", "R2 of final norm -> Bayes", net, at_least(0.990), final, untrained)
-        ratio = lambda run: float(  # noqa: E731
-            residual_ratio(run["r2"]["final norm -> constrained"], run["r2"]["final norm -> bayes"])
-        )
-        claim("N8", "unexplained of final -> constrained over -> Bayes", net, at_least(3), ratio,
-              (net, "untrained", None))  # fmt: skip
-    claim("N9", "attention at lag 2 over lag 1, rows 7 to 10", ONE, Bound("within", 0.42, 0.62),
-          lag_ratio, (ONE, "untrained", None))  # fmt: skip
-    for net in (ONE, TWO):
-        for j in (1, 2):
-            gain = lambda run, j=j: run["gains"][j] / run["gains"][j - 1]  # noqa: E731
-            # Of an untrained net one of the two may come near by chance: the pair decides.
-            claim("N10", f"gain at lag {j} over lag {j - 1}", net, near(net.decay, 0.12), gain)
-        worst = lambda run, lam=net.decay: max(  # noqa: E731
-            abs(run["gains"][j] / run["gains"][j - 1] - lam) for j in (1, 2)
-        )
-        claim("N10", "larger distance of the two from the decay", net, at_most(0.12), worst,
-              (net, "untrained", None))  # fmt: skip
-    found.append(
-        Line("N10", "size of the gain at lag 2", LACKING, kind, "control", at_most(0.05),
-             lambda run: abs(run["gains"][2]))
-    )  # fmt: skip
-    claim("N12", "least share of a head's own parity, one head each", TWO, at_least(0.9), parity,
-          (TWO, "untrained", None))  # fmt: skip
-    claim("N12", "product of the signs of the heads' OV", TWO, at_most(-1.0),
-          lambda run: float(np.prod(np.sign(run["ov_along"].mean(axis=1)))))  # fmt: skip
-    claim("N13", "share of OV energy in the belief plane", ONE, at_least(0.35),
-          lambda run: run["ov_energy"], (ONE, "untrained", at_most(0.15)))  # fmt: skip
-    if not hard:
-        site = lambda index: lambda run: run["r2_by_site"][index]  # noqa: E731
-        claim("N16", "R2 of the first middle -> Bayes", DEEP, at_most(0.992), site(1))
-        claim("N16", "gain of the first MLP", DEEP, at_least(0.004),
-              lambda run: run["r2_by_site"][2] - run["r2_by_site"][1])  # fmt: skip
-        claim("N16", "R2 of final norm -> Bayes", DEEP, at_least(0.995), site(-1),
-              (DEEP, "untrained", at_most(0.95)))  # fmt: skip
-    return found
+def middle_advantage(reading: Reading) -> float:
+    """R2 of constrained beliefs less that of Bayesian beliefs, from the same place."""
+    return reading.r2["mid 0", "constrained"] - reading.r2["mid 0", "bayes"]
 
 
-def lag_ratio(run: dict[str, Any]) -> float:
+def final_bayes(reading: Reading) -> float:
+    """R2 of Bayesian beliefs from what the unembedding reads."""
+    return reading.r2["final norm", "bayes"]
+
+
+def final_ratio(reading: Reading) -> float:
+    """Unexplained variance of constrained over that of Bayesian beliefs, from the same place."""
+    r2 = reading.r2
+    return float(residual_ratio(r2["final norm", "constrained"], r2["final norm", "bayes"]))
+
+
+def lag_ratio(reading: Reading) -> float:
     """Mean over rows 7 to 10 of attention at lag 2 over attention at lag 1."""
-    attention = run["attention"][0, 0]
+    attention = reading.attention[0, 0]
     return float(np.mean([attention[d, d - 2] / attention[d, d - 1] for d in range(6, 10)]))
 
 
-def parity(run: dict[str, Any]) -> float:
-    """The least share of a head's own parity, where both heads have the same that of the worse."""
-    even, odd = run["parity"][:, 0], run["parity"][:, 1]
+def gain_ratio(reading: Reading, lag: int) -> float:
+    """Gain at a lag over the gain at the lag before."""
+    return reading.gains[lag] / reading.gains[lag - 1]
+
+
+def gain_error(reading: Reading, decay: float) -> float:
+    """The larger distance of the gain ratios at lags 1 and 2 from the decay of the chain."""
+    return max(abs(gain_ratio(reading, lag) - decay) for lag in (1, 2))
+
+
+def gain_at_2(reading: Reading) -> float:
+    """Size of the gain at lag 2."""
+    return abs(reading.gains[2])
+
+
+def parity(reading: Reading) -> float:
+    """The least share of a head's own parity; if both heads prefer one parity, that of the worse."""
+    even, odd = reading.parity[:, 0], reading.parity[:, 1]
     first = int(np.argmax(even - odd))  # the even head
     return float(min(even[first], odd[1 - first]))
 
 
-def spreads(measured: Measured) -> list[dict[str, Any]]:
-    """Whether attention is content-free, as the predictions of one head and of two take it to be."""
+def sign_product(reading: Reading) -> float:
+    """Product of the signs with which the heads write along the predicted vectors."""
+    return float(np.prod(np.sign(reading.ov_along.mean(axis=1))))
+
+
+def ov_energy(reading: Reading) -> float:
+    """Share of the energy of OV vectors in the plane of beliefs."""
+    return reading.ov_energy
+
+
+def site_r2(reading: Reading, site: int) -> float:
+    """R2 of Bayesian beliefs from one site."""
+    return reading.r2_by_site[site]
+
+
+def first_mlp_gain(reading: Reading) -> float:
+    """R2 of Bayesian beliefs after the first MLP less that before it."""
+    return reading.r2_by_site[2] - reading.r2_by_site[1]
+
+
+# The claims.
+
+
+def claims(targets: str) -> tuple[Claim, ...]:
+    """All claims about the nets trained on one kind of targets, with their controls.
+
+    Args:
+      targets: "soft" or "hard".
+
+    Returns:
+      Claims with one check each; their subjects are (net, kind).
+    """
+    soft = targets == "soft"
+    return (
+        *_prediction_claims(targets),
+        *_residual_claims(ONE, targets, 0.006),
+        *_residual_claims(TWO, targets, 0.015, Control((LACKING, targets), at_most(0.97))),
+        *_attention_claims(targets),
+        *(_deep_claims(targets) if soft else ()),
+    )
+
+
+def _claim(
+    id: str,
+    check: str,
+    subject: tuple[Net, str],
+    bound: Bound,
+    measure: Callable[[Reading], float],
+    *controls: Control,
+) -> Claim:
+    return Claim(id, check, measure, (Check(check, bound),), subject, controls)
+
+
+def _untrained(net: Net, bound: Bound | None = None) -> Control:
+    return Control((net, "untrained"), bound)
+
+
+def _prediction_claims(targets: str) -> tuple[Claim, ...]:
+    """N1 to N4: how near the predictions come to Bayes, and where one head falls short."""
+    hard = targets == "hard"
+    one, two, lacking = ((net, targets) for net in (ONE, TWO, LACKING))
+    least = 6e-5 if hard else 5e-6
+    last = float(last_token_kl(ONE).mean())
+    last_token = Control(
+        one, above(least), lambda reading: last, "mean KL of the last token's best"
+    )
+    return (
+        _claim("N1", "mean KL, nats", one, at_most(least), mean_kl, last_token),
+        _claim("N2", "mean KL, nats", two, at_most(1e-4 if hard else 2e-5), mean_kl,
+               Control(lacking, at_least(1.5e-4))),
+        _claim("N4", "KL at 3 over KL at 2", lacking, at_least(10), kl_growth),
+        _claim("N4", "KL at 3, nats", lacking, at_least(1.5e-4), kl_at_3,
+               Control(two, at_most(5e-5))),
+    )  # fmt: skip
+
+
+def _residual_claims(net: Net, targets: str, gap: float, *controls: Control) -> tuple[Claim, ...]:
+    """N5 to N8: constrained beliefs before the MLP, Bayesian beliefs at the end."""
+    trained = (net, targets)
+    shuffled = Control(trained, at_most(0.10), middle_shuffled, "R2 of middle -> shuffled")
+    return (
+        _claim("N5", "R2 of middle -> constrained", trained, at_least(0.990), middle_constrained,
+               _untrained(net, at_most(0.93)), shuffled, *controls),
+        _claim("N6", "R2 of middle -> constrained less -> Bayes", trained, at_least(gap),
+               middle_advantage, _untrained(net, at_most(0.0))),
+        _claim("N7", "R2 of final norm -> Bayes", trained, at_least(0.990), final_bayes,
+               _untrained(net, at_most(0.93))),
+        _claim("N8", "unexplained of final -> constrained over -> Bayes", trained, at_least(3),
+               final_ratio, _untrained(net)),
+    )  # fmt: skip
+
+
+def _attention_claims(targets: str) -> tuple[Claim, ...]:
+    """N9 to N13: patterns of attention, gains of earlier tokens, and what heads write."""
+    one, two = (ONE, targets), (TWO, targets)
+    lacking = Control((LACKING, targets), at_most(0.05), gain_at_2, "size of the gain at lag 2")
+    return (
+        _claim("N9", "attention at lag 2 over lag 1, rows 7 to 10", one, near(0.52, 0.10), lag_ratio,
+               _untrained(ONE)),
+        *_gain_claims(ONE, targets),
+        *_gain_claims(TWO, targets, lacking),
+        _claim("N12", "least share of a head's own parity, one head each", two, at_least(0.9), parity,
+               _untrained(TWO)),
+        _claim("N12", "product of the signs of the heads' OV", two, at_most(-1.0), sign_product),
+        _claim("N13", "share of OV energy in the belief plane", one, at_least(0.35), ov_energy,
+               _untrained(ONE, at_most(0.15))),
+    )  # fmt: skip
+
+
+def _gain_claims(net: Net, targets: str, *controls: Control) -> tuple[Claim, ...]:
+    """N10. One of an untrained net's two ratios may come near by chance: the pair decides."""
+    trained = (net, targets)
+    return (
+        *(
+            _claim("N10", f"gain at lag {lag} over lag {lag - 1}", trained, near(net.decay, 0.12),
+                   partial(gain_ratio, lag=lag))
+            for lag in (1, 2)
+        ),
+        _claim("N10", "larger distance of the two from the decay", trained, at_most(0.12),
+               partial(gain_error, decay=net.decay), _untrained(net), *controls),
+    )  # fmt: skip
+
+
+def _deep_claims(targets: str) -> tuple[Claim, ...]:
+    """N16: deeper nets come nearer to Bayes from layer to layer."""
+    deep = (DEEP, targets)
+    return (
+        _claim("N16", "R2 of the first middle -> Bayes", deep, at_most(0.992),
+               partial(site_r2, site=1)),
+        _claim("N16", "gain of the first MLP", deep, at_least(0.004), first_mlp_gain),
+        _claim("N16", "R2 of final norm -> Bayes", deep, at_least(0.995), partial(site_r2, site=-1),
+               _untrained(DEEP, at_most(0.95))),
+    )  # fmt: skip
+
+
+# The rows.
+
+
+def rows(claims: Iterable[Claim], readings: Readings) -> list[dict[str, Any]]:
+    """Flat rows of the claims and controls whose nets were read.
+
+    Args:
+      claims: with one check each; their subjects are (net, kind).
+      readings: by net and kind.
+
+    Returns:
+      A row for each claim and, after it, for each of its controls.
+    """
+    table = []
+    for claim in claims:
+        for line in claim.lines():
+            net, kind = line.subject
+            seeds = readings.get((net.name, kind))
+            if not seeds:
+                continue
+            verdict = Verdict(line.bound, np.array([line.measure(one) for one in seeds], float))
+            table.append(
+                {
+                    "id": claim.id,
+                    "check": line.name,
+                    "net": net.name,
+                    "trained": kind,
+                    "role": line.role,
+                    "median": verdict.median,
+                    "least": float(verdict.values.min()),
+                    "most": float(verdict.values.max()),
+                    "must be": str(line.bound),
+                    "seeds": len(seeds),
+                    "holds": verdict.holds,
+                    "passed": verdict.passed,
+                }
+            )
+    return table
+
+
+def all_rows(config: Config, readings: Readings) -> list[dict[str, Any]]:
+    """The rows of every kind of targets that the configuration trains on.
+
+    Args:
+      config: the flags.
+      readings: of its nets.
+
+    Returns:
+      Flat rows.
+    """
+    kinds = dict.fromkeys(targets for _, targets, _ in plan(config))
+    return [row for kind in kinds for row in rows(claims(kind), readings)]
+
+
+def spreads(readings: Readings) -> list[dict[str, Any]]:
+    """Whether attention depends on the tokens; the predictions take it to be content-free.
+
+    Args:
+      readings: by net and kind.
+
+    Returns:
+      A row for each trained net and seed.
+    """
     return [
         {
             "net": net,
             "trained": kind,
             "seed": seed,
-            "largest spread of attention": run["attention_spread"],
-            "mean KL, nats": float(run["kl"].mean()),
-            "KL at 3, nats": float(run["kl"][2]),
-            "KL at 10, nats": float(run["kl"][-1]),
+            "largest spread of attention": reading.attention_spread,
+            "mean KL, nats": float(reading.kl.mean()),
+            "KL at 3, nats": float(reading.kl[2]),
+            "KL at 10, nats": float(reading.kl[-1]),
         }
-        for (net, kind), runs in measured.items()
+        for (net, kind), seeds in readings.items()
         if kind != "untrained"
-        for seed, run in enumerate(runs)
+        for seed, reading in enumerate(seeds)
     ]
 
 
@@ -219,14 +318,20 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
-    """The table to read."""
+def markdown(table: list[dict[str, Any]]) -> str:
+    """The table to read, in Markdown.
+
+    Args:
+      table: of `rows`.
+
+    Returns:
+      The text.
+    """
     shown = []
-    for row in found:
-        words = (
-            ("holds", "FAILS") if row["role"] == "claim" else ("fails, as it must", "DOES NOT FAIL")
-        )
-        verdict = words[0] if row["passed"] else f"{words[1]} ({row['holds']}/{row['seeds']})"
+    for row in table:
+        verdict = verdict_words(row["role"], row["passed"])
+        if not row["passed"]:
+            verdict += f" ({row['holds']}/{row['seeds']})"
         numbers = {name: f"{row[name]:.3g}" if abs(row[name]) < 1e-2 else f"{row[name]:.4f}"
                    for name in ("median", "least", "most")}  # fmt: skip
         shown.append({**row, **numbers, "verdict": verdict})

@@ -1,36 +1,33 @@
 """The flags of the beliefs experiment, what they may be, and the nets that it trains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
+from typing import Annotated, NamedTuple
 
 from imr import ImrError, Process
+from imr.lab.bounds import at_least
+from imr.lab.flags import RunFlags
 from imr.processes import mess3
 
 LENGTH = 10  # positions, and the depth to which all words are run
 NOISE = 0.6  # a of every Mess3
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RunFlags):
     """Flags of the beliefs experiment."""
 
-    seeds: int = 3
+    seeds: Annotated[int, at_least(1)] = 3
     """Nets of each kind, trained together in one program."""
-    seed: int = 0
-    """The first of the seeds."""
     hard: bool = False
     """Train on sampled next tokens too, 15,000 steps instead of 4,000 to 6,000."""
     theory_only: bool = False
     """Check the theory and draw its figures; train nothing."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Annotated[int, at_least(1)] = 1000
     """Steps between checkpoints; rounded down to a multiple of 200."""
     smoke: bool = False
     """Train the smallest net only, for a few steps; for tests."""
-    out: Path | None = None
-    """Run folder; runs/beliefs/<hash of the configuration> by default."""
-    overwrite: bool = False
-    """Replace the run in that folder."""
 
 
 class Net(NamedTuple):
@@ -44,9 +41,14 @@ class Net(NamedTuple):
     hard_steps: int | None
 
     @property
+    def learns(self) -> Callable[[], Process]:
+        """The call that makes the process that it learns."""
+        return partial(mess3, self.x, NOISE)
+
+    @property
     def process(self) -> Process:
         """What it learns."""
-        return mess3(self.x, NOISE)
+        return self.learns()
 
     @property
     def decay(self) -> float:
@@ -69,11 +71,14 @@ NETS = (ONE, TWO, LACKING, DEEP)
 
 
 def check(config: Config) -> None:
-    """Refuses values that make no run, before anything is read or written."""
-    for name, least in (("seeds", 1), ("seed", 0), ("checkpoint_every", 1)):
-        if (value := getattr(config, name)) < least:
-            flag = name.replace("_", "-")
-            raise ImrError(f"--{flag} must be at least {least}; found {value}.")
+    """Refuses training flags beside `--theory-only`.
+
+    Args:
+      config: whose flags are within their bounds.
+
+    Raises:
+      ImrError: if nothing is to be trained and a flag says how to train.
+    """
     if config.theory_only and (config.hard or config.smoke):
         raise ImrError("--theory-only trains nothing; leave out --hard and --smoke, or it.")
 

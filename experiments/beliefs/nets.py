@@ -9,50 +9,54 @@ import optax
 from flax import nnx
 
 from experiments.beliefs.config import LENGTH, Config, Net
-from imr import parallel
 from imr.lab import train
-from imr.lab.checkpoint import Checkpoints
-from imr.lab.console import Progress
+from imr.lab.architecture import describe
 from imr.lab.folder import RunFolder, config_dict
+from imr.lab.nets import Call, graph_of, initialiser
 from imr.nn import Transformer, next_token_loss
 
 CHUNK = 200  # steps of one dispatch
 BATCH = 128
 
 
-def build(net: Net):
-    """A function from random streams to the net's transformer."""
+def transformer(net: Net) -> Call:
+    """The call that makes the net's transformer.
+
+    Args:
+      net: its sizes.
+
+    Returns:
+      A `functools.partial` that takes `rngs=`.
+    """
     return partial(Transformer, 3, LENGTH, layers=net.layers, heads=net.heads)
 
 
-def graph_of(net: Net):
-    """The static part of the transformer."""
-    model = nnx.eval_shape(lambda: build(net)(rngs=nnx.Rngs(0)))
-    return nnx.split(model, nnx.Param)[0]
-
-
-def keys(config: Config):
-    """One for each seed."""
-    return jnp.stack([jax.random.key(config.seed + s) for s in range(config.seeds)])
-
-
 def optimizer(steps: int) -> optax.GradientTransformation:
-    """AdamW without decay, warm-up and cosine, gradients clipped."""
+    """AdamW without decay, with warm-up and cosine, and clipped gradients.
+
+    Args:
+      steps: of the training.
+
+    Returns:
+      The optimizer.
+    """
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, min(200, steps // 2), steps, 1e-5)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.0))
 
 
-def initial(config: Config, net: Net, steps: int, mesh: Any = None) -> train.TrainState:
-    """Untrained nets, one for each seed."""
-    init = lambda key: nnx.state(build(net)(rngs=nnx.Rngs(key)), nnx.Param)  # noqa: E731
-    return train.init_states(init, optimizer(steps), keys(config), mesh=mesh)
+def training(config: Config, net: Net, targets: str, steps: int) -> train.Training:
+    """The training of one net for every seed, by fresh sequences at every step.
 
+    Args:
+      config: the flags.
+      net: what is trained.
+      targets: "soft" (Bayes predictions) or "hard" (sampled tokens).
+      steps: of each seed.
 
-def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int):
-    """Parameters after training, a leading axis of seeds; from the newest checkpoint on."""
-    graph = graph_of(net)
-    # Nets are float32, and so is what they learn from.
-    process = jax.tree.map(lambda x: x.astype(jnp.float32), net.process)
+    Returns:
+      What `fit_run` takes.
+    """
+    graph = graph_of(transformer(net))
 
     def loss(params, hyper, process, batch, key):
         del hyper, batch
@@ -61,28 +65,63 @@ def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int
             model, process, key, batch_size=BATCH, length=LENGTH, soft=targets == "soft"
         )
 
-    mesh = parallel.mesh_of_all()
-    states = initial(config, net, steps, mesh)
-    nothing = lambda data, key, step: jnp.zeros(CHUNK)  # noqa: E731
-    chunk = train.make_chunk(loss, optimizer(steps), nothing, mesh=mesh)
-    hyper, process = parallel.replicate((jnp.zeros(config.seeds), process), mesh)
-    label = f"{net.name}, {targets} targets"
-    metrics = run.metrics(net=net.name, targets=targets)
-    identity = {"net": net._asdict(), "targets": targets, "steps": steps, **config_dict(config)}
-    every = max(1, config.checkpoint_every // CHUNK) * CHUNK
-    folder = run.checkpoints / f"{net.name.replace(', ', '-').replace(' ', '-')}-{targets}"
-    with Checkpoints(folder, identity, every=every) as checkpoints:
-        restored = checkpoints.restore(states)
-        states = states if restored is None else restored
-        start = int(states.step[0])
-        metrics.rewind(start)
-        with Progress(steps, label, initial=start) as progress:
+    def schedule(data, key, step):
+        del data, key, step
+        return jnp.zeros(CHUNK)
 
-            def on_chunk(step, states, losses):
-                mean = float(losses.mean())
-                metrics.append(step, loss=mean)
-                checkpoints.save(step, states, force=step == steps)
-                progress.update(step, loss=mean)
+    return train.Training(
+        init=initialiser(transformer(net)),
+        loss=loss,
+        schedule=schedule,
+        optimizer=optimizer(steps),
+        keys=jnp.stack([jax.random.key(config.seed + s) for s in range(config.seeds)]),
+        hyper=jnp.zeros(config.seeds),
+        # Nets are float32, and so is what they learn from.
+        data=jax.tree.map(lambda x: x.astype(jnp.float32), net.process),
+        num_steps=steps,
+    )
 
-            states = train.fit(chunk, states, hyper, process, num_steps=steps, on_chunk=on_chunk)
-    return parallel.local(states.params)
+
+def untrained(config: Config, net: Net) -> Any:
+    """Parameters before training.
+
+    Args:
+      config: the flags.
+      net: whose parameters.
+
+    Returns:
+      Parameters with a leading axis of seeds.
+    """
+    what = training(config, net, "soft", net.soft_steps)
+    return train.init_states(what.init, what.optimizer, what.keys).params
+
+
+def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int) -> Any:
+    """Parameters after training, from the newest checkpoint on.
+
+    Args:
+      config: the flags.
+      run: where checkpoints and metrics go.
+      net, targets, steps: as in `training`.
+
+    Returns:
+      Parameters with a leading axis of seeds.
+    """
+    states = train.fit_run(
+        run,
+        f"{net.name.replace(', ', '-').replace(' ', '-')}-{targets}",
+        training(config, net, targets, steps),
+        holds={
+            "architecture": describe(transformer(net)),
+            "runs": [{"seed": config.seed + s} for s in range(config.seeds)],
+            "process": describe(net.learns),
+            "net": net.name,
+            "targets": targets,
+            "steps": steps,
+            **config_dict(config),
+        },
+        every=max(1, config.checkpoint_every // CHUNK) * CHUNK,
+        label=f"{net.name}, {targets} targets",
+        tags={"net": net.name, "targets": targets},
+    )
+    return states.params

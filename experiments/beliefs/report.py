@@ -1,33 +1,75 @@
 """The tables of the beliefs experiment, and which figures are drawn from what."""
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments.beliefs import acceptance, figures
 from experiments.beliefs.config import DEEP, LACKING, LENGTH, NETS, ONE, TWO, Config, Net
-from experiments.beliefs.measures import SHOWN, Truth, sites, truth
+from experiments.beliefs.readings import SHOWN, Readings, sites
+from experiments.beliefs.theory import Truth, truth
 from imr.constrained import additive_filter, one_head_attention, two_head_attention
+from imr.lab.claims import verdict_words
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
 
 _CORRELATION = 0.4  # (3a - 1) / 2 at a = 0.6
 
 
-def report(
+def report(config: Config, run: RunFolder, results: acceptance.Results) -> None:
+    """Writes the tables and the summary into the run folder.
+
+    Args:
+      config: the flags.
+      run: the folder.
+      results: of `measure`, which has drawn the figures.
+    """
+    rows = acceptance.all_rows(config, results.readings)
+    spreads = acceptance.spreads(results.readings)
+    summary = {"theory": results.theory, "table": rows, "attention_spread": spreads}
+    run.finish(summary, tables(config, results.theory, rows, spreads))
+
+
+def verdict(summary: Mapping[str, Any]) -> int:
+    """Names on standard error what is not as predicted; equations have to hold.
+
+    Args:
+      summary: of a finished run.
+
+    Returns:
+      1 if an equation does not hold, else 0: what nets do is a result, whatever it is.
+    """
+    for name in ("theory", "table"):
+        for row in summary[name]:
+            if not row["passed"]:
+                sys.stderr.write(f"not as predicted: {row['id']}, {row['check']}\n")
+    return 0 if all(row["passed"] for row in summary["theory"]) else 1
+
+
+def tables(
     config: Config,
     exact: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     spreads: list[dict[str, Any]],
 ) -> str:
-    """The tables to read, in Markdown."""
+    """The tables to read, in Markdown.
+
+    Args:
+      config: the flags.
+      exact: rows of the theory.
+      rows: of the acceptance table.
+      spreads: of attention.
+
+    Returns:
+      The text.
+    """
     shown = [
         {
             **row,
             "value": f"{row['value']:.2e}",
-            "verdict": ("holds" if row["role"] == "claim" else "fails, as it must")
-            if row["passed"]
-            else ("FAILS" if row["role"] == "claim" else "DOES NOT FAIL"),
+            "verdict": verdict_words(row["role"], row["passed"]),
         }
         for row in exact
     ]
@@ -58,7 +100,11 @@ def report(
 
 
 def draw_theory(run: RunFolder) -> None:
-    """The figures that need no net."""
+    """Draws the figures that need no net.
+
+    Args:
+      run: where they go.
+    """
     for net in (ONE, TWO):
         known = truth(net)
         shown = known.position == SHOWN - 1
@@ -78,11 +124,17 @@ def draw_theory(run: RunFolder) -> None:
     run.save_figure("theory_attention", figure, **arrays)
 
 
-def draw_nets(
-    run: RunFolder, net: Net, targets: str, measured: acceptance.Measured, known: Truth
-) -> None:
-    """The figures of one net as soon as it is measured; those of several with the last of them."""
-    trained, untrained = measured[net.name, targets], measured[net.name, "untrained"]
+def draw_nets(run: RunFolder, net: Net, targets: str, readings: Readings, known: Truth) -> None:
+    """Draws the figures of one net, and with the last of several nets those of all of them.
+
+    Args:
+      run: where they go.
+      net: that was read last.
+      targets: that it was trained on.
+      readings: so far.
+      known: the theory of its process.
+    """
+    trained, untrained = readings[net.name, targets], readings[net.name, "untrained"]
     tag = f"{net.name.replace(', ', '_').replace(' ', '_')}_{targets}"
     shown = known.position == SHOWN - 1
     rows = {"trained": trained[0], "untrained": untrained[0]}
@@ -90,8 +142,8 @@ def draw_nets(
         {
             "Bayes": known.bayes[shown],
             "constrained, predicted": known.constrained[shown],
-            f"{name}: middle residual": one["shown_middle"],
-            f"{name}: final residual": one["shown_final"],
+            f"{name}: middle residual": one.shown_middle,
+            f"{name}: final residual": one.shown_final,
         }
         for name, one in rows.items()
     ]
@@ -101,7 +153,7 @@ def draw_nets(
     )  # fmt: skip
     run.save_figure(
         f"simplex_{tag}", figure, bayes=known.bayes[shown], constrained=known.constrained[shown],
-        **{f"{name}_{key}": one[f"shown_{key}"] for name, one in rows.items() for key in ("middle", "final")},
+        **{f"{name}_{key}": getattr(one, f"shown_{key}") for name, one in rows.items() for key in ("middle", "final")},
     )  # fmt: skip
     if net is ONE:
         _draw_attention(run, tag, trained, untrained)
@@ -114,28 +166,28 @@ def draw_nets(
     if net is DEEP:
         names = sites(net.layers)
         lines = {
-            kind: np.array([one["r2_by_site"] for one in runs])
+            kind: np.array([one.r2_by_site for one in runs])
             for kind, runs in (("trained", trained), ("untrained", untrained))
         }
         figure = figures.by_site(names, lines, title=f"{net.title}: R² of the belief by site")
         run.save_figure(f"r2_by_site_{tag}", figure, **lines)
-    done = [n for n in NETS if (n.name, targets) in measured]
-    curves = {n.title: np.array([one["kl"] for one in measured[n.name, targets]]) for n in done}
+    done = [n for n in NETS if (n.name, targets) in readings]
+    curves = {n.title: np.array([one.kl for one in readings[n.name, targets]]) for n in done}
     figure = figures.kl_by_position(curves, title=f"KL to the Bayes prediction, {targets} targets")
     run.save_figure(
         f"kl_{targets}", figure, **{n.name: c for n, c in zip(done, curves.values(), strict=True)}
     )
-    if net is LACKING and (TWO.name, targets) in measured:
+    if net is LACKING and (TWO.name, targets) in readings:
         gains = {
-            n.title: np.array([one["gains"] for one in measured[n.name, targets]])
+            n.title: np.array([one.gains for one in readings[n.name, targets]])
             for n in (ONE, TWO, LACKING)
-            if (n.name, targets) in measured
+            if (n.name, targets) in readings
         }
         decays = {n.title: n.decay for n in (ONE, TWO, LACKING)}
         signs = {
-            n.title: np.array([one["ov_along"] for one in measured[n.name, targets]])
+            n.title: np.array([one.ov_along for one in readings[n.name, targets]])
             for n in (ONE, TWO, LACKING)
-            if (n.name, targets) in measured
+            if (n.name, targets) in readings
         }
         figure = figures.signs_by_position(
             signs, title="What heads write, by position; dotted: the second head"
@@ -149,7 +201,7 @@ def draw_nets(
 
 def _draw_attention(run, tag, trained, untrained):
     rows = {
-        kind: np.array([one["attention"][0, 0, -1, ::-1] for one in runs])
+        kind: np.array([one.attention[0, 0, -1, ::-1] for one in runs])
         for kind, runs in (("trained", trained), ("untrained", untrained))
     }
     filtered = additive_filter(ONE.decay, _CORRELATION).pole
@@ -161,11 +213,11 @@ def _draw_attention(run, tag, trained, untrained):
 
 
 def _draw_parity(run, net, tag, trained, untrained):
-    even = lambda one: int(np.argmax(one["parity"][:, 0] - one["parity"][:, 1]))  # noqa: E731
     predicted = np.asarray(two_head_attention(net.decay, LENGTH).attention)
     panels, arrays = [], {"predicted": predicted}
     for name, one in (("trained", trained[0]), ("untrained", untrained[0])):
-        first, attention = even(one), one["attention"][0]
+        first = int(np.argmax(one.parity[:, 0] - one.parity[:, 1]))  # the even head
+        attention = one.attention[0]
         arrays[name] = attention
         panels.append(
             {f"{name}: even head": attention[first], f"{name}: odd head": attention[1 - first]}
@@ -177,7 +229,7 @@ def _draw_parity(run, net, tag, trained, untrained):
 
 def _draw_values(run, net, tag, trained, untrained, known):
     arrays = {
-        f"{name}_{key}": runs[0][key]
+        f"{name}_{key}": getattr(runs[0], key)
         for name, runs in (("trained", trained), ("untrained", untrained))
         for key in ("ov_read", "embedding_read")
     }
@@ -194,9 +246,9 @@ def _draw_walk(run, net, tag, one, known):
     sources = np.arange(len(word))
     # What each position adds to the belief: the token's own embedding, and what heads fetch.
     measured = np.einsum(
-        "hs,hsj->sj", one["attention"][0][:, last, : last + 1], one["ov_read"][:, sources, word]
+        "hs,hsj->sj", one.attention[0][:, last, : last + 1], one.ov_read[:, sources, word]
     )
-    measured[last] += one["embedding_read"][word[last]]
+    measured[last] += one.embedding_read[word[last]]
     predicted = net.decay ** (last - sources)[:, None] * known.vectors[word]
     figure = figures.walk(
         {"predicted": predicted, "trained": measured}, word,

@@ -1,7 +1,8 @@
 """What a checkpoint says of the net in it: a description in JSON, and back to what builds the net.
 
-A net is described by the call that makes it, a `functools.partial` of a public class of `imr.nn`, or of
-a process by one of a function of `imr.processes`; every argument is written, defaults too.
+A net is described by the call that makes it, a `functools.partial` of a public class of `imr.nn`; a
+process by a `functools.partial` of a function of `imr.processes`. Defaults are written too, so that an
+old checkpoint keeps its meaning if a default changes.
 """
 
 import importlib
@@ -50,7 +51,9 @@ def describe(call: Callable[..., Any]) -> dict[str, Any]:
 
 def _arguments(function: Callable[..., Any], call: Any) -> dict[str, Any]:
     args, keywords = (call.args, call.keywords) if isinstance(call, partial) else ((), {})
-    signature = inspect.signature(function)
+    # The metaclass of flax's modules hides the arguments of __init__.
+    construct = partial(function.__init__, None) if isinstance(function, type) else function
+    signature = inspect.signature(construct)
     bound = signature.bind_partial(*args, **keywords)
     if isinstance(call, partial):
         bound.apply_defaults()

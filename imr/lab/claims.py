@@ -4,7 +4,7 @@ A claim holds if every seed keeps its bound. Its controls are measurements of so
 untrained net, that must break the bound: without one, a claim could be true of anything.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +43,24 @@ class Control(NamedTuple):
     name: str | None = None
 
 
+class Line(NamedTuple):
+    """One row of a table: a claim, or one of its controls.
+
+    Attributes:
+      role: which of the two.
+      subject: that is measured.
+      name: of the number.
+      bound: that it must keep.
+      measure: from what is known of the subject to the number.
+    """
+
+    role: Role
+    subject: Any
+    name: str
+    bound: Bound
+    measure: Callable[[Any], Any]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement, and how it is measured.
@@ -62,6 +80,23 @@ class Claim:
     checks: tuple[Check, ...]
     subject: Hashable = None
     controls: tuple[Control, ...] = ()
+
+    def lines(self) -> Iterator[Line]:
+        """The claim, then its controls.
+
+        Yields:
+          A line for each; what a control leaves out is taken from the claim.
+        """
+        (check,) = self.checks
+        yield Line("claim", self.subject, check.name, check.bound, self.measure)
+        for control in self.controls:
+            yield Line(
+                "control",
+                control.subject,
+                control.name or check.name,
+                control.bound or check.bound.refuted,
+                control.measure or self.measure,
+            )
 
 
 class Verdict(NamedTuple):

@@ -35,6 +35,7 @@ class Experiment(Generic[C]):
       shrink: `shrink(config)` is the small version for `--smoke`.
       data: `data(config)` reads what the run needs before its folder is opened, so that wrong data
         neither claim a folder nor empty one.
+      float64: whether it computes in float64 or in float32, whatever the settings of jax.
       verdict: `verdict(summary)` is the exit code of a run that has finished, now or before.
     """
 
@@ -46,6 +47,7 @@ class Experiment(Generic[C]):
     check: Callable[[C], None] | None = None
     shrink: Callable[[C], C] | None = None
     data: Callable[[C], Any] | None = None
+    float64: bool = False
     verdict: Callable[[Mapping[str, Any]], int] | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
@@ -87,10 +89,11 @@ class Experiment(Generic[C]):
             run = open_run(self.name, config, out=config.out, overwrite=config.overwrite)
 
             def work():
-                with phase("evaluate"):
-                    results = self.measure(actual, run, *data)
-                with phase("figures"):
-                    self.report(actual, run, results)
+                with jax.enable_x64(self.float64):
+                    with phase("evaluate"):
+                        results = self.measure(actual, run, *data)
+                    with phase("figures"):
+                        self.report(actual, run, results)
 
             run_once(run, work)
         return 0 if self.verdict is None else self.verdict(run.summary())

@@ -1,0 +1,162 @@
+"""What is read off a net: over all prefixes of up to ten tokens, exactly, by their probability."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.beliefs.config import LENGTH, Net
+from experiments.beliefs.nets import transformer
+from experiments.beliefs.theory import Truth
+from imr import metrics
+from imr.lab.nets import graph_of
+from imr.nn import exact_kl
+
+POOLED = 4  # the shortest prefixes of pooled probes
+SHOWN = 8  # tokens of the beliefs in the simplex pictures
+
+
+class Reading(NamedTuple):
+    """All that the claims and the figures need of one net of one seed.
+
+    Attributes:
+      kl: to the Bayes prediction, nats, shape (l,).
+      r2: of a probe from a site of the residual stream to beliefs, by (site, target); the targets are
+        "bayes" and "constrained".
+      r2_by_site: of Bayesian beliefs from each site in order, shape (sites,).
+      r2_shuffled: of constrained beliefs in a random order, from the first middle.
+      attention: mean weights, shape (layers, heads, l, l).
+      attention_spread: the largest standard deviation over words of a weight of the last position,
+        in the first layer.
+      gains: of the token at each lag in the decoded belief, shape (l,).
+      parity: share of a head's attention on even and on odd lags, shape (heads, 2).
+      ov_along: what heads write along the predicted vectors, shape (heads, l).
+      ov_read, embedding_read: OV vectors (heads, l, k, s) and embeddings (k, s) in belief space.
+      ov_energy: share of the energy of OV vectors in the plane of beliefs.
+      shown_middle, shown_final: decoded beliefs after all words of `SHOWN` tokens, shape (w, s).
+    """
+
+    kl: np.ndarray
+    r2: dict[tuple[str, str], float]
+    r2_by_site: list[float]
+    r2_shuffled: float
+    attention: np.ndarray
+    attention_spread: float
+    gains: np.ndarray
+    parity: np.ndarray
+    ov_along: np.ndarray
+    ov_read: np.ndarray
+    embedding_read: np.ndarray
+    ov_energy: float
+    shown_middle: np.ndarray
+    shown_final: np.ndarray
+
+
+# By name of the net and kind ("soft", "hard" or "untrained"): one reading for each seed.
+Readings = dict[tuple[str, str], list[Reading]]
+
+
+def sites(layers: int) -> list[str]:
+    """Places of the residual stream in order, as figures name them.
+
+    Args:
+      layers: of the net.
+
+    Returns:
+      Their names.
+    """
+    inner = [name for l in range(layers) for name in (f"mid {l}", f"post {l}")]
+    return ["embedding", *inner, "final norm"]
+
+
+@partial(jax.jit, static_argnames="graph")
+def _run(graph, params, words, weights, word, position):
+    """Activations at all sites of each unique prefix; mean attention; the standard deviation over
+    words of what the last position pays attention to in the first layer."""
+    record = nnx.merge(graph, params).record(words)
+    layers = len(record.middle)
+    inner = [x[l] for l in range(layers) for x in (record.middle, record.after)]
+    activations = [x[word, position] for x in (record.before[0], *inner, record.normed)]
+    weights = weights / jnp.sum(weights)
+    attention = jnp.einsum("b,lbhqk->lhqk", weights, record.attention)
+    deviation = record.attention[0, :, :, -1] - attention[0, None, :, -1]
+    spread = jnp.sqrt(jnp.einsum("b,bhk->hk", weights, deviation**2))
+    return activations, attention, spread
+
+
+@partial(jax.jit, static_argnames="graph")
+def _kl(graph, params, process):
+    return exact_kl(nnx.merge(graph, params), process, LENGTH)
+
+
+@partial(jax.jit, static_argnames="graph")
+def _values(graph, params):
+    """OV vectors (heads, l, k, d) and embeddings (k, d) of a first layer, by position and token."""
+    model = nnx.merge(graph, params)
+    same = jnp.tile(jnp.arange(3)[:, None], (1, LENGTH))
+    record = model.record(same)
+    return jnp.moveaxis(record.values[0], 0, 2), record.before[0][:, 0]
+
+
+def read_net(net: Net, params: Any, known: Truth) -> Reading:
+    """Reads a net.
+
+    Args:
+      net: its sizes and its process.
+      params: of one seed.
+      known: the theory of its process.
+
+    Returns:
+      The reading.
+    """
+    graph = graph_of(transformer(net))
+    kl = np.asarray(_kl(graph, params, net.process))
+    weights = jnp.asarray(known.weights, jnp.float32)
+    activations, attention, spread = _run(
+        graph, params, known.words, weights, known.word, known.position
+    )
+    depth = known.position + 1
+    pooled, later = depth >= POOLED, depth >= 2
+    targets = {"bayes": known.bayes, "constrained": known.constrained}
+
+    def fit(x, y, rows):
+        return metrics.fit_probe(x, y, np.where(rows, known.probability, 0.0))
+
+    names = sites(net.layers)
+    probes = {
+        (site, target): fit(x, y, pooled)
+        for site, x in zip(names, activations, strict=True)
+        for target, y in targets.items()
+    }
+    by_site = [float(fit(x, known.bayes, later).r_squared) for x in activations]
+    shuffled = np.random.default_rng(0).permutation(len(depth))
+    middle, normed = activations[1], activations[-1]
+    probe = probes["mid 0", "constrained"]
+    decoded = np.asarray(probe(middle))
+    last = depth == LENGTH
+    gains = metrics.lag_gains(decoded[last], known.vectors, known.words, known.probability[last])
+    values, embeddings = _values(graph, params)
+    plane = metrics.encoding(middle, known.constrained, np.where(pooled, known.probability, 0.0))
+    centred = values - values.mean(axis=2, keepdims=True)
+    read = np.asarray(centred @ probe.weight)  # (heads, l, k, s)
+    along = np.einsum("hlks,ks->hl", read, known.vectors) / np.sum(known.vectors**2)
+    shown = depth == SHOWN
+    return Reading(
+        kl=kl,
+        r2={key: float(each.r_squared) for key, each in probes.items()},
+        r2_by_site=by_site,
+        r2_shuffled=float(fit(middle, known.constrained[shuffled], pooled).r_squared),
+        attention=np.asarray(attention),
+        attention_spread=float(spread.max()),
+        gains=np.asarray(gains),
+        parity=np.asarray(metrics.parity_share(attention[0])),
+        ov_along=along,
+        ov_read=read,
+        embedding_read=np.asarray((embeddings - embeddings.mean(0, keepdims=True)) @ probe.weight),
+        ov_energy=float(metrics.energy_share(centred, plane)),
+        shown_middle=decoded[shown],
+        shown_final=np.asarray(probes["final norm", "bayes"](normed[shown])),
+    )

@@ -1,0 +1,124 @@
+"""Nets by the call that makes them: their static part, their parameters, and those of a checkpoint."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+
+from imr.errors import RunError
+from imr.lab.architecture import build
+
+Call = Callable[..., nnx.Module]
+
+
+def graph_of(call: Call) -> nnx.GraphDef:
+    """The static part of a net, without drawing its parameters.
+
+    Args:
+      call: makes the net from `rngs=`.
+
+    Returns:
+      What `flax.nnx.merge` needs beside the parameters.
+    """
+    return nnx.split(nnx.eval_shape(lambda: call(rngs=nnx.Rngs(0))), nnx.Param)[0]
+
+
+def initialiser(call: Call) -> Callable[[PRNGKeyArray], nnx.State]:
+    """The function from a key to the parameters of a new net, as `init_states` takes it.
+
+    Args:
+      call: makes the net from `rngs=`.
+
+    Returns:
+      The function.
+    """
+
+    def init(key: PRNGKeyArray) -> nnx.State:
+        return nnx.state(call(rngs=nnx.Rngs(key)), nnx.Param)
+
+    return init
+
+
+class SavedNets(NamedTuple):
+    """The nets of a checkpoint, one for each run that was trained beside the others.
+
+    Attributes:
+      holds: what the checkpoint says of itself, `architecture` and `runs` among it.
+      call: makes such a net from `rngs=`.
+      runs: what tells each run from the others; `seed` is that of its key.
+      params: trained parameters, leading axis of runs.
+    """
+
+    holds: Mapping[str, Any]
+    call: Call
+    runs: list[dict[str, Any]]
+    params: nnx.State
+
+    def untrained(self) -> nnx.State:
+        """The parameters that training began with, leading axis of runs."""
+        import optax
+
+        from imr.lab.train import init_states
+
+        keys = jnp.stack([jax.random.key(run["seed"]) for run in self.runs])
+        return init_states(initialiser(self.call), optax.identity(), keys).params
+
+    def net(self, index: int, params: nnx.State | None = None) -> nnx.Module:
+        """One of the nets.
+
+        Args:
+          index: of its run.
+          params: with a leading axis of runs; the trained ones by default.
+
+        Returns:
+          The net.
+        """
+        states = self.params if params is None else params
+        return nnx.merge(graph_of(self.call), jax.tree.map(lambda x: x[index], states))
+
+
+def read_nets(directory: str | Path) -> SavedNets:
+    """The nets of the newest checkpoint in a folder, as that checkpoint describes them.
+
+    Args:
+      directory: a folder of `fit_run` or of `Checkpoints`.
+
+    Returns:
+      The nets.
+
+    Raises:
+      RunError: if there is no checkpoint, or it does not say what it holds, or holds something else.
+    """
+    from imr.lab.checkpoint import read_newest
+
+    holds, state = read_newest(directory)
+    missing = [name for name in ("architecture", "runs") if name not in holds]
+    if missing:
+        raise RunError(
+            f"the checkpoint in {directory} does not say its {' and '.join(missing)}, as those of this "
+            "version of imr do. Train again, with --overwrite."
+        )
+    call = build(holds["architecture"])
+    try:
+        params = nnx.state(nnx.eval_shape(lambda: call(rngs=nnx.Rngs(0))), nnx.Param)
+        nnx.replace_by_pure_dict(params, nnx.restore_int_paths(_values(state["params"])))
+        count = len(holds["runs"])
+        if any(x.shape[:1] != (count,) for x in jax.tree.leaves(params)):
+            raise ValueError(f"parameters are not those of {count} runs")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the checkpoint in {directory} does not hold what it says: {error}. Train again, with "
+            "--overwrite."
+        ) from error
+    return SavedNets(holds, call, holds["runs"], params)
+
+
+def _values(tree: Any) -> Any:
+    """Without the level "value" that a checkpoint puts below each parameter."""
+    if not isinstance(tree, dict):
+        return tree
+    return tree["value"] if set(tree) == {"value"} else {k: _values(v) for k, v in tree.items()}
