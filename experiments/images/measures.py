@@ -1,6 +1,5 @@
 """What is measured: accuracy at every iteration, and how far it lies beyond regression's frontier."""
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from imr import cross_entropy
 from imr.lab.console import say
 from imr.lab.data import ImageData, add_noise, held_back_split
 from imr.lab.folder import RunFolder
+from imr.lab.nets import graph_of
 from imr.regression import fit_noisy_regression
 
 
@@ -98,7 +98,7 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
     say(plan_words(config, data))
     arrays = jax.device_put((data.train_images, data.train_labels))
     test = jax.device_put((data.test_images, data.test_labels))
-    keys = jnp.stack([jax.random.key(config.seed + s) for s in range(config.seeds)])
+    keys = [jax.random.key(config.seed + s) for s in range(config.seeds)]
 
     results, curves, selection = [], [], []
     for noise in config.train_noise:
@@ -159,9 +159,14 @@ def row_words(config: Config, result: Result) -> str:
     )
 
 
-def noisy_test(key, index, x, level):
-    """Test images with noise; the same for every model with that seed and level."""
-    return add_noise(jax.random.fold_in(key, 1_000_000 + index), x, level)
+@partial(jax.jit, static_argnums=0)
+def noisy_test(levels: tuple[float, ...], key, x):
+    """Test images at each level of noise, shape (levels, n, f): the same for every model."""
+
+    def at_level(index, level):
+        return add_noise(jax.random.fold_in(key, 1_000_000 + index), x, level)
+
+    return jax.vmap(at_level)(jnp.arange(len(levels)), jnp.array(levels, x.dtype))
 
 
 def score(logits, labels):
@@ -170,25 +175,14 @@ def score(logits, labels):
     return accuracy, jnp.mean(cross_entropy(logits, labels))
 
 
-def at_every_level(levels: Sequence[float], function, key, x):
-    """function(noisy test images) at each level of noise, stacked; one program for all levels."""
+@jax.jit
+def regression_scores(theta, bias, z, y):
+    """Accuracy and cross-entropy of each theta (leading axis) at each level (that of z)."""
 
-    def at_level(index_and_level):
-        index, level = index_and_level
-        return function(noisy_test(key, index, x, level))
+    def one(theta, bias):
+        return jax.lax.map(lambda z: score(z @ theta.T + bias[None, :], y), z)
 
-    return jax.lax.map(at_level, (jnp.arange(len(levels)), jnp.array(levels, x.dtype)))
-
-
-@partial(jax.jit, static_argnums=0)
-def evaluate_regression(levels: tuple[float, ...], theta, bias, keys, test):
-    """Accuracy and cross-entropy for each seed and level; theta and bias have an axis of seeds."""
-    x, y = test
-
-    def one(theta, bias, key):
-        return at_every_level(levels, lambda z: score(z @ theta.T + bias[None, :], y), key, x)
-
-    return jax.vmap(one)(theta, bias, keys)
+    return jax.lax.map(lambda each: one(*each), (theta, bias))
 
 
 @jax.jit
@@ -202,31 +196,35 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
     """Multinomial regression trained with that noise: at its validated penalty, and at every one."""
     (x, y), k, penalties = arrays, len(data.class_names), sorted(config.penalties)
     kept, held = held_back_split(data.train_labels, config.held_back, config.seed)
-    part = [(a[kept], a[held]) for a in (data.train_images, data.train_labels)]
-    fits = fit_penalties(part[0][0], part[1][0], k, penalties, noise, keys[0])
-    scores = held_back_scores(fits.theta, fits.bias, part[0][1], part[1][1], noise)
+    # Masks instead of slices: the fits to a part and to all rows are then one program.
+    part, every = np.isin(np.arange(len(y)), kept), np.full(len(y), True)
+    fits = fit_penalties(x, y, k, penalties, noise, keys[0], part)
+    scores = held_back_scores(
+        fits.theta, fits.bias, data.train_images[held], data.train_labels[held], noise
+    )
     accuracies, losses = (np.asarray(score) for score in scores)
     best = int(np.argmin(losses))
 
-    fits = fit_penalties(x, y, k, penalties, noise, keys[0])
-
-    def on_every_seed(theta, bias):
-        return [
-            np.asarray(a) for a in evaluate_regression(config.test_noise, theta, bias, keys, test)
-        ]
-
-    seeds = len(keys)
-    scores = [
-        on_every_seed(np.stack(seeds * [theta]), np.stack(seeds * [bias]))
-        for theta, bias in zip(fits.theta, fits.bias, strict=True)
-    ]
-    curve = Curve(noise, np.stack([accuracy for accuracy, _ in scores]))
-    accuracy, loss = scores[best]
+    fits = fit_penalties(x, y, k, penalties, noise, keys[0], every)
+    chosen = [(fits.theta[best], fits.bias[best])] * len(keys)
     if noise > 0:  # the optimum without noise is the same for all seeds
-        fit = jax.vmap(fit_noisy_regression, in_axes=(0, None, None, None, None, None))
-        own = fit(keys, x, y, k, penalties[best], noise)
-        accuracy, loss = on_every_seed(own.theta, own.bias)
-    result = Result(REGRESSION, noise, penalties[best], 0, accuracy[:, :, None], loss[:, :, None])
+        fit = jax.vmap(lambda key: fit_noisy_regression(key, x, y, k, penalties[best], noise))
+        own = jax.device_get(fit(jnp.stack(keys)))
+        chosen = list(zip(own.theta, own.bias, strict=True))
+    scores = [
+        regression_scores(
+            np.stack([*fits.theta, theta]),
+            np.stack([*fits.bias, bias]),
+            noisy_test(config.test_noise, key, test[0]),
+            test[1],
+        )
+        for key, (theta, bias) in zip(keys, chosen, strict=True)
+    ]
+    accuracy, loss = (np.stack(each) for each in zip(*jax.device_get(scores), strict=True))
+    curve = Curve(noise, accuracy[:, :-1].swapaxes(0, 1))
+    result = Result(
+        REGRESSION, noise, penalties[best], 0, accuracy[:, -1, :, None], loss[:, -1, :, None]
+    )
     rows = [
         {"train_noise": noise, "l2": l2, "chosen": p == best,
          "held_back_cross_entropy": float(losses[p]), "held_back_accuracy": float(accuracies[p]),
@@ -239,19 +237,16 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
 def measure_model(config: Config, name, depth: int, model, states, data: ImageData, test, keys):
     """A result for each train noise and penalty, and the states of one test image on its way.
 
-    The image is that of the first seed and the most noise: image Z(0) with noise, then the features at
-    each iteration, shape (iterations + 1, f).
+    The image is the first one, with the most noise; its states are those of the first seed, shape
+    (iterations + 1, f).
     """
     graph, count = graph_of(model), depth + config.extra_iterations
     most = max(config.train_noise)
-    shown = config.seeds * [group.train_noise for group in groups(config)].index(most)
+    shown = [group.train_noise for group in groups(config)].index(most)
 
     @jax.jit
-    def evaluate(params, run_keys, test, z):  # the images closed over would be constants
-        x, y = test
-
-        def one_run(params_and_key):
-            params, key = params_and_key
+    def evaluate(params, z, y, image):  # the images closed over would be constants
+        def one_run(params):
             classifier = nnx.merge(graph, params)
 
             def iterate(z, _):
@@ -260,22 +255,26 @@ def measure_model(config: Config, name, depth: int, model, states, data: ImageDa
             def scores(z):
                 return jax.lax.scan(iterate, z, length=count + 1)[1]
 
-            return *at_every_level(config.test_noise, scores, key, x), classifier.blocks[0].tau
+            return *jax.lax.map(scores, z), classifier.blocks[0].tau
 
         classifier = nnx.merge(graph, jax.tree.map(lambda p: p[shown], params))
-        trajectory = classifier.trajectory(z, depth + min(config.extra_iterations, 2))
-        return jax.lax.map(one_run, (params, run_keys)), trajectory[:, 0]
+        trajectory = classifier.trajectory(image, depth + min(config.extra_iterations, 2))
+        return jax.lax.map(one_run, params), trajectory[:, 0]
 
-    run_keys = keys[np.tile(np.arange(config.seeds), len(groups(config)))]
-    z = add_noise(jax.random.key(config.seed), data.test_images[:1], most or 0.5)
-    (accuracy, loss, tau), trajectory = jax.device_get(evaluate(states.params, run_keys, test, z))
-    shape = (len(groups(config)), config.seeds)
-    accuracy, loss, tau = (a.reshape(*shape, *a.shape[1:]) for a in (accuracy, loss, tau))
+    image = add_noise(jax.random.key(config.seed), data.test_images[:1], most or 0.5)
+    params, each = jax.device_get(states.params), []
+    for seed, key in enumerate(keys):
+        of_seed = jax.tree.map(lambda p: p[seed :: config.seeds], params)  # noqa: B023
+        z = noisy_test(config.test_noise, key, test[0])
+        each.append(jax.device_get(evaluate(of_seed, z, test[1], image)))
+    accuracy, loss, tau = (
+        np.stack(of_seeds, axis=1) for of_seeds in zip(*(s for s, _ in each), strict=True)
+    )
     results = [
         Result(name, group.train_noise, group.l2, depth, a, c, t)
         for group, a, c, t in zip(groups(config), accuracy, loss, tau, strict=True)
     ]
-    return results, trajectory
+    return results, each[0][1]
 
 
 def frontier_margins(config: Config, results: list[Result], curves: list[Curve]) -> list[Margin]:

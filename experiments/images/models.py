@@ -18,6 +18,7 @@ from imr.lab.architecture import describe
 from imr.lab.console import say
 from imr.lab.data import ImageData, add_noise
 from imr.lab.folder import RunFolder, config_dict
+from imr.lab.nets import graph_of, initialiser
 from imr.nn import Classifier, FlowBlock, PatchBlock
 from imr.regression import Regression, fit_noisy_regression, fit_regression
 
@@ -91,19 +92,11 @@ def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..
     )
 
 
-def graph_of(model: Callable[..., Classifier]):
-    """The static part of a classifier."""
-    return nnx.split(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))), nnx.Param)[0]
-
-
 def train_model(config: Config, run: RunFolder, name: str, depth: int, model, arrays, keys):
     """Trains a model for every train noise, penalty and seed in one vmapped program."""
     runs = list(product(groups(config), range(config.seeds)))
     graph, n = graph_of(model), arrays[1].shape[0]
     plan = schedule(config, n)
-
-    def init(key):
-        return nnx.state(model(rngs=nnx.Rngs(key)), nnx.Param)
 
     def order(key):
         return train.epoch_of_batches(key, n, plan.batch_size)
@@ -126,11 +119,11 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
             yield {**group._asdict(), "loss": row.mean(), "loss_std": std(row)}
 
     training = train.Training(
-        init,
+        initialiser(model),
         loss,
         batches,
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, plan.num_steps)),
-        keys=keys[np.array([seed for _, seed in runs])],
+        keys=jnp.stack([keys[seed] for _, seed in runs]),
         hyper={
             "noise": np.array([group.train_noise for group, _ in runs], np.float32),
             "l2": np.array([group.l2 for group, _ in runs], np.float32),
@@ -143,7 +136,16 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
         run,
         f"{name}-{depth}",
         training,
-        holds={"net": describe(model), "model": name, "depth": depth, **config_dict(config)},
+        holds={
+            "architecture": describe(model),
+            "runs": [
+                {"noise": group.train_noise, "l2": group.l2, "seed": config.seed + seed}
+                for group, seed in runs
+            ],
+            "net": name,
+            "depth": depth,
+            **config_dict(config),
+        },
         every=chunks * plan.epochs_per_chunk * plan.steps_per_epoch,
         label=f"{name}, {depth} iterations",
         tags={"model": name, "trained_iterations": depth},
@@ -151,16 +153,16 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
     )
 
 
-def fit_penalties(x, y, k: int, penalties: Sequence[float], noise: float, key) -> Regression:
-    """Multinomial regression at each penalty, leading axis of penalties.
+def fit_penalties(x, y, k: int, penalties: Sequence[float], noise: float, key, where) -> Regression:
+    """Multinomial regression of some rows at each penalty, leading axis of penalties.
 
     It says of each fit that has not converged how large its gradient still is.
     """
     if noise > 0:
-        fit = jax.vmap(fit_noisy_regression, in_axes=(None, None, None, None, 0, None))
-        fits = jax.tree.map(np.asarray, fit(key, x, y, k, jnp.array(penalties, x.dtype), noise))
+        fit = partial(fit_noisy_regression, key, x, y, k, noise=noise, where=where)
+        fits = jax.tree.map(np.asarray, jax.vmap(fit)(l2=jnp.array(penalties, x.dtype)))
     else:
-        each = [fit_regression(x, y, k, l2) for l2 in penalties]
+        each = [fit_regression(x, y, k, l2, where=where) for l2 in penalties]
         fits = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     for l2, gradient, converged in zip(penalties, fits.gradient, fits.converged, strict=True):
         if not converged:
