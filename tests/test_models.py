@@ -97,6 +97,20 @@ def test_other_precisions(dtype):
     assert imr.Linear(theta, beta=0.5)(z).dtype == dtype
 
 
+def test_the_two_operators_add_up_to_the_flow():
+    p, (q, k) = linear(), projections()
+    where = jnp.ones((7, 7), bool)
+    cases = [
+        (imr.Linear(p.theta, p.bias), p.targets, None), (imr.Latent(p.theta, [0, 1, 1]), p.labels % 2, None),
+        (imr.Quadratic(q, k), imr.same_class_targets(p.labels), where), (imr.Quadratic(q), None, None),
+    ]  # fmt: skip
+    for model, targets, mask in cases:
+        loss = imr.feature_loss(model, targets, where=mask, anchor=(0.3, p.z + 1))
+        attend, label = imr.split_fields(loss)
+        both = attend(0.0, p.z, None) + label(0.0, p.z, None)
+        assert error(both, imr.closed_field(loss)(0.0, p.z, None)) <= 1e-14
+
+
 # A model of one's own
 
 

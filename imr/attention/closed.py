@@ -57,8 +57,8 @@ def attention_weights(
 
     Args:
       logits: shape (n, m), a row for each query.
-      normalise: `row` is the usual softmax over keys. `column` is the softmax over queries: each
-        key gives out a total weight of 1, none is explained away. `double` normalises columns, then
+      normalise: `row` is the usual softmax over keys. `column` is the softmax over queries:
+        each key hands out a total weight of 1, so that none is explained away. `double` normalises columns, then
         rows, $W_{ij} = P_{ij} / \sum_l P_{il}$ with P the column softmax.
       where: boolean, shape (n, m); True says that the entry takes part.
 
@@ -100,8 +100,8 @@ def self_attention(
     $$SA = softmax(\beta Z Q K^T Z^T) \, Z K Q^T, \qquad
       SA(Z, \phi) = softmax(\beta Z \phi \phi^T Z^T) \, Z \phi \phi^T$$
 
-    Standard attention: queries Z Q, keys Z K, values Z K Q^T. It is the whole gradient where the
-    keys are held fixed; with tied Z `reverse_attention` belongs to it, and the gradient flow of
+    Standard attention: queries Z Q, keys Z K, values Z K Q^T. It is the whole gradient if the keys
+    are held fixed. If they move with Z, `reverse_attention` is the other part, and the flow of
     `feature_loss(Quadratic(q, k, beta), C)` is
     $dZ/dt = \beta (C Z K Q^T + C^T Z Q K^T - SA - SA_{rev})$.
 
@@ -128,15 +128,7 @@ def self_attention(
     Reference: arXiv 2509.04653, Theorem 2 and its Corollary.
     """
     return attention_terms(
-        z,
-        q,
-        k,
-        beta=beta,
-        where=where,
-        normalise=normalise,
-        block=block,
-        mesh=mesh,
-        columns=False,
+        z, q, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh, columns=False
     )[0]
 
 
@@ -151,23 +143,20 @@ def reverse_attention(
     block: int | None = None,
     mesh: Any = None,
 ) -> Features:
-    r"""The column term of that gradient: what a token is to those that attend to it.
+    r"""Reverse attention, the column term of the gradient of the quadratic model's log-sum-exp.
 
     $$SA_{rev} = softmax(\beta Z Q K^T Z^T)^T \, Z Q K^T$$
 
+    It is what a token is to those that attend to it.
+
     Args:
-      z: features, shape (n, f).
-      q: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
-      k: K, of the same shape; None is symmetric, K = Q.
-      beta: inverse temperature, multiplies the logits.
-      where: boolean, shape (n, n); True says that the query (row) may see the key (column).
-      normalise: as in `attention_weights`.
+      z, q, k, beta, where, normalise, block, mesh: as in `self_attention`.
 
     Returns:
       Shape (n, f).
 
     Raises:
-      ImrError: if shapes do not fit, or the rank is larger than f.
+      ImrError: as `self_attention`.
 
     >>> import jax.numpy as jnp
     >>> reverse_attention(jnp.eye(2), jnp.zeros((2, 1))).shape
@@ -175,10 +164,9 @@ def reverse_attention(
 
     Reference: arXiv 2509.04653, Theorem 2.
     """
-    terms = attention_terms(
+    return attention_terms(
         z, q, k, beta=beta, where=where, normalise=normalise, block=block, mesh=mesh
-    )
-    return terms[1]
+    )[1]
 
 
 def attention_terms(
@@ -265,7 +253,7 @@ def projected_terms(
         return attention_products(
             queries, keys, beta=beta, where=where, block=block, mesh=mesh, columns=columns
         )
-    # Empty columns of a mask, and weights normalised twice, are only dealt with at once.
+    # Masks with empty columns, and weights normalised twice, need all of P at once.
     if normalise == "double" or where is not None:
         if block is not None or mesh is not None:
             raise ImrError(

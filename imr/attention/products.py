@@ -33,23 +33,24 @@ def attention_products(
 ) -> tuple[Float[Array, "n r"], Any]:
     r"""$P K$ and $P^T Q$ for $P = softmax(\beta Q K^T)$, without holding P.
 
-    A strip of rows of P is made at a time and used for both products: one exponential for each
-    pair. Where the keys are the queries, $e^{\beta q_i q_j}$ is symmetric: tiles on and above the
-    diagonal serve their mirror images, in two sweeps, of the sums and of $P^T Q$: one exponential
-    for each pair again, in tiles that stay in cache. Tiles need $\beta |q_i|^2$ to vary by less than
-    136 (1360 in float64), which is looked up at run time; others go by strips. Derivatives, forward
-    and reverse, make the strips anew.
+    P is computed in strips of rows, and each strip serves both products: one exponential for each
+    pair of a query and a key. If the keys are the queries, $e^{\beta q_i q_j}$ is symmetric, and P is
+    computed in square tiles on and above the diagonal, each of which serves its mirror image too.
+    That takes two sweeps, one for the sums of rows and one for $P^T Q$, so again one exponential for
+    each pair, in tiles that stay in cache. Tiles need $\beta |q_i|^2$ to vary by less than 136 (1360 in
+    float64); this is tested at run time, and strips are used otherwise. Derivatives, forward and
+    reverse, recompute the strips.
 
     Args:
       queries: Q, shape (n, r).
-      keys: K, shape (m, r); None where they are the queries.
+      keys: K, shape (m, r); None if they are the queries.
       beta: inverse temperature.
       where: boolean, shape (n, m).
-      block: rows of P at a time, of a tile or a strip; n makes all of P at once. By default P is
-        made at once up to a million entries, and then in the blocks that suit the platform.
+      block: rows of a strip or a tile; n computes all of P at once. By default P is computed at once
+        up to a million entries, and beyond in blocks that suit the platform.
       mesh: of one axis, see `imr.parallel.make_mesh`: rows of Q and K are spread over its devices
-        and keys go round in a ring; two exponentials for each pair. Any n and m that are equal.
-      columns: whether the second product is wanted.
+        and keys go round in a ring, with two exponentials for each pair. n and m must be equal.
+      columns: whether the second product is computed.
 
     Returns:
       $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is
@@ -162,14 +163,17 @@ def _strip(scaled, q, k, where, *, columns):
 
 
 def _strips(scaled, q, k, where, *, size, columns):
-    """Strip after strip; the last is filled up with queries 0, which add 0 to the columns."""
+    """Strip after strip; the last is padded with zero queries, which add 0 to the columns."""
     (r, n), m = q.shape, k.shape[1]
     extra = padding(n, size)
-    cut = lambda x: jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0)  # noqa: E731
+
+    def cut(x):
+        return jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0)
+
     masks = None
     if where is not None:
         masks = pad_axis(where, extra, value=True).reshape(-1, size, m)
-    # A derivative makes each strip anew; what is summed over the strips is none of its business.
+    # The derivative recomputes each strip; it needs no sums over strips.
     strip = jax.checkpoint(lambda s, q, mask: _strip(s, q, k, mask, columns=columns))
 
     def step(total, block):
@@ -183,7 +187,7 @@ def _strips(scaled, q, k, where, *, size, columns):
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _symmetric(scaled, q, tile, columns):
-    """By tiles where no exponential that matters leaves the numbers, else by strips."""
+    """By tiles if no exponential that matters underflows or overflows, else by strips."""
     # What underflows, below e^-87 or e^-708, is then below e^-19 of the sum of its row.
     limit = 68.0 if q.dtype == jnp.float32 else 680.0
     by_strips = partial(_strips, where=None, size=_strip_size(q.shape[1]), columns=columns)
@@ -207,7 +211,10 @@ def _symmetric(scaled, q, tile, columns):
 @_symmetric.defjvp
 def _symmetric_jvp(tile, columns, primals, tangents):
     size = _strip_size(primals[1].shape[1])
-    strips = lambda s, q: _strips(s, q, q, None, size=size, columns=columns)  # noqa: E731
+
+    def strips(scaled, q):
+        return _strips(scaled, q, q, None, size=size, columns=columns)
+
     return _symmetric(*primals, tile, columns), jax.jvp(strips, primals, tangents)[1]
 
 
@@ -225,7 +232,9 @@ def _tiles(scaled, q, *, tile, columns):
     scaled, padded = pad_axis(scaled, extra, 1), pad_axis(q, extra, 1)
     gauge = pad_axis(gauge, extra)
     count = padded.shape[1] // tile
-    cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * tile, tile, -1)  # noqa: E731
+
+    def cut(x, i):
+        return jax.lax.dynamic_slice_in_dim(x, i * tile, tile, -1)
 
     def add(x, i, more):
         return jax.lax.dynamic_update_slice_in_dim(x, cut(x, i) + more, i * tile, -1)

@@ -45,7 +45,7 @@ def random_feature_products(
 
     Args:
       queries: Q, shape (n, r).
-      keys: K, shape (m, r); None where they are the queries.
+      keys: K, shape (m, r); None if they are the queries.
       key: of the features.
       num_features: M.
       beta: inverse temperature, positive.
@@ -55,7 +55,7 @@ def random_feature_products(
       A `RandomFeatureProducts`; error: norm of the difference over norm of $P K$, over those rows.
 
     Raises:
-      ImrError: where shapes do not fit, a number is no positive integer, or key is no random key.
+      ImrError: if shapes do not fit, a number is no positive integer, or key is no random key.
 
     >>> q = 0.3 * jax.random.normal(jax.random.key(0), (500, 4))
     >>> found = random_feature_products(q, key=jax.random.key(1), num_features=1024)

@@ -8,6 +8,7 @@ from imr.flow.fields import joint_field as joint_field
 from imr.flow.fields import linear_path as linear_path
 from imr.flow.fields import path_field as path_field
 from imr.flow.fields import sphere_field as sphere_field
+from imr.flow.fields import split_fields as split_fields
 from imr.flow.integrate import Result as Result
 from imr.flow.reduced import solve_reduced as solve_reduced
 from imr.flow.solve import Flow as Flow

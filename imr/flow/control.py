@@ -1,4 +1,4 @@
-"""Step control that keeps to the finite numbers, so that a failed solve leaves its last good state."""
+"""Step control that accepts finite states only, so that a failed solve keeps its last good state."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from imr._typing import PyTree
 
 
 class Guarded(dfx.AbstractAdaptiveStepSizeController):
-    """Error control that never accepts a step out of the finite numbers.
+    """Error control that never accepts a step to a state that is not finite.
 
-    It asks for a smaller step instead, by an error that is finite and large, so that the state
-    before it is what is left in the end.
+    It reports a large finite error instead, so that a smaller step is tried, and the last finite
+    state is what remains if none succeeds.
     """
 
     controller: Any
@@ -25,7 +25,7 @@ class Guarded(dfx.AbstractAdaptiveStepSizeController):
 
     @property
     def rtol(self):
-        """An implicit solver takes its own tolerances from these three."""
+        """Implicit solvers read their tolerances from rtol, atol and norm."""
         return self.controller.rtol
 
     @property
@@ -42,7 +42,7 @@ class Guarded(dfx.AbstractAdaptiveStepSizeController):
         return Guarded(self.controller.wrap(direction), self.size)
 
     def init(self, terms, t0, *inputs):
-        """Starts with steps of the size that went before, and of one that can be told from zero."""
+        """Starts with the step size of the stretch before, at least one that moves the time."""
         t1, state = self.controller.init(terms, t0, *inputs)
         least = jnp.maximum(self.size, 100 * jnp.finfo(t1.dtype).eps * jnp.abs(t0))
         return jnp.maximum(t1, t0 + least), state
@@ -62,7 +62,7 @@ class Guarded(dfx.AbstractAdaptiveStepSizeController):
 
 
 class GuardedConstant(dfx.AbstractStepSizeController):
-    """Constant steps, which end where one leaves the finite numbers: there is no smaller one."""
+    """Constant steps, which stop at the first state that is not finite: no step is smaller."""
 
     dt0: Array
 
@@ -71,7 +71,7 @@ class GuardedConstant(dfx.AbstractStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, *inputs):
-        """As many steps as it takes, all of one size, dt0 or a little less."""
+        """Equal steps from t0 to t1, of size dt0 or a little less."""
         count = jnp.maximum(jnp.ceil((t1 - t0) / self.dt0 - 1e-3), 1)
         return dfx.ConstantStepSize().init(terms, t0, t1, y0, (t1 - t0) / count, *inputs)
 

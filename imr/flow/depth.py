@@ -22,7 +22,7 @@ class DepthIsTime(NamedTuple):
       depths: n, numbers of blocks, shape (s,).
       taus: the step of each, (t1 - t0) / n, shape (s,).
       errors: largest difference from the flow at t1, over its largest entry, shape (s,).
-      order: the slope of log error against log tau, by least squares; NaN where an error is not
+      order: the slope of log error against log tau, by least squares; NaN if an error is not
         above ten times the tolerance of the flow compared with.
       z: the features of the flow at t1.
     """
@@ -64,8 +64,8 @@ def depth_is_time(
       A `DepthIsTime`; its order is near 1 for Lie steps, 2 for Strang's.
 
     Raises:
-      ImrError: where the depths are not increasing numbers from 1, and as `imr.solve` does.
-      FlowError: where the flow itself cannot be solved to t1.
+      ImrError: if the depths are not increasing numbers from 1, and as `imr.solve` does.
+      FlowError: if the flow itself cannot be solved to t1.
 
     >>> import jax.numpy as jnp, imr
     >>> theta, labels = jnp.eye(3), jnp.array([0, 1])

@@ -21,6 +21,7 @@ from imr.attention import Normalise
 from imr.errors import ImrError
 from imr.losses import FeatureLoss, feature_loss
 from imr.models import Model
+from imr.models.model import total
 
 
 class GradientField(Module):
@@ -111,17 +112,7 @@ def closed_field(
 
     Reference: arXiv 2509.04653, Theorems 1 and 2.
     """
-    if not isinstance(loss, FeatureLoss):
-        raise ImrError(
-            f"loss must be made by imr.feature_loss; found {type(loss).__name__}. For any other loss "
-            "there is gradient_field."
-        )
-    model = loss.model
-    if not isinstance(model, Model) or type(model).attention is Model.attention:
-        raise ImrError(
-            f"{type(model).__name__} has no closed form. Make the model a subclass of imr.Model that "
-            "implements attention(self, z) and label_term(self, z, targets), or use gradient_field."
-        )
+    model = _closed_model(loss)
     check_choice("normalise", normalise, ("row", "column", "double"))
     choices = {
         "columns": (column_term, True),
@@ -144,6 +135,66 @@ def closed_field(
                 f"another; found {value!r}. Leave it out."
             )
     return ClosedField(loss, chosen)
+
+
+def _closed_model(loss: Any) -> Model:
+    """The model of a feature loss, which must have a closed form."""
+    if not isinstance(loss, FeatureLoss):
+        raise ImrError(
+            f"loss must be made by imr.feature_loss; found {type(loss).__name__}. For any other loss "
+            "there is gradient_field."
+        )
+    model = loss.model
+    if not isinstance(model, Model) or type(model).attention is Model.attention:
+        raise ImrError(
+            f"{type(model).__name__} has no closed form. Make the model a subclass of imr.Model that "
+            "implements attention(self, z) and label_term(self, z, targets), or use gradient_field."
+        )
+    return model
+
+
+class OperatorField(Module):
+    """One of the two operators of a flow; `split_fields` makes both."""
+
+    loss: FeatureLoss
+    attention: bool = eqx.field(static=True)
+
+    def __call__(self, t: Any, z: Features, args: Any = None) -> Features:
+        del t, args
+        loss = self.loss
+        if self.attention:
+            return loss.model.descent(
+                z, None, **({} if loss.where is None else {"where": loss.where})
+            )
+        targets = loss.operator(z)
+        slope = jnp.zeros_like(z) if targets is None else total(loss.model.label_term(z, targets))
+        return slope if loss.anchor is None else slope - loss.anchor[0] * loss.offset(z)
+
+
+def split_fields(loss: FeatureLoss) -> tuple[OperatorField, OperatorField]:
+    r"""The two operators of a flow, whose sum is `closed_field(loss)`: minus attention, and label term.
+
+    A Lie step of them is a transformer block that knows the labels; an MLP in the place of the
+    second is one that does not. A spring to an anchor belongs to the second.
+
+    Args:
+      loss: as `feature_loss` returns it, of a model that implements `attention` and `label_term`.
+
+    Returns:
+      Two fields f(t, z, args) of z, shape (n, f).
+
+    Raises:
+      ImrError: as `closed_field`.
+
+    >>> import jax.numpy as jnp, imr
+    >>> attend, label = split_fields(imr.feature_loss(imr.Linear(jnp.eye(2)), jnp.array([0])))
+    >>> imr.lie_step([attend, label], jnp.zeros((1, 2)), 1.0).tolist()
+    [[0.5, -0.5]]
+
+    Reference: arXiv 2509.04653, Corollary on operator splitting.
+    """
+    _closed_model(loss)
+    return OperatorField(loss, True), OperatorField(loss, False)
 
 
 class PathField(Module):

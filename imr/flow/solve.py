@@ -1,4 +1,4 @@
-"""Solving the flows with diffrax: any field, or the models' own in reduced coordinates."""
+"""Solving any field with diffrax, and the `Flow` that all solvers return."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,18 +22,18 @@ class Flow(NamedTuple):
     """A solved flow; a pytree, so that it comes out of `jax.jit` and `jax.vmap`.
 
     Attributes:
-      ts: times, shape (s,); s = 1, the end, where no times were asked for. Steady state: the time
-        at which it was found.
-      z: the features at the end, or the last good state where the end was not reached.
-      zs: the features at the times asked for, a leading axis of s; None where none were.
+      ts: times, shape (s,): those asked for, or the end alone (s = 1). For a steady state, the time
+        at which it was reached.
+      z: the features at the end, or the last good state if the end was not reached.
+      zs: the features at the times asked for, with a leading axis of s; None without such times.
       loss: at ts, shape (s,), or None.
       grad_norm: the Frobenius norm of the field at ts, shape (s,).
       num_steps: steps of the solver, rejected ones counted.
       result: a code, see `Result`.
-      converged: whether it solved to t1, or found the steady state.
+      converged: whether the solve reached t1, or the steady state.
 
-    What was not reached is inf; where no times were asked for, ts, loss and grad_norm are those of
-    the last good state.
+    Entries of times that were not reached are inf. If no times were asked for, ts, loss and
+    grad_norm belong to the last good state.
     """
 
     ts: Float[Array, "s"]
@@ -67,7 +67,7 @@ def solve(
     r"""Solves $dz/dt = f(t, z, args)$ from z0 at t0 to t1.
 
     Args:
-      field: f(t, z, args); of `gradient_field` and its like, or any function. Several of them are
+      field: f(t, z, args), as `gradient_field` returns it, or any function. A list of fields is
         solved by operator splitting, in steps of dt0; f is their sum.
       z0: features, shape (n, f), or any pytree of arrays.
       t1: the end, after t0.
@@ -75,15 +75,15 @@ def solve(
       ts: times to save at, increasing, within [t0, t1], shape (s,).
       loss: z -> scalar, evaluated at the saved times.
       args: handed to the field.
-      solver: of diffrax; Tsit5 unless said (Euler under noise; of several fields Strang's splitting
-        by `imr.splitting.Splitting`).
+      solver: of diffrax. The default is Tsit5; with noise it is Euler, and for several fields
+        Strang's splitting by `imr.splitting.Splitting`.
       rtol: relative tolerance of the adaptive steps; the error norm is the root mean square over
         all entries of z.
       atol: absolute tolerance.
-      dt0: constant steps instead of adaptive ones, of this size, or a little less where that makes
-        them even between the times asked for.
+      dt0: constant steps instead of adaptive ones, of this size, or a little less so that
+        they divide the stretches between the times asked for evenly.
       noise: (sigma, key), the SDE $dz = f dt + \sigma dW$ in the sense of Itô; needs dt0.
-      adjoint: of diffrax; RecursiveCheckpointAdjoint unless said. With BacksolveAdjoint the field
+      adjoint: of diffrax; the default is RecursiveCheckpointAdjoint. With BacksolveAdjoint the field
         must be a pytree that holds its parameters (`jax.tree_util.Partial`), or take them in args.
       max_steps: step limit, from one time asked for to the next.
       throw: whether to raise `FlowError` if the end is not reached. None raises if the result is
@@ -95,7 +95,7 @@ def solve(
       pytree or the same function.
 
     Raises:
-      ImrError: for concrete values, where z0 is not finite, t1 is not after t0, or the times are
+      ImrError: for concrete values, if z0 is not finite, t1 is not after t0, or the times are
         unsorted or outside of [t0, t1].
       FlowError: if the end is not reached, unless throw is False.
 
@@ -228,7 +228,7 @@ def checked(flow: Flow, throw: bool | None) -> Flow:
 
 
 def check_times(t0: Any, t1: Any, ts: Any) -> None:
-    """Demands t0 < t1 and increasing times between, where they are concrete."""
+    """Demands t0 < t1 and increasing times between them, if they are concrete."""
     if jnp.ndim(t0) or jnp.ndim(t1):
         raise ImrError(
             f"t0 and t1 must be scalars; found shapes {jnp.shape(t0)} and {jnp.shape(t1)}. For several "

@@ -1,8 +1,8 @@
 r"""Operator splitting: one field after the other instead of all at once.
 
-Of $dz/dt = f_0 + f_1 + ...$, a step is a sequence of stages, each of which follows one field for a
-share of the step, by some substep. A transformer block without normalisation is a Lie step of two
-fields, attention and MLP, by Euler.
+A step of $dz/dt = f_0 + f_1 + ...$ is a sequence of stages. Each stage follows one field for a share
+of the step, by some substep (Euler, midpoint, Runge-Kutta, or the exact flow). A transformer block
+without normalisation is a Lie step of two fields, attention and MLP, by Euler.
 """
 
 import operator
@@ -42,7 +42,7 @@ def lie_step(
       The features at t + tau, as z.
 
     Raises:
-      ImrError: where fields is empty or not a sequence of callables.
+      ImrError: if fields is empty or not a sequence of callables.
 
     >>> import jax.numpy as jnp
     >>> double = lambda t, z, args: z
@@ -60,22 +60,18 @@ def strang_step(
 ) -> Any:
     """Strang splitting, symmetric in time, second order in tau.
 
-    Of (f0, f1): half a step of f0, a full step of f1, half a step of f0. Of more fields: half steps
-    of all but the last in order, the full last one, the half steps again in reverse. Each substep is
-    by the explicit midpoint rule.
+    For two fields: half a step of f0, a full step of f1, half a step of f0. For more: half steps of
+    all but the last in order, the full last one, the half steps again in reverse. Each substep uses
+    the explicit midpoint rule.
 
     Args:
-      fields: functions f(t, z, args), in order of application.
-      z: features, any pytree.
-      tau: step size.
-      t: time at the start of the step.
-      args: handed to each field.
+      fields, z, tau, t, args: as in `lie_step`.
 
     Returns:
       The features at t + tau, as z.
 
     Raises:
-      ImrError: where fields is empty or not a sequence of callables.
+      ImrError: if fields is empty or not a sequence of callables.
 
     >>> import jax.numpy as jnp
     >>> double = lambda t, z, args: z
@@ -98,29 +94,25 @@ def split_step(
     stages: Stages,
     substep: "Substep | Sequence[Substep] | None" = None,
 ) -> Any:
-    r"""One step of a splitting of your own: stage by stage, each field for a share of the step.
+    r"""One step of any splitting: stage by stage, each field for a share of the step.
 
-    Stage (j, c) follows $dz/dt = f_j(t, z, args)$ for $c \tau$. Each field has a clock of its own,
-    which its stages alone move: so the order of the splitting holds for fields that depend on time.
+    Stage (j, c) follows $dz/dt = f_j(t, z, args)$ for a time $c \tau$. Each field has its own clock,
+    moved by its own stages alone, so that the order of the splitting holds for fields that depend on
+    time.
 
     Args:
-      fields: functions f(t, z, args).
-      z: features, any pytree.
-      tau: step size.
-      t: time at the start of the step.
-      args: handed to each field.
+      fields, z, tau, t, args: as in `lie_step`.
       stages: pairs (index of a field, share of the step), in order of application; the shares of
         each field add up to 1. `lie_stages`, `strang_stages` and `triple_jump` make them.
       substep: how a stage follows its field: `euler`, `midpoint`, `rk4` (the default),
         `exact(flow)`, or any function (field, z, tau, t, args) -> z; or one of them for each field.
-        A known flow (z, tau, t, args) -> z of your own must be wrapped by `exact`.
         The order of the whole is at most theirs.
 
     Returns:
       The features at t + tau, as z.
 
     Raises:
-      ImrError: where fields is no sequence of callables, a stage names no field, the shares of a
+      ImrError: if fields is no sequence of callables, a stage names no field, the shares of a
         field do not add up to 1, or there is not one substep for each field.
 
     >>> import jax.numpy as jnp
@@ -170,15 +162,15 @@ def triple_jump(stages: Stages, order: int) -> Stages:
     $$S_{\gamma \tau} \circ S_{(1 - 2 \gamma) \tau} \circ S_{\gamma \tau}, \quad
       \gamma = 1 / (2 - 2^{1 / (p + 1)})$$
 
-    The step in the middle goes back in time, which any splitting of order above 2 must: no method
-    for a field that damps strongly, or that has noise.
+    The step in the middle goes back in time, as some step of any splitting of order above 2 must. It
+    does not suit a field that damps strongly, or that has noise.
 
     Args:
-      stages: those of S, the same read backwards.
+      stages: the stages of S, which must read the same backwards.
       order: p, the order of S.
 
     Raises:
-      ImrError: where the stages are not symmetric, or the order is not even.
+      ImrError: if the stages are not symmetric, or the order is not even.
 
     >>> [round(share, 4) for _, share in triple_jump(((0, 1.0),), 2)]
     [1.3512, -1.7024, 1.3512]
@@ -202,7 +194,7 @@ def triple_jump(stages: Stages, order: int) -> Stages:
 
 
 def euler(field: Field, z: Any, tau: ScalarLike, t: ScalarLike, args: Any) -> Any:
-    """Explicit Euler: order 1, and exact for a field that does not change."""
+    """Explicit Euler: order 1, and exact for a constant field."""
     return _axpy(tau, field(t, z, args), z)
 
 
@@ -235,12 +227,11 @@ def exact(flow: Callable[[Any, Any, Any, Any], Any]) -> Substep:
 class Splitting(dfx.AbstractSolver):
     """A splitting as a solver of diffrax: `diffeqsolve(MultiTerm(ODETerm(f0), ODETerm(f1)), ...)`.
 
-    It has no estimate of its error, so its steps are constant: `ConstantStepSize`, or `dt0` in
+    It has no error estimate, so its steps are constant: `ConstantStepSize`, or `dt0` in
     `imr.solve([f0, f1], ...)`.
 
     Args:
-      stages: as in `split_step`.
-      substep: as in `split_step`.
+      stages, substep: as in `split_step`.
 
     >>> import diffrax as dfx, jax.numpy as jnp
     >>> terms = dfx.MultiTerm(dfx.ODETerm(lambda t, z, args: -z), dfx.ODETerm(lambda t, z, args: z))
@@ -260,7 +251,7 @@ class Splitting(dfx.AbstractSolver):
         self.substep = substep if substep is None or callable(substep) else tuple(substep)
 
     def init(self, terms, t0, t1, y0, args) -> None:
-        """Nothing travels from step to step."""
+        """No state is carried from step to step."""
         del terms, t0, t1, y0, args
 
     def func(self, terms, t0, y0, args) -> Any:
@@ -276,7 +267,7 @@ class Splitting(dfx.AbstractSolver):
 
 
 def _directed(term: Any, t0: Any, t1: Any) -> Field:
-    """The term's field, with the sign that diffrax gives the steps where it goes back in time."""
+    """The term's field, with the sign that diffrax gives its steps if it goes back in time."""
     control = term.contr(t0, t1)
     if jax.tree.structure(control) != jax.tree.structure(0.0) or jax.numpy.ndim(control) != 0:
         raise ImrError("Splitting takes terms of time, ODETerm; found one with another control.")

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from imr._checks import check_finite, check_positive
+from imr._checks import check_finite
 from imr._module import as_pytree
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
@@ -27,23 +27,22 @@ def solve_to_steady_state(
     max_steps: int = 4096,
     throw: bool | None = None,
 ) -> Flow:
-    r"""Follows $dz/dt = f(z)$ to where it stands still: $\|f(z)\| < atol + rtol \, \|z\|$.
+    r"""Follows $dz/dt = f(z)$ to its steady state, $\|f(z)\| < atol + rtol \, \|z\|$.
 
     The derivative of the result is that of the implicit function, $dz = -(df/dz)^{-1} \, df$: it
-    needs memory for one state, not for the way there, and does not depend on z0. The linear system
-    is solved by BiCGSTAB with products of the Jacobian. Where no steady state was found
-    (`converged`), it means nothing.
+    needs memory for one state, not for the whole solve, and does not depend on z0. The linear system
+    is solved by BiCGSTAB with products of the Jacobian. It is meaningless if no steady state was
+    found (see `converged`).
 
     Args:
-      field: f(t, z, args), taken at t = 0; it must not depend on time. The limit must exist: a
-        multinomial's features run away for ever unless an anchor holds them.
+      field: f(t, z, args), taken at t = 0; it must not depend on time. The limit must exist: the
+        features of a multinomial model run away for ever unless an anchor holds them.
       z0: features, shape (n, f), or any pytree of arrays.
       rtol: relative tolerance, of the norm and of the steps.
       atol: absolute tolerance, of the norm and of the steps; norms are root mean squares.
-      loss: z -> scalar, evaluated at the end.
-      args: handed to the field.
-      solver: of diffrax; Dopri8 unless said: near rest, a method of lower order is held to its limit
-        of stability, and its errors keep the norm above the tolerance.
+      loss, args: as in `imr.solve`; the loss is evaluated at the end.
+      solver: of diffrax; the default is Dopri8. Near the steady state, methods of lower order step at
+        their limit of stability, and their errors keep the norm above the tolerance.
       max_steps: step limit.
       throw: whether to raise `FlowError` if no steady state was found; as in `imr.solve`.
 
@@ -61,8 +60,6 @@ def solve_to_steady_state(
     1.0
     """
     check_finite("z0", z0)
-    check_positive("rtol", rtol)
-    check_positive("atol", atol)
     if not callable(field):
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
     field = as_pytree(field)

@@ -38,11 +38,6 @@ class Terms(NamedTuple):
     row: Features
     column: Features | None = None
 
-    @property
-    def total(self) -> Features:
-        """The whole gradient."""
-        return self.row if self.column is None else self.row + self.column
-
 
 class Model(Module):
     r"""A multinomial model: a callable z -> logits, and a pytree of its parameters.
@@ -92,10 +87,7 @@ class Model(Module):
         Raises:
           ImrError: if the model has no closed form.
         """
-        raise ImrError(
-            f"{type(self).__name__} has no closed form; implement attention(self, z) and "
-            "label_term(self, z, targets), or use gradient_field."
-        )
+        raise _no_closed_form(self)
 
     def label_term(self, z: Features, targets: Targets) -> Any:
         r"""$\sum_{ij} C_{ij} \, dN_{ij}/dZ$, by the products `targets.mv` and `targets.rmv`.
@@ -110,10 +102,7 @@ class Model(Module):
         Raises:
           ImrError: if the model has no closed form.
         """
-        raise ImrError(
-            f"{type(self).__name__} has no closed form; implement attention(self, z) and "
-            "label_term(self, z, targets), or use gradient_field."
-        )
+        raise _no_closed_form(self)
 
     def descent(self, z: Features, targets: Targets | None, **choices: Any) -> Features:
         """Label term less attention: minus the gradient of the cross-entropy.
@@ -126,17 +115,27 @@ class Model(Module):
         Returns:
           Shape (n, f).
         """
-        attention = _terms(self.attention(z, **choices))
+        attention = self.attention(z, **choices)
         if targets is None:
-            return -attention.total
-        label = _terms(self.label_term(z, targets))
+            return -total(attention)
+        label = self.label_term(z, targets)
         if not choices.get("columns", True):
             return label.row - attention.row
-        return label.total - attention.total
+        return total(label) - total(attention)
 
 
-def _terms(x: Any) -> Terms:
-    return x if isinstance(x, Terms) else Terms(x)
+def _no_closed_form(model: Model) -> ImrError:
+    return ImrError(
+        f"{type(model).__name__} has no closed form; implement attention(self, z) and "
+        "label_term(self, z, targets), or use gradient_field."
+    )
+
+
+def total(x: Any) -> Features:
+    """The whole gradient, whether its terms are told apart or not."""
+    if not isinstance(x, Terms):
+        return x
+    return x.row if x.column is None else x.row + x.column
 
 
 class SpanModel(Model):

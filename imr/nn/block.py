@@ -45,7 +45,7 @@ class MLP(nnx.Module):
 
 
 class LieBlock(nnx.Module):
-    """What a Lie step of attention and MLP is, whatever the attention: a base for `Block`."""
+    """The base of blocks: a Lie step of attention and MLP, whatever the attention."""
 
     attention: bool
     signed_step: bool
@@ -60,7 +60,7 @@ class LieBlock(nnx.Module):
     def fields(self) -> tuple[Field, ...]:
         """The operators of the split flow, f(t, z, args), in order of application.
 
-        Pytrees of the parameters as they stand: a solver compiled with them sees later ones too.
+        They are pytrees of the current parameters: a solver compiled with them serves later ones too.
         """
         graph, params = nnx.split(self)
         return tuple(Partial(function, graph, params) for function in self._operators())
@@ -109,7 +109,7 @@ class Block(LieBlock):
       rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
 
     Raises:
-      ImrError: where a size is below 1, or tau is not positive (unless signed).
+      ImrError: if a size is below 1, or tau is not positive (unless signed).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx

@@ -38,7 +38,7 @@ class Classifier(nnx.Module):
       rngs: random streams of flax nnx.
 
     Raises:
-      ImrError: where a size is below 1 or `iterations` below 0.
+      ImrError: if a size is below 1 or `iterations` below 0.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -97,7 +97,7 @@ class Classifier(nnx.Module):
             its trained depth, an untied one cannot.
 
         Raises:
-          ImrError: where `iterations` is negative, or past the depth of an untied classifier.
+          ImrError: if `iterations` is negative, or past the depth of an untied classifier.
         """
         count = self.iterations if iterations is None else iterations
         check_at_least("iterations", count, 0)

@@ -37,11 +37,11 @@ class FlowBlock(nnx.Module):
         T, straight lines between: untied depth. The read-out's theta is that at T.
       steps: constant steps from 0 to T by the explicit midpoint rule, in a plain scan, which costs a
         fraction of diffrax's; None solves adaptively.
-      rtol, atol, solver, adjoint, max_steps: as in `imr.solve`; of the adaptive solve.
+      rtol, atol, solver, adjoint, max_steps: as in `imr.solve`, for the adaptive solve.
       rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
 
     Raises:
-      ImrError: where a size is no positive integer, steps do not end at the knots, or tau is not
+      ImrError: if a size is no positive integer, steps do not end at the knots, or tau is not
         positive.
 
     >>> import jax.numpy as jnp
@@ -114,7 +114,7 @@ class FlowBlock(nnx.Module):
         )
 
     def __call__(self, z: Features) -> Features:
-        """Z(T), shape (n, f); NaN where the adaptive solve did not get there."""
+        """Z(T), shape (n, f); NaN if the adaptive solve did not reach T."""
         if self.steps is not None:
             tau = 1 / self.steps
 

@@ -38,7 +38,7 @@ class PatchBlock(LieBlock):
       rngs: random streams of flax nnx; `params` draws phi from N(0, 1/d).
 
     Raises:
-      ImrError: where sizes are below 1, the grid does not divide the image, the rank is above d,
+      ImrError: if sizes are below 1, the grid does not divide the image, the rank is above d,
         or tau is not positive.
 
     >>> import jax.numpy as jnp
