@@ -154,8 +154,9 @@ def _draw_frames(run, runs, rows, fs, names, title):
 
 def _draw_plane(run, runs, labels, index, names, title):
     z, theta = (a[:, index, :_SHOWN_SEEDS, :, :2] for a in (runs.z, runs.theta))
-    size = lambda a: np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))[..., None, None]  # noqa: E731
-    z, theta = z / size(z), theta / size(theta)
+    z, theta = (
+        a / np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))[..., None, None] for a in (z, theta)
+    )
     figure = figures.plane(
         z, theta, labels, names, title=f"{title}: two dimensions, each scaled to unit size"
     )

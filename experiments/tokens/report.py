@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from experiments.tokens import figures
-from experiments.tokens.closed_form import orthogonal_cosine
 from experiments.tokens.config import Config
 from experiments.tokens.flows import SETTINGS, Flows, Setting
-from experiments.tokens.tables import seed_mean
+from experiments.tokens.measures import Results, nearest, seed_mean
+from experiments.tokens.theory import orthogonal_cosine
 from imr import Result
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
@@ -16,13 +16,18 @@ from imr.lab.folder import RunFolder
 SIGNS = {1: "ascent", -1: "descent"}
 
 
-def nearest(betas, shown) -> list[int]:
-    """Indices of the inverse temperatures nearest in log to those to be shown, in order."""
-    distance = np.abs(np.log(np.asarray(betas))[:, None] - np.log(np.asarray(shown))[None, :])
-    return sorted({int(i) for i in distance.argmin(axis=0)})
+def report(config: Config, run: RunFolder, results: Results) -> None:
+    """Writes the figures, the tables and the summary into the run folder."""
+    draw(config, run, results.betas, results.ts, results.solved)
+    summary = {
+        "table": results.rows,
+        "column_term": results.changes,
+        "later": results.later,
+    }
+    run.finish(summary, tables(config, results.betas, results.rows, results.changes))
 
 
-def report(config: Config, betas, rows, changes) -> str:
+def tables(config: Config, betas, rows, changes) -> str:
     """The tables that a reader wants first, in Markdown."""
     chosen = [float(betas[i]) for i in nearest(betas, config.shown)]
     flows = "random phi" if config.rank is not None else "phi the identity"
