@@ -13,6 +13,7 @@ from experiments.collapse.flows import DECAYS, Course, flows, starts, times
 from imr import FlowError
 from imr.lab.console import say
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 from imr.metrics import welch_bound
 
 TOLERANCE = 0.01
@@ -102,7 +103,7 @@ def table(config: Config, ts: np.ndarray, runs: Course, starts: Any) -> list[dic
             row: dict[str, Any] = {"f": f, "decay": decay, "t": float(ts[d, -1])}
             for name, value in values.items():
                 row[name] = float(value.mean())
-                row[f"{name}_std"] = float(value.std(ddof=1)) if len(value) > 1 else float("nan")
+                row[f"{name}_std"] = std(value)
             most, count = Counter(sizes).most_common(1)[0]
             row |= _references(config.classes, f)
             row |= {"blocks": most, "blocks_seeds": count}

@@ -12,6 +12,7 @@ from imr import FlowError
 from imr.lab.console import say
 from imr.lab.data import ImageData
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 
 KINDS = ("free", "anchored")
 CLOSE = 0.1
@@ -114,12 +115,6 @@ def slope(ts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.tensordot(x, values, axes=1) / np.sum(x**2)
 
 
-def mean_std(values: Any) -> tuple[float, float]:
-    """Over seeds; of one seed there is no spread."""
-    values = np.asarray(values, float)
-    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
-
-
 def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
     """Slopes of the mean loss (log-log) and of each row's margin (against log t), by decade."""
     rows = []
@@ -131,21 +126,20 @@ def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
                 losses.append(slope(ts[inside], np.log(course.loss[inside].mean(axis=1))))
                 slopes = slope(ts[inside], course.margin[inside])
                 quantiles.append(np.quantile(slopes, [0.5, 0.05, 0.95]))
-            loss, loss_std = mean_std(losses)
-            margin, margin_std = mean_std(np.array(quantiles)[:, 0])
+            margins, low, high = np.array(quantiles).T
             rows.append(
                 {
                     "flow": kind,
                     "decade": decade,
                     "from": float(ts[inside][0]),
                     "to": float(ts[inside][-1]),
-                    "loss_slope": loss,
-                    "loss_slope_std": loss_std,
+                    "loss_slope": float(np.mean(losses)),
+                    "loss_slope_std": std(losses),
                     "loss_slope_predicted": -1.0 if kind == "free" else 0.0,
-                    "margin_slope": margin,
-                    "margin_slope_std": margin_std,
-                    "margin_slope_q05": float(np.array(quantiles)[:, 1].mean()),
-                    "margin_slope_q95": float(np.array(quantiles)[:, 2].mean()),
+                    "margin_slope": float(margins.mean()),
+                    "margin_slope_std": std(margins),
+                    "margin_slope_q05": float(low.mean()),
+                    "margin_slope_q95": float(high.mean()),
                     "margin_slope_predicted": 1.0 if kind == "free" else 0.0,
                 }
             )
@@ -180,8 +174,7 @@ def class_rows(ts: np.ndarray, seeds: list[Seed], names: tuple[str, ...]) -> lis
                 }
             )
         means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        spread = mean_std([row["ratio"] for row in found])[1]
-        rows.append({"class": name, **means, "ratio_std": spread})
+        rows.append({"class": name, **means, "ratio_std": std([row["ratio"] for row in found])})
     return rows
 
 
@@ -214,7 +207,8 @@ def end_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
             )
         row: dict[str, Any] = {"flow": kind}
         for key in found[0]:
-            row[key], row[f"{key}_std"] = mean_std([one[key] for one in found])
+            values = np.array([one[key] for one in found], float)
+            row |= {key: float(values.mean()), f"{key}_std": std(values)}
         rows.append(row)
     return rows
 

@@ -10,6 +10,7 @@ from experiments.features.measures import CLOSE, KINDS, Results
 from imr.lab.console import markdown_table
 from imr.lab.data import ImageData
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import cell
 
 _LEVELS = (0.05, 0.5, 0.95)
 
@@ -31,8 +32,8 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
         {
             "flow": row["flow"],
             "t": f"{row['from']:g} to {row['to']:g}",
-            "loss slope": _pm(row, "loss_slope", ".4f"),
-            "margin slope": _pm(row, "margin_slope", ".3f"),
+            "loss slope": cell(row, "loss_slope", ".4f"),
+            "margin slope": cell(row, "margin_slope", ".3f"),
             "5 to 95 % of rows": f"{row['margin_slope_q05']:.3f} to {row['margin_slope_q95']:.3f}",
             "law": "-1, 1" if row["flow"] == "free" else "none (a limit)",
         }
@@ -60,7 +61,7 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
             "loss": f"{row['loss_start']:.3f} to {row['loss_end']:.3g}",
             "accuracy": f"{row['accuracy_start']:.3f} to {row['accuracy_end']:.3f}",
             "all correct at t": row["time_all_correct"],
-            "median margin": _pm(row, "margin_end", ".2f"),
+            "median margin": cell(row, "margin_end", ".2f"),
             "nc1": f"{row['nc1_start']:.3g} to {row['nc1_end']:.3g}",
             "nc1 of logits": f"{row['nc1_logits_end']:.3g}",
             "cosine with w": f"{row['cosine_end']:.3f}",
@@ -100,11 +101,6 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
             f"{bound['median_slack_end']:.3f} and the largest {bound['largest_slack_end']:.2f}.",
         ]
     )
-
-
-def _pm(row: dict[str, Any], key: str, form: str) -> str:
-    spread = row[f"{key}_std"]
-    return f"{row[key]:{form}}" + ("" if np.isnan(spread) else f" ± {spread:{form}}")
 
 
 def _draw_law(run, ts, seeds, title):

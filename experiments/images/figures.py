@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments.images.config import MODELS, REGRESSION, Config, level_name
-from experiments.images.models import std
 from imr.lab import plotting
 from imr.lab.data import ImageData
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 
 
 def draw_strip(

@@ -14,10 +14,8 @@ from experiments.images.config import REGRESSION, Config, level_name
 from experiments.images.models import (
     build,
     fit_penalties,
-    graph_of,
     groups,
     schedule,
-    std,
     train_model,
 )  # fmt: skip
 from imr import cross_entropy
@@ -25,6 +23,7 @@ from imr.lab.console import say
 from imr.lab.data import ImageData, add_noise, held_back_split
 from imr.lab.folder import RunFolder
 from imr.lab.nets import graph_of
+from imr.lab.seeds import std
 from imr.regression import fit_noisy_regression
 
 

@@ -19,6 +19,7 @@ from imr.lab.console import say
 from imr.lab.data import ImageData, add_noise
 from imr.lab.folder import RunFolder, config_dict
 from imr.lab.nets import graph_of, initialiser
+from imr.lab.seeds import std
 from imr.nn import Classifier, FlowBlock, PatchBlock
 from imr.regression import Regression, fit_noisy_regression, fit_regression
 
@@ -170,8 +171,3 @@ def fit_penalties(x, y, k: int, penalties: Sequence[float], noise: float, key, w
                 f"multinomial regression, l2 {l2:g}, noise {noise:g}: gradient still {gradient:.1e}"
             )
     return fits
-
-
-def std(values) -> float:
-    """Standard deviation over seeds; NaN for one seed."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import numpy as np
-
 from experiments.images.config import REGRESSION, Config, level_name
 from experiments.images.figures import draw_frontier, draw_iterations
 from experiments.images.measures import Curve, Margin, Result, Results
-from experiments.images.models import std
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import plus_minus, std
 
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
@@ -108,7 +106,7 @@ def accuracy_row(config: Config, result: Result) -> dict[str, Any]:
     at, clean = result.at_depth, config.test_noise.index(0.0)
     step = "" if result.tau is None else f"{result.tau.mean():.3f}"
     accuracies = {
-        level_name(level): f"{at[:, index].mean():.3f}" + spread(std(at[:, index]), ".3f")
+        level_name(level): plus_minus(at[:, index].mean(), std(at[:, index]))
         for index, level in enumerate(config.test_noise)
     }
     loss = result.cross_entropy[:, clean, result.trained_iterations].mean()
@@ -122,13 +120,7 @@ def margin_rows(margins: list[Margin]) -> list[dict[str, Any]]:
     rows = {}
     for m in margins:
         row = rows.setdefault(tuple(m.result.head.values()), table_head(m.result))
-        row[level_name(m.test_noise)] = (
-            f"{100 * m.margin:+.1f}{spread(100 * m.margin_std, '.1f')}"
-            + (" beyond" if m.beyond else "")
+        row[level_name(m.test_noise)] = plus_minus(100 * m.margin, 100 * m.margin_std, "+.1f") + (
+            " beyond" if m.beyond else ""
         )
     return list(rows.values())
-
-
-def spread(value: float, form: str) -> str:
-    """A standard deviation behind its mean; nothing for one seed."""
-    return "" if np.isnan(value) else f" ± {value:{form}}"

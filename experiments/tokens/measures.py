@@ -12,6 +12,7 @@ from experiments.tokens.flows import SETTINGS, Flows, Setting, solve_setting, st
 from imr import Result
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 
 LATER = 1.0
 """The time of the second look at the Jacobian: tokens have moved, and are not merged."""
@@ -221,11 +222,6 @@ def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def std(values) -> float:
-    """Standard deviation over seeds; of one seed there is none."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def median(values) -> float | None:

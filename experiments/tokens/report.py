@@ -12,6 +12,7 @@ from experiments.tokens.theory import orthogonal_cosine
 from imr import Result
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import cell
 
 SIGNS = {1: "ascent", -1: "descent"}
 
@@ -63,8 +64,8 @@ def _printed(row) -> dict[str, Any]:
     codes = [f"{row[c.name.lower()]} {c.name.lower()}" for c in Result if row[c.name.lower()]]
     return {
         **_names(row),
-        "mean cosine": f"{row['mean_cosine']:+.3f}" + _spread(row["mean_cosine_std"], ".3f"),
-        "clusters": f"{row['clusters']:.1f}" + _spread(row["clusters_std"], ".1f"),
+        "mean cosine": cell(row, "mean_cosine", "+.3f"),
+        "clusters": cell(row, "clusters", ".1f"),
         "half time": "never" if time is None else f"{time:.3g}",
         "plateau": "-" if plateau is None else f"{row['plateau_decades']:.2f} at {plateau:g}",
         "antisymmetric": f"{row['antisymmetric_share_start']:.1e}",
@@ -79,10 +80,9 @@ def _printed_change(row) -> dict[str, Any]:
     return {
         **_names(row),
         "half time without / with": "-" if ratio is None else f"{ratio:.2f}",
-        "clusters": f"{row['clusters_change']:+.1f}" + _spread(row["clusters_change_std"], ".1f"),
+        "clusters": cell(row, "clusters_change", "+.1f"),
         "seeds that differ": f"{100 * row['clusters_differ_share']:.0f}%",
-        "mean cosine": f"{row['mean_cosine_change']:+.3f}"
-        + _spread(row["mean_cosine_change_std"], ".3f"),
+        "mean cosine": cell(row, "mean_cosine_change", "+.3f"),
     }
 
 
@@ -132,10 +132,6 @@ def findings(config: Config, rows, changes) -> list[str]:
             "finite time; the logits, quadratic in them, run out of digits and then of range."
         )
     return lines
-
-
-def _spread(value: float, form: str) -> str:
-    return "" if np.isnan(value) else f" ± {value:{form}}"
 
 
 def draw(config: Config, run: RunFolder, betas, ts, solved: dict[Setting, Flows]) -> None:
