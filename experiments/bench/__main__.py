@@ -1,11 +1,14 @@
 """The command `python -m experiments.bench`."""
 
+import os
 import sys
 
 from experiments.bench.cores import one_core
 
-if __name__ == "__main__" and "--all-cores" not in sys.argv:
-    one_core()  # before jax is imported
+if __name__ == "__main__":  # before jax is imported
+    os.environ.setdefault("XLA_FLAGS", "")  # XLA's own settings are what is measured
+    if "--all-cores" not in sys.argv:
+        one_core()
 
 from experiments.bench.config import Config, check, shrink
 from experiments.bench.measures import measure

@@ -244,36 +244,38 @@ def measure_model(config: Config, name, depth: int, model, states, data: ImageDa
     shown = [group.train_noise for group in groups(config)].index(most)
 
     @jax.jit
-    def evaluate(params, z, y, image):  # the images closed over would be constants
+    def evaluate(params, z, y):  # the images closed over would be constants
         def one_run(params):
             classifier = nnx.merge(graph, params)
 
             def iterate(z, _):
-                return classifier.blocks[0](z), score(classifier.read_out(z), y)
+                return classifier.blocks[0](z), (*score(classifier.read_out(z[:-1]), y), z[-1])
 
             def scores(z):
                 return jax.lax.scan(iterate, z, length=count + 1)[1]
 
             return *jax.lax.map(scores, z), classifier.blocks[0].tau
 
-        classifier = nnx.merge(graph, jax.tree.map(lambda p: p[shown], params))
-        trajectory = classifier.trajectory(image, depth + min(config.extra_iterations, 2))
-        return jax.lax.map(one_run, params), trajectory[:, 0]
+        return jax.lax.map(one_run, params)
 
+    # The image that is shown goes along as one more row, for rows do not meet.
     image = add_noise(jax.random.key(config.seed), data.test_images[:1], most or 0.5)
+    image = np.broadcast_to(image, (len(config.test_noise), *image.shape))
     params, each = jax.device_get(states.params), []
     for seed, key in enumerate(keys):
         of_seed = jax.tree.map(lambda p: p[seed :: config.seeds], params)  # noqa: B023
-        z = noisy_test(config.test_noise, key, test[0])
-        each.append(jax.device_get(evaluate(of_seed, z, test[1], image)))
+        z = np.concatenate([noisy_test(config.test_noise, key, test[0]), image], axis=1)
+        each.append(jax.device_get(evaluate(of_seed, z, test[1])))
+    states_of_image = each[0][2][shown, 0, : depth + min(config.extra_iterations, 2) + 1]
     accuracy, loss, tau = (
-        np.stack(of_seeds, axis=1) for of_seeds in zip(*(s for s, _ in each), strict=True)
+        np.stack(of_seeds, axis=1)
+        for of_seeds in zip(*((a, c, t) for a, c, _, t in each), strict=True)
     )
     results = [
         Result(name, group.train_noise, group.l2, depth, a, c, t)
         for group, a, c, t in zip(groups(config), accuracy, loss, tau, strict=True)
     ]
-    return results, each[0][1]
+    return results, states_of_image
 
 
 def frontier_margins(config: Config, results: list[Result], curves: list[Curve]) -> list[Margin]:
