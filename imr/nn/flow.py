@@ -12,7 +12,7 @@ from jaxtyping import Array
 from imr._checks import check_count, check_positive
 from imr._typing import Features, ScalarLike
 from imr.errors import ImrError
-from imr.flow.fields import linear_path
+from imr.flow.moving import linear_path
 from imr.flow.solve import Flow, solve
 from imr.flow.splitting import midpoint
 from imr.models import Linear

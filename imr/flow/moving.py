@@ -1,0 +1,152 @@
+"""Fields under parameters that move: along a given path, or together with the features."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from imr._checks import check_axis, check_finite, check_positive, check_rank
+from imr._module import Module, as_pytree
+from imr._typing import Features, Mask, ScalarLike
+from imr.losses import feature_loss
+
+
+class PathField(Module):
+    """The gradient flow under parameters that move in time; `path_field` makes one."""
+
+    logits_fn: Any
+    path: Any
+    targets: Any
+    where: Any
+    anchor: Any
+
+    def __call__(self, t: Any, z: Any, args: Any = None) -> Any:
+        del args
+        theta = self.path(t)
+
+        def loss(z):
+            model = Partial(_at_theta, self.logits_fn, theta)
+            return feature_loss(model, self.targets, where=self.where, anchor=self.anchor)(z)
+
+        return jax.tree.map(jnp.negative, jax.grad(loss)(z))
+
+
+def _at_theta(logits_fn, theta, z):
+    return logits_fn(z, theta)
+
+
+def path_field(
+    logits_fn: Callable[[Any, Any], Array],
+    path: Callable[[Any], Any],
+    targets: Any,
+    *,
+    where: Mask | None = None,
+    anchor: tuple[ScalarLike, Features] | None = None,
+) -> PathField:
+    """The gradient flow under a theta that moves in time: untied depth.
+
+    Args:
+      logits_fn: the model as a function of both, `logits_fn(z, theta)`, such as
+        `lambda z, theta: imr.Linear(theta)(z)`.
+      path: from time t to theta, any pytree; `linear_path` makes one, and its knots are leaves of
+        the field.
+      targets, where, anchor: as in `feature_loss`.
+
+    Returns:
+      A field f(t, z, args).
+
+    >>> import jax.numpy as jnp, imr
+    >>> path = linear_path(jnp.array([0.0, 1.0]), jnp.stack([jnp.eye(2), 2 * jnp.eye(2)]))
+    >>> field = path_field(lambda z, theta: imr.Linear(theta)(z), path, jnp.array([0]))
+    >>> field(1.0, jnp.zeros((1, 2)), None).tolist()
+    [[1.0, -1.0]]
+    """
+    return PathField(as_pytree(logits_fn), as_pytree(path), targets, where, anchor)
+
+
+class LinearPath(Module):
+    """Straight lines through knots; `linear_path` makes one."""
+
+    ts: Float[Array, "s"]
+    values: Any
+
+    def __call__(self, t: Any) -> Any:
+        ts, values = self.ts, self.values
+        if ts.shape[0] == 1:
+            return jax.tree.map(lambda v: v[0], values)
+        index = jnp.clip(jnp.searchsorted(ts, t, side="right") - 1, 0, ts.shape[0] - 2)
+        share = jnp.clip((t - ts[index]) / (ts[index + 1] - ts[index]), 0, 1)
+        return jax.tree.map(lambda v: (1 - share) * v[index] + share * v[index + 1], values)
+
+
+def linear_path(ts: Float[Array, "s"], values: Any) -> LinearPath:
+    """A path through knots, straight between them and constant outside: t -> value.
+
+    Args:
+      ts: increasing times, shape (s,).
+      values: a pytree whose leaves have a leading axis of s.
+
+    Returns:
+      A callable pytree, t -> values at t.
+
+    Raises:
+      ImrError: if the times do not increase, or the leading axes do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> linear_path(jnp.array([0.0, 2.0]), jnp.array([[1.0], [3.0]]))(0.5).tolist()
+    [1.5]
+    """
+    check_rank("ts", ts, 1, "(s,)")
+    check_finite("ts", ts)
+    check_positive("the steps of ts", jnp.diff(ts))
+    for leaf in jax.tree.leaves(values):
+        check_axis("values", leaf.shape[0], "ts", ts.shape[0], "knots (its first axis)")
+    return LinearPath(ts, values)
+
+
+class JointField(Module):
+    """Features and parameters moving together; `joint_field` makes one."""
+
+    loss: Any
+    decay: tuple[Any, Any]
+    rates: tuple[Any, Any]
+
+    def __call__(self, t: Any, state: Any, args: Any = None) -> Any:
+        del t, args
+        gradients = jax.grad(self.loss, argnums=(0, 1))(*state)
+        return tuple(
+            jax.tree.map(lambda g, x, r=r, w=w: -r * (g + w * x), gradient, value)
+            for gradient, value, w, r in zip(gradients, state, self.decay, self.rates, strict=True)
+        )
+
+
+def joint_field(
+    loss: Callable[[Any, Any], Array],
+    *,
+    decay: tuple[ScalarLike, ScalarLike] = (0.0, 0.0),
+    rates: tuple[ScalarLike, ScalarLike] = (1.0, 1.0),
+) -> JointField:
+    r"""Features and parameters moving together, with weight decay: unconstrained features.
+
+    $$dZ/dt = -r_z (dL/dZ + \lambda_z Z), \qquad d\theta/dt = -r_\theta (dL/d\theta +
+      \lambda_\theta \theta)$$
+
+    Args:
+      loss: `loss(z, theta)`, a scalar.
+      decay: weight decay of z and of theta.
+      rates: speeds of z and of theta.
+
+    Returns:
+      A field f(t, (z, theta), args).
+
+    >>> import jax.numpy as jnp
+    >>> field = joint_field(lambda z, theta: jnp.sum(z * theta))
+    >>> [x.item() for x in field(0.0, (jnp.array(2.0), jnp.array(3.0)), None)]
+    [-3.0, -2.0]
+
+    Reference: Mixon, Parshall, Pi, arXiv 2011.11619 (unconstrained features).
+    """
+    return JointField(as_pytree(loss), decay, rates)
