@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -15,7 +16,7 @@ from imr.losses import cross_entropy
 from imr.targets import as_targets
 
 Weights = Float[Array, "n"]
-Rows = Bool[Array, "n"]
+Rows = Bool[Array | np.ndarray, "n"]
 
 
 class Regression(NamedTuple):
@@ -158,7 +159,7 @@ def _check(x, labels, num_classes, l2, where):
             raise ImrError("where must leave at least one row; found none.")
 
 
-@jax.jit(static_argnums=(2, 6))
+@jax.jit(static_argnums=2)
 def _fit_regression(x, labels, num_classes, l2, where, tol, max_steps):
     basis = principal_basis(x, _weights(x, where))
     coordinates = to_basis(basis, x)

@@ -40,10 +40,10 @@ class _Doctests:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items):
-    """A whole run of an experiment, the fixture `smoke`, makes a test slow."""
+    """A whole run of an experiment, the fixture `smoke`, is acceptance."""
     for item in items:
         if "smoke" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.acceptance)
 
 
 def pytest_configure(config):
