@@ -84,17 +84,16 @@ class Experiment(Generic[C]):
         config = resolve_paths(config)
         small = self.shrink is not None and config.smoke
         actual = self.shrink(config) if small else config  # pyright: ignore[reportOptionalCall]
-        with compilation_cache(config.compilation_cache):
+        with compilation_cache(config.compilation_cache), jax.enable_x64(self.float64):
             with phase("data"):
                 data = () if self.data is None else (self.data(actual),)
             run = open_run(self.name, config, out=config.out, overwrite=config.overwrite)
 
             def work():
-                with jax.enable_x64(self.float64):
-                    with phase("evaluate"):
-                        results = self.measure(actual, run, *data)
-                    with phase("figures"):
-                        self.report(actual, run, results)
+                with phase("evaluate"):
+                    results = self.measure(actual, run, *data)
+                with phase("figures"):
+                    self.report(actual, run, results)
 
             run_once(run, work)
         return 0 if self.verdict is None else self.verdict(run.summary())
