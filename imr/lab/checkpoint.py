@@ -22,13 +22,13 @@ class Checkpoints:
     Within the `with` statement SIGTERM has the next `save` save, wait and raise `Preempted`.
 
     Args:
-      directory: made where it is missing.
+      directory: is made if it is missing.
       config: JSON-ready description of the run; a checkpoint of another one is refused.
       every: steps between saves; `save` may be called at any step and decides.
       keep: how many to keep.
 
     Raises:
-      RunError: where the folder cannot be made.
+      RunError: if the folder cannot be made.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Checkpoints:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
         Raises:
-          Preempted: where SIGTERM has asked for it; the state is then saved, whether it was due or not.
+          Preempted: if SIGTERM has asked for it; the state is then saved, whether it was due or not.
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
@@ -73,13 +73,13 @@ class Checkpoints:
         self._manager.save(step, args=args, force=force)
 
     def restore(self, like: PyTree) -> PyTree | None:
-        """The newest state, or None where there is none.
+        """The newest state, or None if there is none.
 
         Args:
           like: a state of the same structure, shapes and dtypes.
 
         Raises:
-          RunError: where the checkpoint is of another configuration, or does not have the shapes and
+          RunError: if the checkpoint is of another configuration, or does not have the shapes and
             dtypes of `like`, or cannot be read.
         """
         step = self._manager.latest_step()
@@ -99,11 +99,11 @@ class Checkpoints:
             if saved.get(name) != self.config.get(name)
         )
         if differing:
-            found = ", ".join(
+            words = ", ".join(
                 f"{name} is {saved.get(name)!r} there and {self.config.get(name)!r} here"
                 for name in differing
             )
-            raise RunError(f"{where} is of another configuration: {found}. {remedy}")
+            raise RunError(f"{where} is of another configuration: {words}. {remedy}")
         raw = _raw(like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
         try:
@@ -140,7 +140,7 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
       The configuration, and the state as nested dictionaries of arrays.
 
     Raises:
-      RunError: where there is no checkpoint, or it cannot be read.
+      RunError: if there is no checkpoint, or it cannot be read.
     """
     directory = Path(directory).resolve()
     if not directory.is_dir():
@@ -152,17 +152,17 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise RunError(f"{directory} holds no checkpoint.")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
         try:
-            found = manager.restore(step, args=args)
+            newest = manager.restore(step, args=args)
         except Exception as error:
             raise RunError(f"checkpoint {step} in {directory} cannot be read: {error}.") from error
-    return found["config"], found["state"]
+    return newest["config"], newest["state"]
 
 
 def _check_shapes(saved: PyTree, raw: PyTree, where: str, remedy: str) -> None:
     # Orbax casts a differing dtype without a word.
-    saved, wanted = _by_path(saved), _by_path(raw)
-    for path in sorted(saved.keys() | wanted.keys()):
-        there, here = (_describe(tree.get(path)) for tree in (saved, wanted))
+    saved, expected = _by_path(saved), _by_path(raw)
+    for path in sorted(saved.keys() | expected.keys()):
+        there, here = (_describe(tree.get(path)) for tree in (saved, expected))
         if there != here:
             raise RunError(f"{where} has {there} at {path}; this run has {here}. {remedy}")
 

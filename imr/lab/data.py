@@ -23,8 +23,8 @@ _STEMS = (
 
 
 class Source(NamedTuple):
-    """Where a data set is to be had: URLs ending in a slash, tried in order, and the md5 of the
-    four gzip files there: training images, training labels, test images, test labels."""
+    """Where to download a data set: URLs that end in a slash, tried in order, and the md5 of four
+    gzip files: training images, training labels, test images, test labels."""
 
     mirrors: tuple[str, ...]
     md5: tuple[str, str, str, str]
@@ -187,27 +187,27 @@ def _read(name: str, paths: list[Path]) -> ImageData:
 def _find(name: str, data_dir: str | Path) -> list[Path]:
     """The four files in a local folder, in the order of `_STEMS`."""
     folder = Path(data_dir).expanduser()
-    wanted = f"expected the files of {name}, with or without .gz: {', '.join(_STEMS)}"
+    expected = f"expected the files of {name}, with or without .gz: {', '.join(_STEMS)}"
     try:
         there = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     except OSError as error:
-        raise DataError(f"data_dir {folder}: {error.strerror or error}; {wanted}.") from error
+        raise DataError(f"data_dir {folder}: {error.strerror or error}; {expected}.") from error
     paths = []
     for stem in _STEMS:
         dotted = stem.replace("-idx", ".idx")
         spellings = (f"{stem}.gz", stem, f"{dotted}.gz", dotted)
-        found = next((spelling for spelling in spellings if spelling in there), None)
-        if found is None:
+        file = next((spelling for spelling in spellings if spelling in there), None)
+        if file is None:
             listing = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
             raise DataError(
-                f"data_dir {folder} lacks {stem}; {wanted}. Files there: {listing or 'none'}."
+                f"data_dir {folder} lacks {stem}; {expected}. Files there: {listing or 'none'}."
             )
-        paths.append(folder / found)
+        paths.append(folder / file)
     return paths
 
 
 def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
-    """The four files in the cache, downloaded where they are not there or not whole."""
+    """The four files in the cache, downloaded if they are missing or damaged."""
     try:
         import pooch
     except ImportError as error:

@@ -99,7 +99,7 @@ class Experiment(Generic[C]):
 
 
 def run_once(run: RunFolder, work: Callable[[], object]) -> None:
-    """Does the work unless the folder holds its results; prints the table and where the rest is.
+    """Does the work unless the folder holds its results; prints the table and the paths of the rest.
 
     Args:
       run: the folder, from `open_run`.
@@ -164,7 +164,7 @@ def run_main(
 
 
 def _leave(code: int) -> None:
-    """Ends a process of several at once: others would wait for it where they have to agree."""
+    """Ends a process of several at once: others would wait for it as soon as they have to agree."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -94,7 +94,7 @@ def config_hash(config: Any) -> str:
 
 
 def _commit() -> str | None:
-    """The git commit of the source tree, marked where the code differs from it."""
+    """The git commit of the source tree, marked if the code differs from it."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
@@ -112,7 +112,7 @@ def _commit() -> str | None:
 
 def _provenance() -> dict[str, Any]:
     """What the numbers of a run depend on beside its configuration."""
-    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
         "versions": {"python": platform.python_version()}
@@ -332,5 +332,5 @@ class Metrics:
             raise RunError(f"{self.path} is damaged; run again with --overwrite.") from None
 
     def _carries(self, row: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
-        wanted = {**self.tags, **json_ready("tags", tags)}
-        return all(key in row and row[key] == value for key, value in wanted.items())
+        tags = {**self.tags, **json_ready("tags", tags)}
+        return all(key in row and row[key] == value for key, value in tags.items())

@@ -72,14 +72,14 @@ def _parse_idx(path: Path, stream: Any) -> np.ndarray:
     shape = tuple(int.from_bytes(counts[i : i + 4], "big") for i in range(0, size, 4))
     if 0 in shape:
         raise DataError(f"{path} holds nothing: its header gives shape {shape}. {_AGAIN}")
-    promised, found, body = math.prod(shape), 0, bytearray()
+    promised, size, body = math.prod(shape), 0, bytearray()
     # In chunks: the header alone must not decide how much is allocated.
     while chunk := stream.read(1 << 20):
-        found += len(chunk)
+        size += len(chunk)
         body += chunk[: promised - len(body)]
-    if found != promised:
+    if size != promised:
         raise DataError(
-            f"{path} holds too {'few' if found < promised else 'many'} bytes: its header promises "
-            f"{promised} for shape {shape}, and {found} are there. {_AGAIN}"
+            f"{path} holds too {'few' if size < promised else 'many'} bytes: its header promises "
+            f"{promised} for shape {shape}, and {size} are there. {_AGAIN}"
         )
     return np.frombuffer(body, np.uint8).reshape(shape)

@@ -58,7 +58,7 @@ def iteration_strip(image: Any, states: Any, *, title: str = "", trained: int | 
       differences share one diverging scale, symmetric about zero.
 
     Raises:
-      ImrError: where the shapes do not fit.
+      ImrError: if the shapes do not fit.
     """
     image, states = np.asarray(image), np.asarray(states)
     if image.ndim != 2 or states.shape[1:] != image.shape:
@@ -99,7 +99,7 @@ def accuracy_by_iteration(
     Args:
       panels: the name of each panel, one for each level of test noise.
       lines: mappings with `label`, `mean` and `std` of shape (panels, iterations + 1), and
-        `trained`, the trained depth, where the line has its marker.
+        `trained`, the trained depth, at which the line has its marker.
       title: above it all.
 
     Returns:
