@@ -44,13 +44,9 @@ class Checkpoints:
                 f"checkpoint folder {self.directory} cannot be made: {error}."
             ) from error
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=options,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
-            },
+            self.directory, options=options, item_handlers=handlers
         )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
@@ -61,16 +57,13 @@ class Checkpoints:
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
-            self._save(step, state, force or stop)
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
+            )
+            self._manager.save(step, args=args, force=force or stop)
         if stop:
             self._manager.wait_until_finished()
             raise Preempted(f"stopped at step {step}, which is saved in {self.directory}")
-
-    def _save(self, step: int, state: PyTree, force: bool) -> None:
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
-        )
-        self._manager.save(step, args=args, force=force)
 
     def restore(self, like: PyTree) -> PyTree | None:
         """The newest state, or None if there is none.
@@ -93,16 +86,10 @@ class Checkpoints:
             )["config"]
         except Exception as error:
             raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
-        differing = sorted(
-            name
-            for name in saved.keys() | self.config.keys()
-            if saved.get(name) != self.config.get(name)
-        )
+        pairs = {k: (saved.get(k), self.config.get(k)) for k in saved.keys() | self.config.keys()}
+        differing = [f"{k} is {a!r} there and {b!r} here" for k, (a, b) in pairs.items() if a != b]
         if differing:
-            words = ", ".join(
-                f"{name} is {saved.get(name)!r} there and {self.config.get(name)!r} here"
-                for name in differing
-            )
+            words = ", ".join(sorted(differing))
             raise RunError(f"{where} is of another configuration: {words}. {remedy}")
         raw = _raw(like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
@@ -134,10 +121,7 @@ class Checkpoints:
 
 
 def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configuration and newest state of a folder of `Checkpoints`, without knowing its structure.
-
-    Returns:
-      The configuration, and the state as nested dictionaries of arrays.
+    """Configuration and newest state, in nested dictionaries of arrays, of a folder of `Checkpoints`.
 
     Raises:
       RunError: if there is no checkpoint, or it cannot be read.

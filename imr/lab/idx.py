@@ -20,15 +20,12 @@ def read_idx(path: str | Path) -> np.ndarray:
     The format: a big-endian magic number (2049 labels, 2051 images), one count for each axis, the
     bytes. No more memory is taken than the file has data, whatever its header promises.
 
-    Args:
-      path: the file.
-
     Returns:
       uint8 array, (n, rows, cols) for images or (n,) for labels.
 
     Raises:
-      DataError: the file is missing, unreadable, empty, not gzip under a `.gz` name, a damaged
-        gzip file, or its header does not agree with its bytes.
+      DataError: if the file cannot be read, is empty or damaged, is not gzip under a `.gz` name, or
+        its header does not agree with its bytes.
 
     Reference: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits.
     """
