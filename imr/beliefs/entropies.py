@@ -36,10 +36,7 @@ def block_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
     r"""Block entropies $H[X_1 \dots X_d] = \sum_{c < d} h_c$ in nats.
 
     Args:
-      process, depth: as in `conditional_entropies`.
-
-    Returns:
-      Entropies for d = 0 to depth, shape (depth + 1,).
+      process, depth: as in `conditional_entropies`; d = 0 to depth.
 
     >>> from imr.processes import coin
     >>> block_entropies(coin(0.5), 2).round(3).tolist()
@@ -98,9 +95,6 @@ def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
 
     Args:
       process, depth: as in `entropy_rate`.
-
-    Returns:
-      A scalar, in nats.
 
     >>> from imr.processes import coin
     >>> round(excess_entropy(coin(0.3)).item(), 4)

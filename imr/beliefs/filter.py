@@ -79,9 +79,6 @@ def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
     Args:
       filtered: as returned by `bayes_filter`.
 
-    Returns:
-      Booleans, shape (..., l).
-
     >>> from imr.processes import golden_mean
     >>> is_forbidden(bayes_filter(golden_mean(0.5), jnp.array([1, 1, 0]))).tolist()
     [False, True, True]
@@ -95,9 +92,6 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     Args:
       process: the process.
       beliefs: shape (..., s); position d of `bayes_filter` predicts token d + 1.
-
-    Returns:
-      Probabilities, shape (..., k).
 
     Raises:
       ImrError: if the last axis of beliefs is not the states.

@@ -23,9 +23,6 @@ def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
     Args:
       num_tokens, length: k and l.
 
-    Returns:
-      Tokens, shape (k^l, l).
-
     Raises:
       ImrError: if there are more than 2^24 words.
 

@@ -49,9 +49,6 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     Args:
       process: hidden Markov.
 
-    Returns:
-      Vectors, shape (k, s).
-
     Raises:
       ImrError: if a token cannot be emitted from some state (under a trace its vector is NaN).
 

@@ -40,28 +40,8 @@ def mixture(
     weights = np.full(count, 1 / count) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (count,) or weights.min() < 0 or abs(weights.sum() - 1) > 1e-6:
         raise ImrError(f"weights must be {count} probabilities that sum to 1; found {weights}.")
-    if vocabulary is None:
-        vocabulary = [range(p.num_tokens) for p in processes]
-    if not isinstance(vocabulary, Sequence | np.ndarray) or len(vocabulary) != count:
-        raise ImrError(
-            f"vocabulary must hold {count} maps, one for each process; found {vocabulary}."
-        )
-    maps = [_map(f"vocabulary[{i}]", m) for i, m in enumerate(vocabulary)]
-    for i, (m, p) in enumerate(zip(maps, processes, strict=True)):
-        if len(m) != p.num_tokens or len(set(m)) != len(m) or min(m) < 0:
-            raise ImrError(
-                f"vocabulary[{i}] must hold {p.num_tokens} different tokens, none negative; "
-                f"found {m}."
-            )
-    size = sum(p.num_states for p in processes)
-    names: list[set[str]] = [set() for _ in range(1 + max(max(m) for m in maps))]
-    for m, p in zip(maps, processes, strict=True):
-        for x, name in zip(m, p.tokens, strict=True):
-            names[x].add(name)
-    agreed = [name for each in names for name in each]
-    # Numbers, unless every token has one name, and no other token has it.
-    unique = len(set(agreed)) == len(agreed) == len(names)
-    tokens = agreed if unique else [str(x) for x in range(len(names))]
+    maps = _token_maps(vocabulary, processes)
+    tokens, size = _token_names(maps, processes), sum(p.num_states for p in processes)
     transitions = np.zeros((len(tokens), size, size))
     at = 0
     for m, p in zip(maps, processes, strict=True):
@@ -73,15 +53,45 @@ def mixture(
     return Process(transitions, np.concatenate(initial), tokens=tokens, states=states)
 
 
-def _map(name, m):
-    """A map of tokens as a list of integers."""
-    try:
-        tokens = np.asarray([] if isinstance(m, dict | str) else m)
-    except ValueError:
-        tokens = np.asarray([])
-    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-        raise ImrError(f"{name} must be a sequence of integers, one for each token; found {m!r}.")
-    return tokens.tolist()
+def _token_maps(vocabulary, processes):
+    """For each process a list of the mixture's tokens."""
+    if vocabulary is None:
+        return [list(range(p.num_tokens)) for p in processes]
+    if not isinstance(vocabulary, Sequence | np.ndarray) or len(vocabulary) != len(processes):
+        raise ImrError(
+            f"vocabulary must hold {len(processes)} maps, one for each process; found {vocabulary}."
+        )
+    maps = []
+    for i, (m, p) in enumerate(zip(vocabulary, processes, strict=True)):
+        try:
+            tokens = np.asarray([] if isinstance(m, dict | str) else m)
+        except ValueError:
+            tokens = np.asarray([])
+        if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+            raise ImrError(
+                f"vocabulary[{i}] must be a sequence of integers, one for each token; found {m!r}."
+            )
+        if (
+            len(tokens) != p.num_tokens
+            or len(set(tokens.tolist())) != len(tokens)
+            or min(tokens) < 0
+        ):
+            raise ImrError(
+                f"vocabulary[{i}] must hold {p.num_tokens} different tokens, none negative; found {m}."
+            )
+        maps.append(tokens.tolist())
+    return maps
+
+
+def _token_names(maps, processes):
+    """Names of the mixture's tokens: numbers, unless each token has one name that is its alone."""
+    names: list[set[str]] = [set() for _ in range(1 + max(max(m) for m in maps))]
+    for m, p in zip(maps, processes, strict=True):
+        for x, name in zip(m, p.tokens, strict=True):
+            names[x].add(name)
+    agreed = [name for each in names for name in each]
+    unique = len(set(agreed)) == len(agreed) == len(names)
+    return agreed if unique else [str(x) for x in range(len(names))]
 
 
 def product(factors: Sequence[Process]) -> Process:
@@ -92,9 +102,6 @@ def product(factors: Sequence[Process]) -> Process:
 
     Args:
       factors: hidden Markov processes, at least one.
-
-    Returns:
-      A `Process` of $\prod k_i$ tokens and $\prod s_i$ states.
 
     >>> from imr.processes import coin, z1r
     >>> product([coin(0.5), z1r(0.5)]).transitions.shape
