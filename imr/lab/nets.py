@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from imr.errors import RunError
 from imr.lab.architecture import build
@@ -16,28 +16,14 @@ Call = Callable[..., nnx.Module]
 
 
 def graph_of(call: Call) -> nnx.GraphDef:
-    """The static part of a net, without drawing its parameters.
-
-    Args:
-      call: makes the net from `rngs=`.
-
-    Returns:
-      What `flax.nnx.merge` needs beside the parameters.
-    """
+    """The static part of a net, without drawing its parameters."""
     return nnx.split(nnx.eval_shape(lambda: call(rngs=nnx.Rngs(0))), nnx.Param)[0]
 
 
-def initialiser(call: Call) -> Callable[[PRNGKeyArray], nnx.State]:
-    """The function from a key to the parameters of a new net, as `init_states` takes it.
+def initialiser(call: Call) -> Callable[[PRNGKeyArray], PyTree]:
+    """The function from a key to the parameters of a new net, as `init_states` takes it."""
 
-    Args:
-      call: makes the net from `rngs=`.
-
-    Returns:
-      The function.
-    """
-
-    def init(key: PRNGKeyArray) -> nnx.State:
+    def init(key: PRNGKeyArray) -> PyTree:
         return nnx.state(call(rngs=nnx.Rngs(key)), nnx.Param)
 
     return init
@@ -56,9 +42,9 @@ class SavedNets(NamedTuple):
     holds: Mapping[str, Any]
     call: Call
     runs: list[dict[str, Any]]
-    params: nnx.State
+    params: PyTree
 
-    def untrained(self) -> nnx.State:
+    def untrained(self) -> PyTree:
         """The parameters that training began with, leading axis of runs."""
         import optax
 
@@ -67,16 +53,8 @@ class SavedNets(NamedTuple):
         keys = jnp.stack([jax.random.key(run["seed"]) for run in self.runs])
         return init_states(initialiser(self.call), optax.identity(), keys).params
 
-    def net(self, index: int, params: nnx.State | None = None) -> nnx.Module:
-        """One of the nets.
-
-        Args:
-          index: of its run.
-          params: with a leading axis of runs; the trained ones by default.
-
-        Returns:
-          The net.
-        """
+    def net(self, index: int, params: PyTree | None = None) -> nnx.Module:
+        """One of the nets."""
         states = self.params if params is None else params
         return nnx.merge(graph_of(self.call), jax.tree.map(lambda x: x[index], states))
 
