@@ -20,9 +20,7 @@ def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"
     Args:
       process: the process.
       depth: the largest d; there are at most 2^24 words.
-
-    Returns:
-      Entropies for d = 0 to depth, shape (depth + 1,).
+    Returns: Entropies for d = 0 to depth, shape (depth + 1,).
 
     >>> from imr.processes import z1r
     >>> conditional_entropies(z1r(0.5), 2).round(3).tolist()
@@ -64,9 +62,7 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
     Args:
       process: the process, not traced; it starts from its stationary distribution here.
       depth: d of the bounds.
-
-    Returns:
-      An `EntropyRate`; the lower bound is 0 for a generalised process.
+    Returns: An `EntropyRate`; the lower bound is 0 for a generalised process.
 
     >>> from imr.processes import z1r
     >>> [round(bound.item(), 4) for bound in entropy_rate(z1r(0.5))]

@@ -31,12 +31,8 @@ def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
       num_tokens: k, the number of tokens.
       length: l, the length of the words.
       first: length of the shortest prefixes, from 1 to l.
-
-    Returns:
-      `Prefixes`, one index for each of the sum of k^d prefixes, d = first to l.
-
-    Raises:
-      ImrError: if first is not within 1 to l, or an argument is no positive integer.
+    Returns: `Prefixes`, one index for each of the sum of k^d prefixes, d = first to l.
+    Raises: ImrError if first is not within 1 to l, or an argument is no positive integer.
 
     >>> [index.tolist() for index in unique_prefixes(2, 2)]
     [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]

@@ -22,9 +22,7 @@ def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
 
     Args:
       num_tokens, length: k and l.
-
-    Raises:
-      ImrError: if there are more than 2^24 words.
+    Raises: ImrError if there are more than 2^24 words.
 
     >>> all_words(2, 2).tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -83,9 +81,7 @@ def mixed_states(
       merge: whether words of equal belief are replaced by the first of them, with the sum of their
         probabilities. If the mixed states are finite in number, any depth is then cheap.
       tolerance: within which beliefs are equal; None is 1e-10, or 1e-5 for a process in float32.
-
-    Raises:
-      ImrError: if the process is traced, or there are more than 2^24 words.
+    Raises: ImrError if the process is traced, or there are more than 2^24 words.
 
     >>> from imr.processes import golden_mean
     >>> [words.tolist() for words in mixed_states(golden_mean(0.5), 2).words]

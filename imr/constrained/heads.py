@@ -42,9 +42,7 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
       eigenvalue: in (0, 1), a number or an entry of `spectrum(process).eigenvalues`.
       length: l.
       embedding: e in [0, 1 - eigenvalue).
-
-    Raises:
-      ImrError: if an argument is out of range.
+    Raises: ImrError if an argument is out of range.
 
     >>> one_head_attention(0.5, 3).attention[0].tolist()
     [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]
@@ -73,9 +71,7 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     Args:
       eigenvalue: in (-1, 0), a number or an entry of `spectrum(process).eigenvalues`.
       length: l.
-
-    Returns:
-      `Heads`, the even head first.
+    Returns: `Heads`, the even head first.
 
     >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
     [0.3333, -0.6667]
@@ -114,9 +110,7 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
       process: the process.
       tokens: integers, shape (..., l).
       heads: of length l.
-
-    Raises:
-      ImrError: if lengths differ or tokens are out of range.
+    Raises: ImrError if lengths differ or tokens are out of range.
 
     >>> from imr.processes import mess3
     >>> tokens = jnp.array([0, 0])
@@ -175,9 +169,7 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     Args:
       eigenvalue: $\lambda$ in (-1, 1).
       correlation: c in [-1, 1].
-
-    Raises:
-      ImrError: if an argument is out of range.
+    Raises: ImrError if an argument is out of range.
 
     >>> round(additive_filter(0.55, 0.4).pole, 4)
     0.4666

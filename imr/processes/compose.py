@@ -22,12 +22,9 @@ def mixture(
       weights: probabilities c, shape (n,); None is uniform.
       vocabulary: for each process a sequence m of different integers: its token y is token m[y] of
         the mixture. None keeps the numbers. A token keeps its name if all processes agree on it.
-
-    Returns:
-      A `Process` with the states of all processes, one process after the other, named `i:state`.
-
-    Raises:
-      ImrError: if weights are no distribution, or vocabulary does not fit the processes.
+    Returns: A `Process` with the states of all processes, one process after the other, named
+      `i:state`.
+    Raises: ImrError if weights are no distribution, or vocabulary does not fit the processes.
 
     >>> from imr.processes import coin
     >>> both = mixture([coin(0.5), coin(0.9)], vocabulary=[[0, 1], [1, 2]])
@@ -122,12 +119,8 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
       first: the process that selects, of k tokens.
       seconds: k processes on the same tokens and states; if `first` emits x, the second state moves
         by seconds[x]. It starts from the start distribution of seconds[0].
-
-    Returns:
-      A `Process`; the index of `first` is the most significant digit of tokens and states.
-
-    Raises:
-      ImrError: if seconds are not k hidden Markov processes of one shape.
+    Returns: A `Process`; the index of `first` is the most significant digit of tokens and states.
+    Raises: ImrError if seconds are not k hidden Markov processes of one shape.
 
     >>> from imr.processes import coin, z1r
     >>> conditional_product(coin(0.5), [z1r(0.1), z1r(0.9)]).num_tokens
@@ -189,9 +182,7 @@ def with_end_token(
       name: of the token.
       restart: whether another sequence follows, from `process.initial`; if not, the end token is
         repeated forever, from a new state.
-
-    Raises:
-      ImrError: if probability is out of range.
+    Raises: ImrError if probability is out of range.
 
     >>> from imr.processes import coin
     >>> with_end_token(coin(0.5), 0.5).transitions.ravel().tolist()

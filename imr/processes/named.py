@@ -177,9 +177,7 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
 
     Args:
       open_probs: the first is 1, the others lie in [0, 1).
-
-    Raises:
-      ImrError: if the first is not 1 or another is out of range.
+    Raises: ImrError if the first is not 1 or another is out of range.
 
     >>> matching_parens([1.0, 0.5]).num_states
     3
@@ -205,9 +203,7 @@ def mr_name(p: float, q: float) -> Process:
 
     Args:
       p, q: positive, p + q at most 1.
-
-    Raises:
-      ImrError: if p + q exceeds 1.
+    Raises: ImrError if p + q exceeds 1.
 
     >>> mr_name(0.4, 0.3).tokens
     ('Mr.', 'Something', 'Blah', 'name')
@@ -284,9 +280,7 @@ def post_quantum(log_alpha: float, beta: float) -> Process:
     Args:
       log_alpha: $\ln\alpha$, positive.
       beta: in (0, 1); $\alpha + \beta \ne 2$, and $\ln\alpha / \ln\beta$ is no integer.
-
-    Raises:
-      ImrError: if the two do not fit together.
+    Raises: ImrError if the two do not fit together.
 
     >>> post_quantum(1.0, 0.5).num_tokens
     3
@@ -315,9 +309,7 @@ def tom_quantum(alpha: float, beta: float) -> Process:
 
     Args:
       alpha, beta: real, beta not zero.
-
-    Raises:
-      ImrError: if beta is zero.
+    Raises: ImrError if beta is zero.
 
     >>> tom_quantum(1.0, 4.0).stationary.round(3).tolist()[1:]
     [0.0, 0.0]
