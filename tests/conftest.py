@@ -1,12 +1,15 @@
 """Settings of the tests: 8 CPU devices, float64, no silent rank promotion, shapes checked.
 
-Doctests run as a reader would run them, in jax's own float32 settings.
+Doctests run as a reader would run them, in jax's own float32 settings. Default and `laws` tests
+compile without most of XLA's optimisations: compilation is what they spend their time on, and this
+halves it. Tests marked `acceptance` or `optimised` compile as users do.
 """
 
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-# Ours first: of two equal flags XLA takes the last, here the user's.
+# Ours first: of two equal flags XLA takes the last, here the user's. Eight devices cost the tests
+# that use one nothing that can be measured.
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
@@ -27,8 +30,18 @@ typechecked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True)
 jaxtyping.install_import_hook("imr", f"{__name__}.typechecked")
 
 
-class _Doctests:
-    """The doctests of imr/ and README.md lie outside tests/, where fixtures of this file end."""
+class _EveryTest:
+    """Hooks for the doctests of imr/ and README.md too, which fixtures of this file do not reach."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        optimised = any(item.iter_markers("acceptance")) or any(item.iter_markers("optimised"))
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", before or not optimised)
+        try:
+            return (yield)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
@@ -40,14 +53,14 @@ class _Doctests:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items):
-    """A whole run of an experiment, the fixture `smoke`, is acceptance."""
+    """A test with the fixture `smoke`, a whole run of an experiment, is marked `acceptance`."""
     for item in items:
         if "smoke" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.acceptance)
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(_Doctests())
+    config.pluginmanager.register(_EveryTest())
 
 
 @pytest.fixture

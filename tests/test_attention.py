@@ -32,8 +32,8 @@ def problem(seed=0, scale=1.0):
     return q, k, g, h, where
 
 
-def relative(found, wanted):
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+def relative(actual, expected):
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     # Of numpy: Python's own max loses a NaN.
     return float(np.max([jnp.abs(a - b).max() / jnp.abs(b).max() for a, b in pairs]))
 
@@ -56,25 +56,24 @@ def check_all(ways, symmetric, masked, tolerance):
             argnums = (0, 2) if symmetric else (0, 1, 2)
             gradient = jax.grad(scalar, argnums=argnums)
             forward = jax.jvp(lambda q: products(q, k, 0.7), (q,), (g,))
-            slope = lambda q: gradient(q, k, 0.7)[0]  # noqa: E731
-            second = jax.jvp(slope, (q,), (h,))
+            second = jax.jvp(lambda q: gradient(q, k, 0.7)[0], (q,), (h,))
             return products(q, k, 0.7), gradient(q, k, 0.7), forward, second
 
         return [one(**way) for way in ways]
 
-    wanted, *found = everything(q, k, where)
-    for way, each in zip(ways[1:], found, strict=True):
-        assert relative(each, wanted) < tolerance, way
+    expected, *actual = everything(q, k, where)
+    for way, each in zip(ways[1:], actual, strict=True):
+        assert relative(each, expected) < tolerance, way
 
 
 @pytest.mark.parametrize(
-    ("symmetric", "masked"), [(True, False), pytest.param(False, True, marks=pytest.mark.slow)]
+    ("symmetric", "masked"), [(True, False), pytest.param(False, True, marks=pytest.mark.laws)]
 )
 def test_blocks_of_any_size_equal_the_whole(symmetric, masked):
     check_all([{"block": N}, {"block": 16}, {"block": 7}], symmetric, masked, 1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_the_range_of_the_tiles_and_beyond():
     """Where logits leave the range of the tiles, and where they nearly do, in both dtypes."""
     limits = {jnp.float64: 680.0, jnp.float32: 68.0}
@@ -82,25 +81,32 @@ def test_the_range_of_the_tiles_and_beyond():
     spread = 0.5 * float(jnp.ptp(jnp.sum(q * q, axis=1)))
     for dtype, limit in limits.items():
         both = jnp.stack([q * np.sqrt(share * limit / spread) for share in (0.99, 1.01, 20)])
-        wanted = jax.vmap(lambda q: attention_products(q, block=N))(both)
-        found = jax.vmap(lambda q: attention_products(q, block=16))(both.astype(dtype))
+        expected = jax.vmap(lambda q: attention_products(q, block=N))(both)
+        actual = jax.vmap(lambda q: attention_products(q, block=16))(both.astype(dtype))
         tolerance = 1e-12 if dtype == jnp.float64 else 2e-5
-        assert relative(jax.tree.map(lambda x: x.astype(float), found), wanted) < tolerance
+        assert relative(jax.tree.map(lambda x: x.astype(float), actual), expected) < tolerance
 
 
 def test_what_is_not_finite_stays_visible():
     q = problem()[0].at[3, 0].set(jnp.nan)
-    assert all(np.isnan(x).any() for x in attention_products(q, block=16))
+    actual = jax.jit(lambda q: attention_products(q, block=16))(q)
+    assert all(np.isnan(x).any() for x in actual)
 
 
 @pytest.mark.parametrize("normalise", ["row", "column", "double"])
 def test_the_field_without_its_column_term(normalise):
     z, phi = problem()[0], problem(1)[0][:R]
-    field = imr.quadratic_field(phi, None, None, normalise=normalise, column_term=False)
-    assert relative(-field(0.0, z, None), imr.self_attention(z, phi, normalise=normalise)) < 1e-14
+    loss = imr.feature_loss(imr.Quadratic(phi), None)
+
+    @jax.jit
+    def both(z):
+        field = imr.closed_field(loss, normalise=normalise, column_term=False)
+        return -field(0.0, z, None), imr.self_attention(z, phi, normalise=normalise)
+
+    assert relative(*both(z)) < 1e-14
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_negative_and_wide_inverse_temperatures():
     q = 6 * problem()[0]
     for beta in (-1.0, np.float64(0.5)):
@@ -120,15 +126,14 @@ def test_the_gradient_of_log_sums_holds_no_matrix():
 @pytest.mark.parametrize("normalise", ["row", "column"])
 def test_the_field_by_blocks(normalise):
     z, phi = problem()[0], problem(1)[0][:R]
-    targets = imr.same_class_targets(jnp.arange(N) % 3)
-    fields = [
-        imr.quadratic_field(
-            jnp.stack([phi, 0.5 * phi]), None, targets, normalise=normalise, block=b
-        )
-        for b in (N, 16)
-    ]
-    whole, blocks = (jax.jit(field)(0.0, z, None) for field in fields)
-    assert relative(blocks, whole) < 1e-13
+    model = imr.Quadratic(jnp.stack([phi, 0.5 * phi]))
+    loss = imr.feature_loss(model, imr.same_class_targets(jnp.arange(N) % 3))
+
+    @jax.jit
+    def fields(z):
+        return [imr.closed_field(loss, normalise=normalise, block=b)(0.0, z) for b in (N, 16)]
+
+    assert relative(*fields(z)) < 1e-13
     with pytest.raises(imr.ImrError, match="block and mesh are for normalise='row'"):
         attention_terms(z, phi, normalise="double", block=16)
 
@@ -157,21 +162,21 @@ def test_errors():
         attention_products(q, q[:4], mesh=line)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_random_features_and_what_they_say_of_themselves():
     q = 0.3 * problem()[0]
     exact = attention_products(q, block=N)
     keys = jax.random.split(jax.random.key(0), 16)
     errors = []
     for features in (64, 4096):
-        found = jax.vmap(
+        actual = jax.vmap(
             lambda key, m=features: random_feature_products(q, key=key, num_features=m, checked=N)
         )(keys)
         apart = [
             jnp.linalg.norm(a - b[None], axis=(1, 2)) / jnp.linalg.norm(b)
-            for a, b in zip(found[:2], exact, strict=True)
+            for a, b in zip(actual[:2], exact, strict=True)
         ]
-        assert relative(found.error, apart[0]) < 1e-12
+        assert relative(actual.error, apart[0]) < 1e-12
         errors.append([float(x.mean()) for x in apart])
     # 64 times as many features: an eighth of the error, give or take.
     assert all(6 < few / many < 11 for few, many in zip(*errors, strict=True))
@@ -180,7 +185,7 @@ def test_random_features_and_what_they_say_of_themselves():
     assert large.error > 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.parametrize("check", ["rings", "flows"])
 def test_on_eight_devices(check):
     """In a process of its own, which has them."""
@@ -208,8 +213,8 @@ def rings():
 
 def lowers(function, n):
     """For every platform, with its gradient."""
-    scalar = lambda q: jnp.sum(function(q) ** 2)  # noqa: E731
-    exported = jax.export.export(jax.jit(jax.grad(scalar)), platforms=("tpu", "cuda", "cpu"))(
+    gradient = jax.jit(jax.grad(lambda q: jnp.sum(function(q) ** 2)))
+    exported = jax.export.export(gradient, platforms=("tpu", "cuda", "cpu"))(
         jax.ShapeDtypeStruct((n, R), jnp.float32)
     )
     assert exported.platforms == ("tpu", "cuda", "cpu")
@@ -224,29 +229,28 @@ def flows():
     """Flows on a mesh that does not divide their rows: the same steps to the same end."""
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     z, phi, theta = problem()[0], problem(1)[0][:R], problem(2)[0][:3]
-    labels, options = jnp.arange(N) % 3, {"rtol": 1e-6, "atol": 1e-8, "ts": jnp.array([0.3, 1.0])}
-    anchor = (0.1, 0.5 * z)
+    labels = jnp.arange(N) % 3
 
-    def linear(mesh, norm: Any = "coordinates"):
-        def run(theta):
-            flow: Any = imr.linear_flow(
-                z, theta, labels, t1=1.0, anchor=anchor, norm=norm, mesh=mesh, **options
-            )
+    def solved(make_loss, parameters, mesh, norm: Any = "coordinates"):
+        def run(parameters):
+            flow: Any = imr.solve_reduced(
+                make_loss(parameters), z, t1=1.0, norm=norm, mesh=mesh, rtol=1e-6, atol=1e-8,
+                ts=jnp.array([0.3, 1.0]),
+            )  # fmt: skip
             return jnp.sum(flow.z**2), flow
 
-        return jax.value_and_grad(run, has_aux=True)(theta)
+        return jax.value_and_grad(run, has_aux=True)(parameters)
 
-    def quadratic(mesh):
-        def run(phi):
-            flow: Any = imr.quadratic_flow(
-                z, phi, None, imr.same_class_targets(labels, 3), t1=1.0, mesh=mesh, **options
-            )
-            return jnp.sum(flow.z**2), flow
+    def linear_loss(theta):
+        return imr.feature_loss(imr.Linear(theta), labels, anchor=(0.1, 0.5 * z))
 
-        return jax.value_and_grad(run, has_aux=True)(phi)
+    def quadratic_loss(phi):
+        return imr.feature_loss(imr.Quadratic(phi), imr.same_class_targets(labels, 3))
 
-    for way in (linear, lambda mesh: linear(mesh, "features"), quadratic):
-        ((_, alone), slope), ((_, spread), slopes) = way(None), way(mesh)
+    cases = (linear_loss, theta, "coordinates"), (linear_loss, theta, "features")
+    for make_loss, parameters, norm in (*cases, (quadratic_loss, phi, "coordinates")):
+        (_, alone), slope = solved(make_loss, parameters, None, norm)
+        (_, spread), slopes = solved(make_loss, parameters, mesh, norm)
         assert int(alone.num_steps) == int(spread.num_steps)
         assert bool(spread.converged)
         assert spread.z.shape == (N, R)

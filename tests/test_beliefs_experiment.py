@@ -1,19 +1,35 @@
-"""The beliefs experiment: its verdicts, its figures' arrays, and one smoke run."""
+"""The beliefs experiment: its claims, its theory, and one smoke run."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.beliefs import acceptance
-from experiments.beliefs.__main__ import main
-from experiments.beliefs.acceptance import Bound, Line
+from experiments.beliefs import acceptance, theory
+from experiments.beliefs.__main__ import EXPERIMENT
 from experiments.beliefs.config import LACKING, LENGTH, NETS, ONE, TWO, Config, plan
-from imr.lab.experiment import run_main
+from experiments.beliefs.readings import Reading
+from imr.lab.bounds import at_most
+from imr.lab.claims import Check, Claim, Control
+from imr.lab.nets import read_nets
 
 
 def run(*flags):
-    return run_main(main, Config, [str(flag) for flag in flags])
+    return EXPERIMENT.main([str(flag) for flag in flags])
+
+
+def reading(**values):
+    """A reading of which only some is known."""
+    return Reading(**(dict.fromkeys(Reading._fields) | values))
+
+
+@pytest.mark.laws
+def test_the_theory_holds_and_its_controls_fail():
+    rows = theory.rows()
+    assert [row for row in rows if not row["passed"]] == []
+    assert {row["id"] for row in rows} == {"T1", "T2", "T3", "T5", "T7", "T8", "T9"}
+    assert sum(row["role"] == "control" for row in rows) >= 5
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +40,10 @@ def smoke(tmp_path_factory):
     return out, json.loads((out / "summary.json").read_text())
 
 
-def test_the_theory_holds_and_its_controls_fail(smoke):
-    rows = smoke[1]["theory"]
-    assert [row for row in rows if not row["passed"]] == []
-    assert {row["id"] for row in rows} == {"T1", "T2", "T3", "T5", "T7", "T8", "T9"}
-    assert sum(row["role"] == "control" for row in rows) >= 5
-
-
+@pytest.mark.acceptance
 def test_a_smoke_net_is_measured_and_drawn(smoke):
     out, summary = smoke
+    assert all(row["passed"] for row in summary["theory"])
     rows = {(r["id"], r["check"], r["role"]): r for r in summary["table"]}
     assert all(row["seeds"] == 2 for row in rows.values())
     kl = rows["N1", "mean KL, nats", "claim"]
@@ -55,6 +66,18 @@ def test_a_smoke_net_is_measured_and_drawn(smoke):
     assert [line["step"] for line in lines] == [200, 400]
 
 
+@pytest.mark.acceptance
+def test_a_checkpoint_says_what_net_it_holds_and_what_that_has_learned(smoke):
+    nets = read_nets(smoke[0] / "checkpoints" / "slow-soft")
+    assert nets.runs == [{"seed": 0}, {"seed": 1}]
+    assert nets.holds["architecture"]["name"] == "Transformer"
+    assert nets.holds["process"]["arguments"] == {"x": 0.15, "a": 0.6}
+    trained, fresh = (jax.tree.leaves(params) for params in (nets.params, nets.untrained()))
+    assert all(a.shape == b.shape for a, b in zip(trained, fresh, strict=True))
+    assert any((a != b).any() for a, b in zip(trained, fresh, strict=True))
+
+
+@pytest.mark.acceptance
 def test_the_same_again_prints_the_results(smoke, capsys):
     assert run("--smoke", "--seeds", "2", "--out", smoke[0]) == 0
     again = capsys.readouterr()
@@ -62,62 +85,50 @@ def test_the_same_again_prints_the_results(smoke, capsys):
     assert (smoke[0] / "table.md").read_text().strip() in again.out
 
 
-def test_bounds_and_what_refutes_them():
-    for bound, inside, outside in (
-        (acceptance.at_most(1.0), 1.0, 1.1),
-        (acceptance.at_least(1.0), 1.0, 0.9),
-        (acceptance.near(1.0, 0.5), 0.5, 1.6),
-        (Bound("below", 1.0), 0.9, 1.0),
-    ):
-        assert bound.holds(inside)
-        assert not bound.holds(outside)
-        assert bound.failed().holds(outside)
-        assert not bound.failed().holds(inside)
-        # What is not a number neither shows a claim nor refutes it.
-        assert not bound.holds(np.nan)
-        assert not bound.failed().holds(np.nan)
-
-
 def test_one_seed_that_fails_is_a_claim_that_fails():
-    line = Line("N0", "value", ONE, "soft", "claim", acceptance.at_most(1.0), lambda run: run["x"])
-    control = line._replace(role="control", kind="untrained", bound=line.bound.failed())
-    measured = {
-        (ONE.name, "soft"): [{"x": 0.5}, {"x": 1.5}],
-        (ONE.name, "untrained"): [{"x": 2.0}, {"x": 3.0}],
+    claim = Claim(
+        "N0", "value", lambda r: r.kl, (Check("value", at_most(1.0)),), (ONE, "soft"),
+        (Control((ONE, "untrained")),),
+    )  # fmt: skip
+    readings = {
+        (ONE.name, "soft"): [reading(kl=0.5), reading(kl=1.5)],
+        (ONE.name, "untrained"): [reading(kl=2.0), reading(kl=3.0)],
     }
-    claimed, refuted = acceptance.rows([line, control], measured)
+    claimed, refuted = acceptance.rows([claim], readings)
     assert not claimed["passed"]
     assert claimed["holds"] == 1
     assert refuted["passed"]
     text = acceptance.markdown([claimed, refuted])
     assert "FAILS (1/2)" in text
     assert "fails, as it must" in text
-    measured[ONE.name, "untrained"][0]["x"] = 0.1
-    assert not acceptance.rows([control], measured)[0]["passed"]
+    readings[ONE.name, "untrained"][0] = reading(kl=0.1)
+    assert not acceptance.rows([claim], readings)[1]["passed"]
 
 
 def test_every_claim_has_its_row_and_a_control():
-    lines = acceptance.lines("soft")
-    claims = {line.id for line in lines if line.role == "claim"}
-    controls = {line.id for line in lines if line.role == "control"}
+    lines = [(claim.id, line) for claim in acceptance.claims("soft") for line in claim.lines()]
+    claims, controls = (
+        {id for id, line in lines if line.role == role} for role in ("claim", "control")
+    )
     assert claims == {"N1", "N2", "N4", "N5", "N6", "N7", "N8", "N9", "N10", "N12", "N13", "N16"}
     assert controls == claims
-    assert {line.net for line in lines} == set(NETS)
-    assert all(line.kind in ("hard", "untrained") for line in acceptance.lines("hard"))
+    assert {line.subject[0] for _, line in lines} == set(NETS)
+    hard = [line for claim in acceptance.claims("hard") for line in claim.lines()]
+    assert all(line.subject[1] in ("hard", "untrained") for line in hard)
 
 
 def planted(even, odd):
     """Two heads' rows of attention with so much on their own parity."""
-    return {"parity": np.array([[1 - odd, odd], [even, 1 - even]])}
+    return reading(parity=np.array([[1 - odd, odd], [even, 1 - even]]))
 
 
 def test_parity_needs_a_head_for_each():
     assert acceptance.parity(planted(0.95, 0.99)) == pytest.approx(0.95)
-    assert acceptance.parity({"parity": np.array([[0.1, 0.9], [0.05, 0.95]])}) < 0.2
+    assert acceptance.parity(reading(parity=np.array([[0.1, 0.9], [0.05, 0.95]]))) < 0.2
     attention = np.zeros((1, 1, LENGTH, LENGTH))
     for d in range(LENGTH):
         attention[0, 0, d, : d + 1] = 0.55 ** np.arange(d, -1, -1)
-    assert acceptance.lag_ratio({"attention": attention}) == pytest.approx(0.55)
+    assert acceptance.lag_ratio(reading(attention=attention)) == pytest.approx(0.55)
 
 
 def test_the_plan():

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.bench.__main__ import EXPERIMENT
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_smoke_times_every_way_to_the_same_end(tmp_path):
     command = [
         sys.executable,
@@ -53,9 +55,16 @@ def test_smoke_times_every_way_to_the_same_end(tmp_path):
     assert (tmp_path / "run" / "figures" / "attention.png").stat().st_size > 10_000
 
 
-def test_bad_flags_are_one_clear_line(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "--n", "0", "--out", tmp_path / "run"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "--n must be positive; found 0." in result.stderr
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--n", "0"), "--n must be at least 1; found 0."),
+        (("--rtol", "0"), "--rtol must be above 0 and finite; found 0.0."),
+        (("--parts", "nothing"), "--parts must be among linear, attention"),
+        (("--scales",), "--scales must hold at least one number; found ()."),
+    ],
+)
+def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
+    assert EXPERIMENT.main([*flags, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,10 @@ from imr.errors import ImrError
 MESS3 = processes.mess3(0.15, 0.6)
 HALF = processes.mess3(0.5, 0.6)
 WORDS = np.indices((3,) * 6).reshape(6, -1).T.astype(np.int32)
-host = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
 
 
 def pooled(length=10, lam=-0.5):
@@ -29,13 +32,13 @@ def pooled(length=10, lam=-0.5):
         yield by_lag, eta, p.sum(1)
 
 
-def r_squared(features, wanted, weights):
+def r_squared(features, expected, weights):
     """Of the best linear map with a constant, weighted."""
     features = np.concatenate([features, np.ones((len(features), 1))], 1)
     root = np.sqrt(weights)[:, None]
-    fitted = features @ np.linalg.lstsq(root * features, root * wanted, rcond=None)[0]
-    mean = np.average(wanted, axis=0, weights=weights)
-    return 1 - (root**2 * (wanted - fitted) ** 2).sum() / (root**2 * (wanted - mean) ** 2).sum()
+    fitted = features @ np.linalg.lstsq(root * features, root * expected, rcond=None)[0]
+    mean = np.average(expected, axis=0, weights=weights)
+    return 1 - (root**2 * (expected - fitted) ** 2).sum() / (root**2 * (expected - mean) ** 2).sum()
 
 
 @pytest.mark.parametrize("name", ["mess3", "half", "rrxor", "mr_name", "post_quantum"])
@@ -51,19 +54,19 @@ def test_t5_recursive_kernel_level_spectral(name):
     )
     plain = sum(v[words[:, s]] @ np.linalg.matrix_power(matrix, 5 - s) for s in range(6))
     for method in ("recursive", "kernel", "spectral"):
-        found = np.asarray(constrained.constrained_beliefs(process, words, method=method))
-        assert abs(found[:, -1] - level).max() < 1e-12 * scale
+        actual = np.asarray(constrained.constrained_beliefs(process, words, method=method))
+        assert abs(actual[:, -1] - level).max() < 1e-12 * scale
         # The control: without the stationary distribution.
-        assert abs(found[:, -1] - plain).max() > 1e-2 * scale
+        assert abs(actual[:, -1] - plain).max() > 1e-2 * scale
     assert abs(plain + np.asarray(process.stationary) - level).max() < 1e-12 * scale
     assert abs(level @ np.asarray(process.right) - 1).max() < 1e-12
 
 
 def test_mess3_kernel_on_paper_and_out_of_the_simplex():
-    found = np.asarray(constrained.constrained_beliefs(MESS3, WORDS))[:, -1]
+    actual = np.asarray(constrained.constrained_beliefs(MESS3, WORDS))[:, -1]
     tokens = np.eye(3)[WORDS] - 1 / 3
-    wanted = 0.4 * np.einsum("l,nls->ns", 0.55 ** np.arange(6)[::-1], tokens)
-    assert abs(found - 1 / 3 - wanted).max() < 1e-12
+    expected = 0.4 * np.einsum("l,nls->ns", 0.55 ** np.arange(6)[::-1], tokens)
+    assert abs(actual - 1 / 3 - expected).max() < 1e-12
     lowest = min(np.asarray(constrained.constrained_level(HALF, d)).min() for d in (10,))
     assert abs(lowest + 0.022) < 1e-3
 
@@ -87,11 +90,11 @@ def test_the_row_normalised_variant():
 
 
 def test_t7_one_head_and_its_control():
-    wanted = np.asarray(constrained.constrained_beliefs(MESS3, WORDS)) - 1 / 3
+    expected = np.asarray(constrained.constrained_beliefs(MESS3, WORDS)) - 1 / 3
     for embedding in (0.0, 0.3):
         heads = host(constrained.one_head_attention(0.55, 6, embedding))
-        found = np.asarray(constrained.apply_heads(MESS3, WORDS, heads))
-        assert abs(found - wanted).max() < 1e-12 * abs(wanted).max()
+        actual = np.asarray(constrained.apply_heads(MESS3, WORDS, heads))
+        assert abs(actual - expected).max() < 1e-12 * abs(expected).max()
         assert abs(heads.attention.sum(-1) - 1).max() < 1e-13
         assert (heads.attention >= 0).all()
     late = host(constrained.one_head_attention(0.55, 60, 0.3))
@@ -99,21 +102,21 @@ def test_t7_one_head_and_its_control():
     row = late.attention[0, -1]
     assert abs(row[-1] / row[-2] - 0.7 / 0.55) < 1e-12
     # Naive: lam^(d-s) / Z_d and the same values everywhere, all prefixes with one linear map.
-    found, wanted, p = [], [], []
+    actual, expected, p = [], [], []
     for by_lag, eta, weight in pooled(lam=0.55):
         decay = 0.55 ** np.arange(by_lag.shape[1])
-        found.append(np.einsum("l,nls->ns", decay / decay.sum(), by_lag))
-        wanted.append(eta)
+        actual.append(np.einsum("l,nls->ns", decay / decay.sum(), by_lag))
+        expected.append(eta)
         p.append(weight)
-    found, wanted, p = np.concatenate(found), np.concatenate(wanted), np.concatenate(p)
-    assert abs(r_squared(found, wanted, p) - 0.935) < 1e-3
+    actual, expected, p = np.concatenate(actual), np.concatenate(expected), np.concatenate(p)
+    assert abs(r_squared(actual, expected, p) - 0.935) < 1e-3
 
 
 def test_t8_two_heads_and_the_best_single_one():
-    wanted = np.asarray(constrained.constrained_beliefs(HALF, WORDS)) - 1 / 3
+    expected = np.asarray(constrained.constrained_beliefs(HALF, WORDS)) - 1 / 3
     heads = host(constrained.two_head_attention(-0.5, 6))
-    found = np.asarray(constrained.apply_heads(HALF, WORDS, heads))
-    assert abs(found - wanted)[:, 1:].max() < 1e-12 * abs(wanted).max()
+    actual = np.asarray(constrained.apply_heads(HALF, WORDS, heads))
+    assert abs(actual - expected)[:, 1:].max() < 1e-12 * abs(expected).max()
     assert abs(heads.attention.sum(-1) - 1).max() < 1e-13
     assert (heads.attention >= 0).all()
     late = host(constrained.two_head_attention(-0.5, 60)).gains[:, 30]
@@ -134,19 +137,19 @@ def test_t8_two_heads_and_the_best_single_one():
 
 def test_t9_poles_of_the_best_additive_filter():
     for lam, pole in ((0.55, 0.4666), (-0.5, -0.4233)):
-        found = constrained.additive_filter(lam, 0.4)
-        assert abs(found.pole - pole) < 5e-4
-        assert abs(found.pole - lam) > 0.015
+        actual = constrained.additive_filter(lam, 0.4)
+        assert abs(actual.pole - pole) < 5e-4
+        assert abs(actual.pole - lam) > 0.015
         noise = 1 - 0.4**2
-        again = lam**2 * found.variance * noise / (0.16 * found.variance + noise) + 1 - lam**2
-        assert abs(again - found.variance) < 1e-14
+        again = lam**2 * actual.variance * noise / (0.16 * actual.variance + noise) + 1 - lam**2
+        assert abs(again - actual.variance) < 1e-14
     assert constrained.additive_filter(0.55, 0.0).pole == 0.55
     assert constrained.additive_filter(0.55, 1.0).pole == 0
 
 
 def test_spectrum_and_heads():
-    found = host(constrained.spectrum(MESS3))
-    matrix = (found.right * found.eigenvalues) @ found.left
+    actual = host(constrained.spectrum(MESS3))
+    matrix = (actual.right * actual.eigenvalues) @ actual.left
     assert abs(matrix - np.asarray(MESS3.transitions).sum(0)).max() < 1e-13
     counts = {"mess3": 1, "rrxor": 0, "coin": 0, "zero_one_random": 3, "no_consecutive_ones": 2}
     assert {n: constrained.head_count(PROCESSES[n]) for n in counts} == counts
@@ -207,14 +210,14 @@ def test_bad_input(make, message, unchecked):
 def test_the_spectrum_of_a_known_process_inside_jit():
     tokens = WORDS[:5]
     inside = jax.jit(lambda t: constrained.constrained_beliefs(MESS3, t, method="spectral"))(tokens)
-    wanted = constrained.constrained_beliefs(MESS3, tokens)
-    np.testing.assert_allclose(inside, wanted, atol=1e-12)
+    expected = constrained.constrained_beliefs(MESS3, tokens)
+    np.testing.assert_allclose(inside, expected, atol=1e-12)
 
 
 def test_eigenvalues_of_a_spectrum_are_taken():
     value = constrained.spectrum(MESS3).eigenvalues[1]
     assert constrained.one_head_attention(value, 4).attention.shape == (1, 4, 4)
-    with pytest.raises(ImrError, match="there is two_head_attention"):
+    with pytest.raises(ImrError, match="use two_head_attention"):
         constrained.one_head_attention(-0.2, 4)
     with pytest.raises(ImrError, match="eigenvalue must be real"):
         constrained.one_head_attention(0.2 + 0.1j, 4)  # pyright: ignore[reportArgumentType]

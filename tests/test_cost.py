@@ -8,7 +8,6 @@ import pytest
 
 import imr
 from imr.attention import attention_products
-from imr.flow.reduced import _linear_drift
 from imr.parallel import cost
 
 N, R, K, F = 512, 16, 10, 784
@@ -16,14 +15,14 @@ N, R, K, F = 512, 16, 10, 784
 
 def analysed(function, *arguments):
     shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in arguments]
-    found: Any = jax.jit(function).lower(*shapes).compile().cost_analysis()
-    return found["flops"], found["transcendentals"]
+    actual: Any = jax.jit(function).lower(*shapes).compile().cost_analysis()
+    return actual["flops"], actual["transcendentals"]
 
 
-def check(found, wanted, tolerance):
-    flops, exponentials = found
-    assert abs(flops / wanted.flops - 1) < tolerance
-    assert exponentials == wanted.exponentials
+def check(actual, expected, tolerance):
+    flops, exponentials = actual
+    assert abs(flops / expected.flops - 1) < tolerance
+    assert exponentials == expected.exponentials
 
 
 def test_attention():
@@ -50,11 +49,16 @@ def test_tiles():
 
 def test_linear():
     labels = jnp.zeros(N, int)
-    drift = lambda y, gram: _linear_drift(labels, None, 1.0, gram @ y)  # noqa: E731
+    targets = imr.as_targets(labels)
+    model = imr.Linear(jnp.zeros((K, F), jnp.float32))
+
+    def drift(y, gram):
+        return model.descent_at(gram @ y, targets)
+
     check(analysed(drift, (K, N), (K, K)), cost.linear_flow_cost(N, K), 0.1)
 
     def field(z, theta):
-        return imr.gradient_field(imr.feature_loss(imr.linear_logits, theta, labels))(0.0, z, None)
+        return imr.gradient_field(imr.feature_loss(imr.Linear(theta), labels))(0.0, z)
 
     check(analysed(field, (N, F), (K, F)), cost.linear_field_cost(N, F, K), 0.03)
 

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 import imr
-from experiments.features.__main__ import main
-from experiments.features.config import Config
+from experiments.features.__main__ import EXPERIMENT
 from experiments.features.theory import bound_slack, late_times
-from imr.lab.experiment import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +94,7 @@ def test_figures_and_what_they_show(smoke):
 
 def test_the_same_again_prints_the_results(smoke, capsys):
     out, first, _ = smoke
-    assert run_main(main, Config, ["--smoke", "--out", str(out)]) == 0
+    assert EXPERIMENT.main(["--smoke", "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert "already run" in captured.err
     assert captured.out == first.stdout
@@ -126,15 +124,15 @@ def test_the_predictions_solve_the_hard_margin_problem():
         assert np.sum(late.direction[c] ** 2) == pytest.approx(late.distance[c] ** -2)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_the_predictions_agree_with_the_flow():
     random, k, t1 = np.random.default_rng(29), 4, 1e5
     theta, labels = random.normal(size=(k, 6)), np.arange(3 * k) % k
     z0, ts = random.normal(size=(3 * k, 6)), np.array([0.0, 10.0, 1e3, t1])
-    flow = imr.linear_flow(
-        jnp.asarray(z0), jnp.asarray(theta), jnp.asarray(labels), t1=t1, ts=jnp.asarray(ts),
-        rtol=1e-9, atol=1e-11,
-    )  # fmt: skip
+    loss = imr.feature_loss(imr.Linear(jnp.asarray(theta)), jnp.asarray(labels))
+    flow = imr.solve_reduced(
+        loss, jnp.asarray(z0), t1=t1, ts=jnp.asarray(ts), rtol=1e-9, atol=1e-11
+    )
     logits = np.asarray(flow.zs) @ theta.T
     behind = np.exp(logits - np.take_along_axis(logits, labels[None, :, None], axis=2))
     behind[:, np.arange(3 * k), labels] = 0
@@ -159,8 +157,8 @@ def test_the_bound_is_the_law_of_two_classes():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--l2", "0"), "--l2 must be positive and finite; found 0"),
-        (("--anchor", "-1"), "--anchor must be positive"),
+        (("--l2", "0"), "--l2 must be above 0 and finite; found 0.0"),
+        (("--anchor", "-1"), "--anchor must be above 0 and finite; found -1.0"),
         (("--t1", "inf"), "--t1 must be at least 1 and finite"),
         (("--seeds", "0"), "--seeds must be at least 1"),
         (("--per-decade", "2"), "--per-decade must be at least 3"),
@@ -169,7 +167,7 @@ def test_the_bound_is_the_law_of_two_classes():
     ],
 )
 def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
-    assert run_main(main, Config, [*flags, "--out", str(tmp_path / "run")]) == 2
+    assert EXPERIMENT.main([*flags, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

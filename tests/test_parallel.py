@@ -80,7 +80,9 @@ def training(folder, seconds):
             del step
             return jax.random.randint(key, (CHUNK, ROWS), 0, len(data[1]))
 
-        init = lambda key: jax.random.normal(key, (8,), float)  # noqa: E731
+        def init(key):
+            return jax.random.normal(key, (8,), float)
+
         states = train.init_states(init, optimizer, keys, mesh=mesh)
         chunk = train.make_chunk(loss, optimizer, schedule, mesh=mesh)
         hyper, data = parallel.replicate((jnp.ones(2), data), mesh)
@@ -116,14 +118,14 @@ def products(folder, seconds):
 
         everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         run = jax.jit(jax.value_and_grad(scalar, has_aux=True), out_shardings=everywhere)
-        (_, found), gradient = run(q)
+        (_, actual), gradient = run(q)
         if parallel.is_first():
-            np.save(Path(folder) / "end.npy", np.stack(parallel.local((*found, gradient))))
+            np.save(Path(folder) / "end.npy", np.stack(parallel.local((*actual, gradient))))
 
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_two_processes_make_the_products_of_one(tmp_path):
     ends = []
     for name, count in (("alone", 1), ("two", 2)):
@@ -135,7 +137,7 @@ def test_two_processes_make_the_products_of_one(tmp_path):
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10 * np.abs(ends[0]).max())
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_two_processes_stop_on_sigterm_and_go_on(tmp_path):
     """Both save and end with 0; the restart ends bit for bit where an unbroken run does."""
     ends = {}
@@ -182,11 +184,12 @@ def test_preemption_saves_though_nothing_is_due(tmp_path):
             checkpoints.save(8, {"x": 2 * state["x"]})
     assert not parallel.preempted()
     with Checkpoints(tmp_path, {}) as checkpoints:
-        found = checkpoints.restore(state)
-    assert found is not None
-    assert found["x"].tolist() == [0.0, 2.0, 4.0]
+        actual = checkpoints.restore(state)
+    assert actual is not None
+    assert actual["x"].tolist() == [0.0, 2.0, 4.0]
 
 
+@pytest.mark.acceptance
 def test_a_signal_that_nobody_looked_at_still_ends_the_process():
     code = (
         "import os, signal\nfrom imr.parallel import stop_on_sigterm\n"
@@ -211,7 +214,7 @@ def failing(folder, seconds):
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path):
     folder, port = tmp_path / "run", free_port()
     folder.mkdir()
@@ -238,7 +241,7 @@ def test_errors(monkeypatch):
     with pytest.raises(imr.ImrError, match="process_id must lie in 0 to 1"):
         parallel.initialize("127.0.0.1:1", 2, 2)
     # Devices have been asked for already.
-    with pytest.raises(imr.ImrError, match=r"could not be joined through 127\.0\.0\.1:1"):
+    with pytest.raises(imr.ImrError, match=r"could not be connected through 127\.0\.0\.1:1"):
         parallel.initialize("127.0.0.1:1", 1, 0)
     monkeypatch.setenv("IMR_COORDINATOR", "127.0.0.1:1")
     with pytest.raises(imr.ImrError, match="must be an address and two integers"):

@@ -1,5 +1,7 @@
 """Multinomial regression at its optimum, against scikit-learn and against its own conditions."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,8 @@ def scikit_learn(x, y, l2):
     return LogisticRegression(C=1 / (2 * l2 * len(y)), tol=1e-8, max_iter=5000).fit(x, y)
 
 
-@pytest.mark.parametrize("l2", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-2])
+@pytest.mark.laws
+@pytest.mark.parametrize("l2", [pytest.param(1e-4, marks=pytest.mark.acceptance), 1e-2])
 def test_digits_like_scikit_learn(l2):
     data = load_digits()
     x = data.train_images.astype(np.float64)
@@ -27,7 +30,7 @@ def test_digits_like_scikit_learn(l2):
     np.testing.assert_allclose(fit.theta, peer.coef_, atol=1e-4 * np.abs(peer.coef_).max())
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_fashion_mnist_within_half_a_point_of_scikit_learn():
     """Float32 pixels and scikit-learn's C = 0.1, on real images."""
     folder = images_folder("fashion_mnist_head")
@@ -39,16 +42,20 @@ def test_fashion_mnist_within_half_a_point_of_scikit_learn():
     fit = fit_regression(x, jnp.asarray(data.train_labels), 10, l2, tol=1e-4)
     assert fit.converged
     assert fit.theta.dtype == jnp.float32
-    logits = imr.linear_logits(jnp.asarray(data.test_images), fit.theta, fit.bias)
+    logits = imr.Linear(fit.theta, fit.bias)(jnp.asarray(data.test_images))
     ours = np.mean(np.argmax(logits, axis=1) == data.test_labels)
     peer = LogisticRegression(C=0.1, max_iter=150, tol=1e-3)
     peer.fit(data.train_images, data.train_labels)
     assert abs(ours - peer.score(data.test_images, data.test_labels)) <= 0.005
 
 
-@pytest.mark.slow
-def test_the_gradient_vanishes_at_the_optimum():
-    p = linear(50, 6, 4)
+@pytest.fixture(scope="module")
+def p():
+    """One problem for all tests of few rows, so that each fit is compiled once."""
+    return linear(50, 6, 4)
+
+
+def test_the_gradient_vanishes_at_the_optimum(p):
     fit = fit_regression(p.z, p.labels, 4, 0.01, tol=1e-9)
     gradient = jax.grad(objective, argnums=(0, 1))(fit.theta, fit.bias, p.z, p.labels, 0.01)
     largest = max(float(jnp.abs(g).max()) for g in gradient)
@@ -57,31 +64,29 @@ def test_the_gradient_vanishes_at_the_optimum():
     assert float(fit.gradient) == pytest.approx(largest, rel=1e-3, abs=1e-12)
 
 
-def test_giving_up_is_said():
-    p = linear(50, 6, 4)
+def test_giving_up_is_said(p):
     fit = fit_regression(p.z, p.labels, 4, 1e-4, tol=1e-12, max_steps=3)
     assert not fit.converged
     assert fit.num_steps == 3
 
 
-@pytest.mark.slow
-def test_noisy_regression_minimises_the_expected_loss():
+@pytest.mark.laws
+def test_noisy_regression_minimises_the_expected_loss(p):
     """Its gradient under noise in feature space, many draws: zero within the error of the mean."""
-    p = linear(40, 5, 3)
     noise, l2 = 0.7, 0.01
-    theta, bias, *_ = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, l2, noise)
+    theta, bias, *_ = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 4, l2, noise)
 
-    @jax.jit
     def gradient(key, theta, bias):
         x = p.z + noise * jax.random.normal(key, p.z.shape)
         return jax.grad(objective, argnums=(0, 1))(theta, bias, x, p.labels, l2)
 
     keys = jax.random.split(jax.random.key(1), 2_000)
-    at_fit = jax.vmap(lambda key: gradient(key, theta, bias))(keys)
-    elsewhere = jax.vmap(lambda key: gradient(key, 1.2 * theta, bias))(keys)
+    gradients = jax.jit(jax.vmap(gradient, in_axes=(0, None, None)))
+    at_fit, elsewhere = gradients(keys, theta, bias), gradients(keys, 1.2 * theta, bias)
 
     def deviations(draws):
-        mean = [jnp.abs(g.mean(axis=0)) for g in draws]
+        draws = [np.asarray(g) for g in draws]
+        mean = [np.abs(g.mean(axis=0)) for g in draws]
         error = [g.std(axis=0) / np.sqrt(len(keys)) for g in draws]
         return max(float((m / e).max()) for m, e in zip(mean, error, strict=True))
 
@@ -89,17 +94,35 @@ def test_noisy_regression_minimises_the_expected_loss():
     assert deviations(elsewhere) > 10
 
 
-@pytest.mark.slow
-def test_without_noise_both_fits_agree():
-    p = linear(60, 5, 3)
-    exact = fit_regression(p.z, p.labels, 3, 0.02, tol=1e-9)
-    fit = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.02, 0.0)
+@pytest.mark.laws
+def test_without_noise_both_fits_agree(p):
+    exact = fit_regression(p.z, p.labels, 4, 0.02, tol=1e-9)
+    fit = fit_noisy_regression(jax.random.key(0), p.z, p.labels, 4, 0.02, 0.0)
     np.testing.assert_allclose(fit.theta, exact.theta, atol=1e-5)
     np.testing.assert_allclose(fit.bias, exact.bias, atol=1e-5)
     assert fit.converged
 
 
-@pytest.mark.slow
+@pytest.mark.laws
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_a_mask_of_rows_is_the_fit_of_those_rows(p, noise):
+    where = np.arange(50) % 3 > 0
+    if noise:  # the rows left out draw noise too, which is as much that of others
+        fit = partial(fit_noisy_regression, jax.random.key(0), noise=noise, num_classes=4, l2=0.02)
+        tolerance = 0.02
+    else:
+        fit = partial(fit_regression, num_classes=4, l2=0.02, tol=1e-9)
+        tolerance = 1e-7
+    masked = fit(x=p.z, labels=p.labels, where=where)
+    part = fit(x=p.z[where], labels=p.labels[where])
+    assert masked.converged
+    np.testing.assert_allclose(masked.theta, part.theta, atol=tolerance)
+    np.testing.assert_allclose(masked.bias, part.bias, atol=tolerance)
+    whole = fit(x=p.z, labels=p.labels, where=np.ones(50, bool))
+    assert np.abs(whole.theta - part.theta).max() > 5 * tolerance
+
+
+@pytest.mark.laws
 def test_noisy_regression_knows_when_it_has_not_converged():
     data = load_digits()
     x, y = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
@@ -115,6 +138,8 @@ def test_noisy_regression_knows_when_it_has_not_converged():
 @pytest.mark.usefixtures("unchecked")
 def test_errors():
     p = linear(10, 4, 3)
+    with pytest.raises(imr.ImrError, match="where must leave at least one row; found none"):
+        fit_regression(p.z, p.labels, 3, 0.1, where=np.zeros(10, bool))
     with pytest.raises(imr.ImrError, match="l2 must be at least 0; found -1"):
         fit_regression(p.z, p.labels, 3, -1.0)
     with pytest.raises(imr.ImrError, match=r"noise must be at least 0; found -0\.5"):

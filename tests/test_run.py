@@ -1,4 +1,4 @@
-"""Run folders, the metrics file, tables, progress and the way in from the command line."""
+"""Run folders, the metrics file, tables and progress."""
 
 import dataclasses
 import io
@@ -14,27 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imr.errors import ImrError, MissingPackageError, RunError
-from imr.lab import console, experiment
+from imr.errors import ImrError, RunError
+from imr.lab import console
 from imr.lab import folder as run
+from imr.lab.flags import RunFlags
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunFlags):
     """Flags of a test."""
 
     rate: float = 0.1
-    """Step size."""
     train_noise: tuple[float, ...] = (0.0, 0.5)
-    """Noise levels."""
     data_dir: Path | None = None
-    """Where the data are."""
-    smoke: bool = False
-    """Whether to be quick."""
-    out: Path | None = None
-    """The run folder."""
-    overwrite: bool = False
-    """Whether to start again."""
 
 
 def opened(path, config=None, **flags):
@@ -47,7 +39,9 @@ def opened(path, config=None, **flags):
 def test_config_dict_is_json_without_the_control_fields():
     config = Config(data_dir=Path("a/b"), out=Path("c"), overwrite=True)
     found = run.config_dict(config)
-    assert found == {"rate": 0.1, "train_noise": [0.0, 0.5], "data_dir": "a/b", "smoke": False}
+    assert found == {
+        "seed": 0, "smoke": False, "rate": 0.1, "train_noise": [0.0, 0.5], "data_dir": "a/b"
+    }  # fmt: skip
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -55,7 +49,7 @@ def test_config_hash_ignores_where_and_sees_what():
     base = run.config_hash(Config())
     assert len(base) == 10
     assert int(base, 16) >= 0
-    assert run.config_hash(Config(out=Path("x"), overwrite=True)) == base
+    assert run.config_hash(Config(out=Path("x"), overwrite=True, compilation_cache=False)) == base
     assert run.config_hash(Config(rate=0.2)) != base
     assert run.config_hash(Config(rate=math.inf)) != run.config_hash(Config(rate=math.nan))
 
@@ -361,104 +355,3 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch):
     assert terminal.getvalue().count("\n") == 1
     assert "10/10" in terminal.getvalue()
     assert "loss=0.25" in terminal.getvalue()
-
-
-def test_missing_packages_name_the_line_to_type(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    assert experiment.run_main(lambda config: None, Config, []) == 2
-    assert "pip install 'imr[experiments]'" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    with pytest.raises(MissingPackageError, match="tqdm"), console.Progress(1, "a"):
-        pass
-
-
-# The way in
-
-
-def test_run_main_parses_flags():
-    pytest.importorskip("tyro")
-    seen = []
-    flags = ["--rate", "1", "--train-noise", "0.0", "0.5", "1", "--smoke", "--out", "a/b"]
-    assert experiment.run_main(seen.append, Config, [*flags, "--overwrite"]) == 0
-    assert seen == [Config(1.0, (0.0, 0.5, 1.0), None, True, Path("a/b"), True)]
-    assert experiment.run_main(seen.append, Config, []) == 0
-    assert seen[1] == Config()
-
-
-def test_help_shows_what_the_flags_mean(capsys):
-    pytest.importorskip("tyro")
-
-    def main(config):
-        """Trains something."""
-
-    with pytest.raises(SystemExit) as caught:
-        experiment.run_main(main, Config, ["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert "Trains something." in text
-    assert "Step size." in text
-    assert "--data-dir" in text
-
-
-def test_errors_are_one_line_and_exit_code_2(capsys):
-    pytest.importorskip("tyro")
-
-    def main(config):
-        raise RunError("the folder\nis not yours")
-
-    assert experiment.run_main(main, Config, []) == 2
-    assert capsys.readouterr().err == "error: the folder is not yours\n"
-
-
-def test_an_interrupt_says_how_to_go_on(capsys):
-    pytest.importorskip("tyro")
-
-    def main(config):
-        raise KeyboardInterrupt
-
-    assert experiment.run_main(main, Config, []) == 130
-    assert "same command again to resume" in capsys.readouterr().err
-
-
-def test_other_errors_keep_their_traceback():
-    pytest.importorskip("tyro")
-
-    def main(config):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        experiment.run_main(main, Config, [])
-
-
-SCRIPT = """
-import dataclasses, pathlib, sys
-from imr.lab.experiment import run_main
-from imr.lab.folder import open_run
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    rate: float = 0.1
-    out: pathlib.Path | None = None
-    overwrite: bool = False
-
-def main(config):
-    open_run("probe", config, out=config.out, overwrite=config.overwrite)
-
-if __name__ == "__main__":
-    sys.exit(run_main(main, Config))
-"""
-
-
-def test_exit_code_of_a_process_without_traceback(tmp_path):
-    pytest.importorskip("tyro")
-    script = tmp_path / "probe.py"
-    script.write_text(SCRIPT)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.tex").write_text("")
-    command = [sys.executable, str(script), "--out", "taken", "--overwrite"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert (tmp_path / "taken" / "thesis.tex").exists()

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 import imr
-from experiments.tokens.__main__ import main
-from experiments.tokens.closed_form import orthogonal_cosine
-from experiments.tokens.config import Config
+from experiments.tokens.__main__ import EXPERIMENT
 from experiments.tokens.flows import SETTINGS, Setting, _flags, _flow, energies, token_field
-from experiments.tokens.tables import crossing_times, plateaus, violations
-from imr.lab.experiment import run_main
+from experiments.tokens.measures import crossing_times, plateaus, violations
+from experiments.tokens.theory import orthogonal_cosine
 from imr.metrics import token_cosines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,24 +54,43 @@ def tokens():
     return z / jnp.linalg.norm(z, axis=1, keepdims=True)
 
 
+PHI, BETA = np.array([[1.0, 0.2], [0.3, -0.7], [0.1, 0.4]]), 3.0
+
+
+@pytest.fixture(scope="module")
+def fields(tokens):
+    """The fields of all settings, in one program."""
+    phi = jnp.asarray(PHI)
+    of_each = jax.jit(lambda z: [token_field(s, phi, BETA)(0.0, z, None) for s in SETTINGS])
+    return dict(zip(SETTINGS, of_each(tokens), strict=True))
+
+
+@pytest.fixture(scope="module")
+def imrs_fields(tokens):
+    """The field with and without the column term, as imr has it and projected to the sphere."""
+    loss = imr.feature_loss(imr.Quadratic(jnp.asarray(PHI), beta=BETA), None)
+
+    @jax.jit
+    def of_each(z):
+        fields = [imr.closed_field(loss, column_term=c) for c in (False, True)]
+        return [(f(0.0, z, None), imr.sphere_field(f)(0.0, z, None)) for f in fields]
+
+    return of_each(tokens)
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
-def test_field_is_imrs_in_the_time_of_geshkovski(tokens, setting):
-    phi, beta = jnp.array([[1.0, 0.2], [0.3, -0.7], [0.1, 0.4]]), 3.0
-    field = imr.quadratic_field(phi, None, None, beta=beta, column_term=setting.column_term)
-    field = imr.sphere_field(field) if setting.sphere else field
-    expected = -setting.sign / beta * field(0.0, tokens, None)
-    found = token_field(setting, phi, beta)(0.0, tokens, None)
-    np.testing.assert_allclose(found, expected, atol=1e-14)
+def test_field_is_imrs_in_the_time_of_geshkovski(fields, imrs_fields, setting):
+    expected = -setting.sign / BETA * imrs_fields[setting.column_term][setting.sphere]
+    np.testing.assert_allclose(fields[setting], expected, atol=1e-14)
 
 
-def test_energies_and_their_flows(tokens):
-    """The log-sum-exp has the whole field as gradient; the interaction energy the weighed row term."""
-    phi, beta = jnp.array([[1.0, 0.2], [0.3, -0.7], [0.1, 0.4]]), 3.0
-    gradients = jax.jit(jax.jacrev(lambda z: energies(z, phi, beta)))(tokens)
-    whole = token_field(Setting(1, False, True), phi, beta)(0.0, tokens, None)
+def test_energies_and_their_flows(tokens, fields):
+    """The log-sum-exp has the whole field as gradient; the interaction energy the weighted row term."""
+    gradients = jax.jit(jax.jacrev(lambda z: energies(z, jnp.asarray(PHI), BETA)))(tokens)
+    whole = fields[Setting(1, False, True)]
     np.testing.assert_allclose(gradients.attention, whole, atol=1e-13)
-    row = token_field(Setting(1, False, False), phi, beta)(0.0, tokens, None)
-    denominators = jnp.exp(beta * tokens @ phi @ phi.T @ tokens.T).sum(axis=1)
+    row, z = fields[Setting(1, False, False)], np.asarray(tokens)
+    denominators = np.exp(BETA * z @ PHI @ PHI.T @ z.T).sum(axis=1)
     weighed = 2 * (denominators / denominators.sum())[:, None] * row
     np.testing.assert_allclose(gradients.interaction, weighed, atol=1e-13)
 
@@ -116,7 +133,8 @@ def orthogonal():
 
 
 @pytest.mark.parametrize("column_term", [False, True], ids=["row", "row+column"])
-@pytest.mark.parametrize("sign", [pytest.param(1, marks=pytest.mark.slow), -1])
+@pytest.mark.laws
+@pytest.mark.parametrize("sign", [1, -1])
 def test_orthogonal_tokens_follow_the_closed_form(orthogonal, sign, column_term):
     """Geshkovski et al.'s equation for the row term up; twice its rate with the column term."""
     n, betas, ts, solve = orthogonal
@@ -230,7 +248,7 @@ def test_tokens_stay_on_the_sphere(summary):
 
 
 def test_the_same_again_prints_the_results(smoke, capsys):
-    assert run_main(main, Config, ["--smoke", "--out", str(smoke[0])]) == 0
+    assert EXPERIMENT.main(["--smoke", "--out", str(smoke[0])]) == 0
     found = capsys.readouterr()
     assert "already run" in found.err
     assert found.out == smoke[1]
@@ -239,18 +257,18 @@ def test_the_same_again_prints_the_results(smoke, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--tokens", "1"), "--tokens takes integers of at least 2; found 1"),
+        (("--tokens", "1"), "--tokens must be at least 2; found 1"),
         (("--dim", "2", "--rank", "3"), "--rank must be at most --dim = 2; found 3"),
         (("--beta-min", "0"), "--beta-min and --beta-max must be positive"),
         (("--time-max", "0.05"), "--time-min and --time-max must be positive, finite and in this"),
-        (("--threshold", "0"), "--threshold must lie in [1e-6, 1); found 0"),
-        (("--rtol", "1"), "--rtol must lie in"),
-        (("--shown", "-1"), "--shown takes positive inverse temperatures"),
-        (("--seeds", "0"), "--seeds takes integers of at least 1; found 0"),
+        (("--threshold", "0"), "--threshold must be at least 1e-06 and below 1; found 0.0"),
+        (("--rtol", "1"), "--rtol must be at least 1e-12 and at most 0.01; found 1.0"),
+        (("--shown", "-1"), "--shown must be above 0 and finite; found (-1.0,)"),
+        (("--seeds", "0"), "--seeds must be at least 1; found 0"),
     ],
 )
 def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
-    assert run_main(main, Config, [*flags, "--out", str(tmp_path / "run")]) == 2
+    assert EXPERIMENT.main([*flags, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1

@@ -1,128 +1,140 @@
-"""Training: one program for all runs, resumed bit by bit, and checkpoints that refuse strangers."""
+"""Training: one program for all runs, resumed to the bit, and checkpoints that say what they hold."""
 
+import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import imr
 from imr.lab import train
+from imr.lab.architecture import build, describe
 from imr.lab.checkpoint import Checkpoints
+from imr.lab.flags import RunFlags
+from imr.lab.folder import open_run
+from imr.lab.nets import graph_of, initialiser, read_nets
+from imr.nn import Classifier, PatchBlock, Transformer
+from imr.processes import mess3
 from tests.problems import linear
 
 RUNS, STEPS = 3, 5
 
 
-def problem(counter=None):
-    """A small noisy regression: states of three runs, their hyper-parameters, chunk and data."""
-    p = linear(20, 4, 3)
+def loss(params, hyper, data, rows, key):
+    z, labels = data
+    z = z[rows] + hyper * jax.random.normal(key, (len(rows), 4))
+    return jnp.mean(imr.cross_entropy(z @ params["theta"].T, labels[rows]))
 
-    def loss(params, hyper, data, rows, key):
-        if counter is not None:
-            counter.append(1)
-        z, labels = data
-        z = z[rows] + hyper * jax.random.normal(key, (len(rows), 4))
-        return jnp.mean(imr.cross_entropy(imr.linear_logits(z, params["theta"]), labels[rows]))
 
-    def schedule(data, key, step):
-        del data, step
-        return train.epoch_of_batches(key, 20, 4)
+def init(key):
+    # Of different keys different; normal numbers would take a second to compile.
+    return {"theta": jnp.cos(jnp.arange(12.0).reshape(3, 4) + jax.random.key_data(key)[0] % 97)}
 
-    optimizer = optax.adam(0.1)
-    init = lambda key: {"theta": jax.random.normal(key, (3, 4))}  # noqa: E731
-    states = train.init_states(init, optimizer, jax.random.split(jax.random.key(0), RUNS))
-    hyper = jnp.array([0.0, 0.5, 0.5])
-    return states, hyper, train.make_chunk(loss, optimizer, schedule), (p.z, p.labels), loss
+
+def schedule(data, key, step):
+    del data, step
+    return train.epoch_of_batches(key, 20, 4)
+
+
+class Problem:
+    """A small noisy regression, compiled once: fresh states of three runs, and a chunk of 5 steps."""
+
+    def __init__(self):
+        self.traced = 0
+
+        def counted(*args):
+            self.traced += 1
+            return loss(*args)
+
+        p, self.optimizer = linear(20, 4, 3), optax.adam(0.1)
+        self.data, self.hyper = (p.z, p.labels), jnp.array([0.0, 0.5, 0.5])
+        self.chunk = train.make_chunk(counted, self.optimizer, schedule)
+        keys = jax.random.split(jax.random.key(0), RUNS)
+        self.states = train.init_states(init, self.optimizer, keys)
+
+    def fresh(self):
+        """Chunks consume the states they are given."""
+        return jax.tree.map(jnp.copy, self.states)
+
+    def fit(self, states, steps, on_chunk=None):
+        return train.fit(
+            self.chunk, states, self.hyper, self.data, num_steps=steps, on_chunk=on_chunk
+        )
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem()
+
+
+@pytest.fixture(scope="module")
+def whole(problem):
+    """The states at the end of 6 chunks, and the losses of each chunk."""
+    losses = []
+    states = problem.fit(problem.fresh(), 6 * STEPS, lambda step, states, l: losses.append(l))
+    return states, np.stack(losses)
 
 
 def same(a, b):
-    raw = lambda x: (  # noqa: E731
-        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    )
-    return all(
-        np.array_equal(raw(x), raw(y))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    def raw(x):
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x) if is_key else x
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(raw(x), raw(y)) for x, y in pairs)
 
 
-@pytest.mark.slow
-def test_vmapped_runs_are_one_program_and_equal_single_runs():
-    counter = []
-    states, hyper, chunk, data, _ = problem(counter)
-    lone = [jax.tree.map(lambda x, i=i: x[i : i + 1].copy(), states) for i in range(RUNS)]
-    together = train.fit(chunk, states, hyper, data, num_steps=4 * STEPS)
-    assert len(counter) == 1
-    for i, state in enumerate(lone):
-        alone = train.fit(chunk, state, hyper[i : i + 1], data, num_steps=4 * STEPS)
-        np.testing.assert_allclose(
-            alone.params["theta"][0], together.params["theta"][i], rtol=1e-12
-        )
+def test_vmapped_runs_are_one_program_and_equal_single_runs(problem, whole):
+    assert problem.traced == 1
+    for i in range(RUNS):
+        # The same program, three times the same run.
+        alone = jax.tree.map(lambda x, i=i: jnp.stack([x[i]] * RUNS), problem.states)
+        hyper = jnp.full(RUNS, problem.hyper[i])
+        states = train.fit(problem.chunk, alone, hyper, problem.data, num_steps=6 * STEPS)
+        for copy in states.params["theta"]:
+            np.testing.assert_allclose(copy, whole[0].params["theta"][i], rtol=1e-12)
+    assert problem.traced == 1
     # Same noise, other seed: other parameters.
-    assert not np.allclose(together.params["theta"][1], together.params["theta"][2])
+    assert not np.allclose(whole[0].params["theta"][1], whole[0].params["theta"][2])
 
 
-def test_a_chunk_is_the_steps_it_says():
+def test_a_chunk_is_the_steps_it_says(problem):
     """The scan against a plain loop over the same batches and keys."""
-    states, hyper, chunk, data, loss = problem()
-    state = jax.tree.map(lambda x: x[1].copy(), states)
+    state = jax.tree.map(lambda x: x[1], problem.states)
     chunk_key, step_key = jax.random.split(state.key)
     batches = train.epoch_of_batches(jax.random.fold_in(chunk_key, 0), 20, 4)
     assert sorted(batches.ravel().tolist()) == list(range(20))
-    optimizer = optax.adam(0.1)
     params, opt_state, losses = state.params, state.opt_state, []
 
     @jax.jit
     def one_step(params, opt_state, step, rows):
         key = jax.random.fold_in(step_key, step)
-        value, grads = jax.value_and_grad(loss)(params, hyper[1], data, rows, key)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        value, grads = jax.value_and_grad(loss)(params, problem.hyper[1], problem.data, rows, key)
+        updates, opt_state = problem.optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
     for step, rows in enumerate(batches):
         params, opt_state, value = one_step(params, opt_state, step, rows)
         losses.append(value)
-    states, chunk_losses = chunk(states, hyper, data)
+    states, chunk_losses = problem.chunk(problem.fresh(), problem.hyper, problem.data)
     np.testing.assert_allclose(chunk_losses[1], losses, rtol=1e-12)
     np.testing.assert_allclose(states.params["theta"][1], params["theta"], rtol=1e-12)
     assert states.step.tolist() == [STEPS] * RUNS
 
 
-def test_training_lowers_the_loss():
-    states, hyper, chunk, data, _ = problem()
-    seen = []
-    train.fit(
-        chunk, states, hyper, data, num_steps=20 * STEPS,
-        on_chunk=lambda step, states, losses: seen.append(np.asarray(losses).mean(axis=1)),
-    )  # fmt: skip
-    assert (seen[-1] < seen[0]).all()
+def test_training_lowers_the_loss(problem):
+    losses = []
+    problem.fit(problem.fresh(), 20 * STEPS, lambda step, states, l: losses.append(l))
+    assert (losses[-1].mean(axis=1) < losses[0].mean(axis=1)).all()
 
 
-def test_stopped_and_resumed_is_bit_identical(tmp_path):
-    states, hyper, chunk, data, _ = problem()
-    whole = train.fit(chunk, states, hyper, data, num_steps=6 * STEPS)
-
-    states, *_ = problem()
-    with Checkpoints(tmp_path / "c", {"name": "a"}, every=STEPS) as checkpoints:
-        assert checkpoints.restore(states) is None
-        train.fit(
-            chunk, states, hyper, data, num_steps=3 * STEPS,
-            on_chunk=lambda step, states, losses: checkpoints.save(step, states),
-        )  # fmt: skip
-    fresh, *_ = problem()
-    with Checkpoints(tmp_path / "c", {"name": "a"}, every=STEPS) as checkpoints:
-        restored = checkpoints.restore(fresh)
-    assert restored.step.tolist() == [3 * STEPS] * RUNS
-    assert same(restored.key, fresh.key)
-    assert same(train.fit(chunk, restored, hyper, data, num_steps=6 * STEPS), whole)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_survives_the_chunks_that_follow(tmp_path):
+def test_a_checkpoint_survives_the_chunks_that_follow(problem, tmp_path):
     """Saving is asynchronous, and the next chunk consumes the buffers it was handed."""
-    states, hyper, chunk, data, _ = problem()
     seen = {}
 
     def on_chunk(step, states, losses):
@@ -130,24 +142,164 @@ def test_a_checkpoint_survives_the_chunks_that_follow(tmp_path):
         checkpoints.save(step, states)
 
     with Checkpoints(tmp_path, {}, every=STEPS, keep=5) as checkpoints:
-        train.fit(chunk, states, hyper, data, num_steps=5 * STEPS, on_chunk=on_chunk)
-    fresh, *_ = problem()
+        problem.fit(problem.fresh(), 5 * STEPS, on_chunk)
     for step in sorted(seen, reverse=True):
         with Checkpoints(tmp_path, {}) as checkpoints:
-            restored = checkpoints.restore(fresh)
+            restored = checkpoints.restore(problem.states)
         assert restored.step[0] == step
         np.testing.assert_array_equal(restored.params["theta"], seen[step])
         shutil.rmtree(tmp_path / str(step))
 
 
 def test_checkpoints_save_when_due_and_at_the_end(tmp_path):
-    state = {"x": jnp.zeros(3)}
+    state = {"x": np.zeros(3)}
     with Checkpoints(tmp_path, {}, every=10, keep=2) as checkpoints:
         for step in range(1, 26):
-            checkpoints.save(step, {"x": jnp.full(3, float(step))}, force=step == 25)
+            checkpoints.save(step, {"x": np.full(3, float(step))}, force=step == 25)
         checkpoints.save(25, state, force=True)  # a second time is no error
     with Checkpoints(tmp_path, {}, every=10) as checkpoints:
         assert checkpoints.restore(state)["x"].tolist() == [25.0] * 3
+
+
+# The loop of the experiments
+
+
+class Stopped(Exception):
+    pass
+
+
+def fit_run(run, problem, num_steps=6, name="nets", metrics=train.mean_loss):
+    keys = jax.random.split(jax.random.key(0), RUNS)
+    training = train.Training(
+        init,
+        loss,
+        schedule,
+        problem.optimizer,
+        keys,
+        problem.hyper,
+        problem.data,
+        num_steps * STEPS,
+    )
+    return train.fit_run(
+        run, name, training, holds={"model": "regression"}, every=2 * STEPS, label="regression",
+        tags={"model": "regression"}, metrics=metrics,
+    )  # fmt: skip
+
+
+def test_stopped_and_resumed_is_bit_identical(problem, whole, tmp_path, capsys, monkeypatch):
+    # The programs that are there already, for one device.
+    monkeypatch.setattr(train, "mesh_of_all", lambda: None)
+    monkeypatch.setattr(train, "make_chunk", lambda *args, mesh: problem.chunk)
+    monkeypatch.setattr(train, "init_states", lambda *args, mesh: problem.fresh())
+    run, chunks = open_run("probe", RunFlags(), out=tmp_path), []
+
+    def stopping(losses):
+        chunks.append(losses)
+        if len(chunks) == 5:
+            raise Stopped
+        return train.mean_loss(losses)
+
+    with pytest.raises(Stopped):
+        fit_run(run, problem, metrics=stopping)
+    # Killed in the fifth chunk: the newest checkpoint is that of the fourth, with all its lines.
+    run.metrics(model="regression").append(5 * STEPS, loss=-1.0)
+    run.metrics(model="other").append(5 * STEPS, loss=-1.0)
+    states = fit_run(run, problem)
+    assert same(states, whole[0])
+    lines = run.metrics(model="regression").rows()
+    assert [line["step"] for line in lines] == [STEPS * i for i in range(1, 7)]
+    found = [line["loss"] for line in lines]
+    np.testing.assert_allclose(found, whole[1].mean(axis=(1, 2)), rtol=1e-12)
+    assert len(run.metrics(model="other").rows()) == 1
+    assert "regression: 30/30" in capsys.readouterr().err
+    # At its end it only reads.
+    assert same(fit_run(run, problem, metrics=stopping), whole[0])
+    assert len(chunks) == 5
+
+
+# What a checkpoint says of itself
+
+
+NETS = {
+    "transformer": partial(Transformer, 3, 4, features=8, head_features=4, mlp_width=8),
+    "patches": partial(
+        Classifier,
+        16,
+        3,
+        iterations=2,
+        block=PatchBlock,
+        image_shape=(4, 4),
+        grid=2,
+        heads=1,
+        rank=2,
+    ),
+    "plain": partial(Classifier, 4, 3, iterations=1),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_description_builds_the_same_net(name):
+    description = json.loads(json.dumps(describe(NETS[name])))
+    assert describe(build(description)) == description
+    before, after = (graph_of(call) for call in (NETS[name], build(description)))
+    assert before == after
+
+
+def test_a_description_holds_defaults_and_processes():
+    assert describe(NETS["transformer"])["arguments"]["layers"] == 1
+    process = build(json.loads(json.dumps(describe(partial(mess3, 0.15, 0.6)))))()
+    np.testing.assert_array_equal(process.transitions, mess3(0.15, 0.6).transitions)
+
+
+def test_only_nets_and_processes_of_ours_are_built():
+    with pytest.raises(imr.RunError, match=r"call must be a public name of imr\.nn or"):
+        describe(partial(dict, a=1))
+    for bad in (
+        {"module": "os", "name": "system", "arguments": {"command": "true"}},
+        {"module": "imr.nn", "name": "nnx", "arguments": {}},
+        {"module": "imr.nn", "name": "_Layer", "arguments": {}},
+        {"module": "imr.nn", "name": "NoSuchNet", "arguments": {}},
+        {"name": "Transformer"},
+    ):
+        with pytest.raises(imr.RunError, match="description must name"):
+            build(bad)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    keys = jnp.stack([jax.random.key(s) for s in (3, 4)])
+    return train.init_states(initialiser(NETS["plain"]), optax.identity(), keys)
+
+
+def saved_nets(folder, untrained, **changes):
+    holds = {"architecture": describe(NETS["plain"]), "runs": [{"seed": 3}, {"seed": 4}], **changes}
+    with Checkpoints(folder, {k: v for k, v in holds.items() if v is not None}) as checkpoints:
+        moved = untrained._replace(params=jax.tree.map(lambda x: x + 1, untrained.params))
+        checkpoints.save(1, moved, force=True)
+
+
+def test_the_nets_of_a_checkpoint_without_its_experiment(untrained, tmp_path):
+    saved_nets(tmp_path, untrained)
+    nets = read_nets(tmp_path)
+    assert nets.runs == [{"seed": 3}, {"seed": 4}]
+    assert same(nets.untrained(), untrained.params)
+    assert same(nets.params, jax.tree.map(lambda x: x + 1, untrained.params))
+    net = nets.net(1, untrained.params)
+    assert same(nnx.state(net, nnx.Param), jax.tree.map(lambda x: x[1], untrained.params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": None}, "does not say its architecture"),
+        ({"runs": [{"seed": 3}]}, "not those of 1 runs"),
+        ({"architecture": describe(NETS["transformer"])}, "does not hold what it says"),
+    ],
+)
+def test_a_checkpoint_that_does_not_say_what_it_holds(untrained, tmp_path, changes, message):
+    saved_nets(tmp_path, untrained, **changes)
+    with pytest.raises(imr.RunError, match=message):
+        read_nets(tmp_path)
 
 
 class TestErrors:
@@ -184,12 +336,16 @@ class TestErrors:
         ):
             checkpoints.restore({"x": jnp.zeros((2, 3), jnp.float32)})
 
-    def test_steps_that_do_not_divide(self):
-        states, hyper, chunk, data, _ = problem()
+    def test_steps_that_do_not_divide(self, problem):
         with pytest.raises(imr.ImrError, match="num_steps must be a whole number of chunks"):
-            train.fit(chunk, states, hyper, data, num_steps=STEPS + 1)
+            problem.fit(problem.fresh(), STEPS + 1)
 
     def test_folder_that_cannot_be(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(imr.RunError, match="cannot be made"):
             Checkpoints(tmp_path / "file" / "c", {})
+
+    def test_no_checkpoint(self, tmp_path):
+        for folder in (tmp_path, tmp_path / "absent"):
+            with pytest.raises(imr.RunError, match="holds no checkpoint"):
+                read_nets(folder)

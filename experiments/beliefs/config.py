@@ -71,14 +71,7 @@ NETS = (ONE, TWO, LACKING, DEEP)
 
 
 def check(config: Config) -> None:
-    """Refuses training flags beside `--theory-only`.
-
-    Args:
-      config: whose flags are within their bounds.
-
-    Raises:
-      ImrError: if nothing is to be trained and a flag says how to train.
-    """
+    """Refuses training flags beside `--theory-only`."""
     if config.theory_only and (config.hard or config.smoke):
         raise ImrError("--theory-only trains nothing; leave out --hard and --smoke, or it.")
 

@@ -1,14 +1,18 @@
 """Figures of the beliefs experiment: functions from arrays to a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from imr.lab.plotting import new_figure
+from imr.lab import plotting
+from imr.lab.plotting import panels
 
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 _NAMES = "ABC"
+
+_band = partial(plotting.band, marker="o", markersize=3)
 
 
 def plane(beliefs: np.ndarray) -> np.ndarray:
@@ -17,227 +21,172 @@ def plane(beliefs: np.ndarray) -> np.ndarray:
 
 
 def _triangle(axis):
-    closed = np.append(_CORNERS, _CORNERS[:1], axis=0)
-    axis.plot(closed[:, 0], closed[:, 1], color="0.6", linewidth=0.8)
+    closed, middle = np.append(_CORNERS, _CORNERS[:1], axis=0), _CORNERS.mean(0)
+    axis.plot(*closed.T, color="0.6", linewidth=0.8)
     for corner, name in zip(_CORNERS, _NAMES, strict=True):
-        axis.text(
-            *(1.08 * (corner - _CORNERS.mean(0)) + _CORNERS.mean(0)),
-            name,
-            ha="center",
-            va="center",
-            color="0.4",
-            fontsize=8,
-        )
+        place = 1.08 * (corner - middle) + middle
+        axis.text(*place, name, ha="center", va="center", color="0.4", fontsize=8)
     axis.set_aspect("equal")
     axis.set_axis_off()
 
 
 def simplexes(
-    rows: Sequence[Mapping[str, np.ndarray]],
-    names: Sequence[str],
-    colours: np.ndarray,
-    *,
-    title: str = "",
+    rows: Sequence[Mapping[str, np.ndarray]], names: Sequence[str], colours: np.ndarray, title: str
 ) -> Any:
-    """Beliefs as points of the simplex, one panel for each set.
+    """Beliefs (n, 3) as points of the simplex, a panel for each set, and the names of the rows.
 
-    Args:
-      rows: panels of each row, name to beliefs (n, 3).
-      names: of the rows.
-      colours: beliefs (n, 3) whose coordinates are the red, green and blue of every panel's points.
-      title: above it all.
+    Coordinates of `colours` (n, 3) are the red, green and blue of every panel's points.
     """
     columns = max(map(len, rows))
-    figure = new_figure(figsize=(3.3 * columns, 3.2 * len(rows) + 0.5))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    size = (3.3 * columns, 3.2 * len(rows) + 0.5)
+    figure, axes = panels(len(rows), columns, size, title=title)
     spread = np.ptp(colours, axis=0)
     rgb = (colours - colours.min(axis=0)) / np.where(spread > 0, spread, 1)
     for line, row, name in zip(axes, rows, names, strict=True):
         for axis, (panel, beliefs) in zip(line, row.items(), strict=True):
             _triangle(axis)
-            points = plane(beliefs)
-            axis.scatter(points[:, 0], points[:, 1], c=rgb, s=2, linewidths=0, rasterized=True)
+            axis.scatter(*plane(beliefs).T, c=rgb, s=2, linewidths=0, rasterized=True)
             axis.set_title(panel, fontsize=9, pad=10)
-        if name:
-            line[0].text(
-                -0.02, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right"
-            )
-    figure.suptitle(title, fontsize=10)
+        where = {"transform": line[0].transAxes, "rotation": 90, "va": "center", "ha": "right"}
+        line[0].text(-0.02, 0.5, name, **where)
     return figure
 
 
-def patterns(rows: Sequence[Mapping[str, np.ndarray]], *, title: str = "") -> Any:
+def patterns(rows: Sequence[Mapping[str, np.ndarray]], title: str) -> Any:
     """Attention patterns (l, l) as images: rows look, columns are looked at; one colour scale."""
     columns = max(map(len, rows))
-    figure = new_figure(figsize=(3.2 * columns + 0.8, 3.1 * len(rows) + 0.4))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    size = (3.2 * columns + 0.8, 3.1 * len(rows) + 0.4)
+    figure, axes = panels(len(rows), columns, size, title=title)
     image = None
     for line, row in zip(axes, rows, strict=True):
         for axis, (panel, weights) in zip(line, row.items(), strict=True):
-            length = len(weights)
-            shown = np.where(np.tri(length, dtype=bool), weights, np.nan)
-            image = axis.imshow(
-                shown, vmin=0, vmax=1, cmap="viridis", extent=(0.5, length + 0.5, length + 0.5, 0.5)
-            )
+            end = len(weights) + 0.5
+            shown = np.where(np.tri(len(weights), dtype=bool), weights, np.nan)
+            image = axis.imshow(shown, vmin=0, vmax=1, extent=(0.5, end, end, 0.5))
             axis.set_title(panel, fontsize=9)
             axis.set_xlabel("position looked at")
         line[0].set_ylabel("position that looks")
     figure.colorbar(image, ax=axes, label="attention", shrink=0.8)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _band(axis, x, runs, label, colour, **options):
-    """Median of the seeds and their range."""
-    axis.plot(
-        x, np.median(runs, axis=0), color=colour, label=label, marker="o", markersize=3, **options
-    )
-    axis.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+def _lines(runs: Mapping[str, np.ndarray], x, title, width=6.4, **settings) -> tuple[Any, Any]:
+    """Lines with bands, (seeds, x) each, on one axis, and that axis."""
+    figure = plotting.new_figure(figsize=(width, 4.2))
+    axis = figure.subplots()
+    for number, (name, values) in enumerate(runs.items()):
+        _band(axis, x, values, name, f"C{number}")
+    axis.set(**settings)
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3)
+    return figure, axis
 
 
 def attention_by_lag(
-    rows: Mapping[str, np.ndarray], decays: Mapping[str, float], *, title: str = ""
+    rows: Mapping[str, np.ndarray], decays: Mapping[str, float], title: str
 ) -> Any:
     """Mean attention of the last position by lag, (seeds, l) each, beside geometric decays.
 
     Lines of decay go through the trained weight at lag 1: the weight at lag 0 is free, for the
     embedding carries a part of what the last token says.
     """
-    figure = new_figure(figsize=(6.4, 4.2))
-    axis = figure.subplots()
-    for number, (name, runs) in enumerate(rows.items()):
-        _band(axis, np.arange(runs.shape[1]), runs, name, f"C{number}")
     first = next(iter(rows.values()))
-    lags = np.arange(1, first.shape[1])
+    lags = np.arange(first.shape[1])
+    figure, axis = _lines(rows, lags, title, xlabel="lag", ylabel="attention", yscale="log")
     for style, (name, decay) in zip(("--", ":"), decays.items(), strict=True):
-        line = np.median(first[:, 1]) * np.abs(decay) ** (lags - 1.0)
-        axis.plot(lags, line, style, color="0.2", label=name)
-    axis.set(xlabel="lag", ylabel="attention", yscale="log")
-    axis.set_title(title, fontsize=10)
-    axis.grid(alpha=0.3)
+        line = np.median(first[:, 1]) * np.abs(decay) ** (lags[1:] - 1.0)
+        axis.plot(lags[1:], line, style, color="0.2", label=name)
     axis.legend(fontsize=8)
     return figure
 
 
-def gains_by_lag(
-    gains: Mapping[str, np.ndarray], decays: Mapping[str, float], *, title: str = ""
-) -> Any:
+def kl_by_position(curves: Mapping[str, np.ndarray], title: str) -> Any:
+    """KL (seeds, l) at each position, logarithmic; below 3e-8 it is rounding of float32."""
+    curves = {name: np.maximum(runs, 1e-10) for name, runs in curves.items()}
+    positions = np.arange(1, next(iter(curves.values())).shape[1] + 1)
+    figure, axis = _lines(curves, positions, title, xlabel="position", ylabel="KL, nats")
+    axis.set_yscale("log")
+    axis.axhspan(1e-10, 3e-8, color="0.9", zorder=0)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def by_site(names: Sequence[str], lines: Mapping[str, np.ndarray], title: str) -> Any:
+    """R2 (seeds, sites) of the belief along the residual stream."""
+    figure, axis = _lines(lines, np.arange(len(names)), title, 7.2, ylabel="R²")
+    axis.set_xticks(np.arange(len(names)), names, rotation=45, ha="right")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def gains_by_lag(gains: Mapping[str, np.ndarray], decays: Mapping[str, float], title: str) -> Any:
     """Gains (seeds, l) of the token at each lag in the decoded belief, beside the powers predicted."""
-    figure = new_figure(figsize=(4.2 * len(gains), 3.6))
-    axes = figure.subplots(1, len(gains), squeeze=False, sharey=True)[0]
-    for axis, (name, runs) in zip(axes, gains.items(), strict=True):
-        lags = np.arange(runs.shape[1])
+    figure, axes = panels(1, len(gains), (4.2 * len(gains), 3.6), title=title, sharey=True)
+    for axis, (name, runs) in zip(axes[0], gains.items(), strict=True):
+        lags, label = np.arange(runs.shape[1]), f"powers of {decays[name]:.2f}"
         axis.axhline(0, color="0.7", linewidth=0.8)
         _band(axis, lags, runs, "measured", "C0", linewidth=1)
-        axis.plot(
-            lags, decays[name] ** lags, "x", color="0.2", label=f"powers of {decays[name]:.2f}"
-        )
+        axis.plot(lags, decays[name] ** lags, "x", color="0.2", label=label)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("lag")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("gain")
-    figure.suptitle(title, fontsize=10)
+    axes[0, 0].set_ylabel("gain")
     return figure
 
 
-def signs_by_position(panels: Mapping[str, np.ndarray], *, title: str = "") -> Any:
+def signs_by_position(shown: Mapping[str, np.ndarray], title: str) -> Any:
     """OV along the token vectors, (seeds, heads, l), by the position that is looked at."""
-    figure = new_figure(figsize=(4.2 * len(panels), 3.6))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (name, runs) in zip(axes, panels.items(), strict=True):
+    figure, axes = panels(1, len(shown), (4.2 * len(shown), 3.6), title=title)
+    for axis, (name, runs) in zip(axes[0], shown.items(), strict=True):
         axis.axhline(0, color="0.7", linewidth=0.8)
         for seed, heads in enumerate(runs):
             for head, style in zip(heads, "-:", strict=False):
                 label = f"seed {seed}" if style == "-" else None
-                positions = np.arange(1, len(head) + 1)
-                axis.plot(
-                    positions, head, style, color=f"C{seed}", marker="o", markersize=3, label=label
-                )
+                positions, look = np.arange(1, len(head) + 1), {"marker": "o", "markersize": 3}
+                axis.plot(positions, head, style, color=f"C{seed}", label=label, **look)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("position looked at")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("OV along the token's vector")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def kl_by_position(curves: Mapping[str, np.ndarray], *, title: str = "") -> Any:
-    """KL (seeds, l) at each position, logarithmic; below 3e-8 it is rounding of float32."""
-    figure = new_figure(figsize=(6.4, 4.2))
-    axis = figure.subplots()
-    for number, (name, runs) in enumerate(curves.items()):
-        positions = np.arange(1, runs.shape[1] + 1)
-        _band(axis, positions, np.maximum(runs, 1e-10), name, f"C{number}")
-    axis.axhspan(1e-10, 3e-8, color="0.9", zorder=0)
-    axis.set(xlabel="position", ylabel="KL, nats", yscale="log")
-    axis.set_title(title, fontsize=10)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    return figure
-
-
-def by_site(names: Sequence[str], lines: Mapping[str, np.ndarray], *, title: str = "") -> Any:
-    """R2 (seeds, sites) of the belief along the residual stream."""
-    figure = new_figure(figsize=(7.2, 4.2))
-    axis = figure.subplots()
-    for number, (name, runs) in enumerate(lines.items()):
-        _band(axis, np.arange(len(names)), runs, name, f"C{number}")
-    axis.set_xticks(np.arange(len(names)), names, rotation=45, ha="right")
-    axis.set_ylabel("R²")
-    axis.set_title(title, fontsize=10)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("OV along the token's vector")
+    axes[0, 0].legend(fontsize=8)
     return figure
 
 
 def values(
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray]], vectors: np.ndarray, *, title: str = ""
+    nets: Mapping[str, tuple[np.ndarray, np.ndarray]], vectors: np.ndarray, title: str
 ) -> Any:
-    """OV vectors and embeddings of each token in belief space, beside the token vectors.
-
-    Args:
-      panels: name to OV vectors (heads, l, k, s), centred over tokens, and embeddings (k, s).
-      vectors: v, shape (k, s): predicted directions.
-      title: above it all.
-    """
-    heads = next(iter(panels.values()))[0].shape[0]
-    columns = heads + 1
-    figure = new_figure(figsize=(3.6 * columns, 3.5 * len(panels) + 0.4))
-    axes = figure.subplots(len(panels), columns, squeeze=False)
-    wanted = plane(vectors)
-    for line, (name, (ov, embeddings)) in zip(axes, panels.items(), strict=True):
+    """OV vectors (heads, l, k, s) and embeddings (k, s) of each token, beside the token vectors (k, s)."""
+    heads = next(iter(nets.values()))[0].shape[0]
+    size = (3.6 * (heads + 1), 3.5 * len(nets) + 0.4)
+    title += "\nPoints are positions; lines are the predicted directions"
+    figure, axes = panels(len(nets), heads + 1, size, title=title)
+    predicted = plane(vectors)
+    for line, (name, (ov, embeddings)) in zip(axes, nets.items(), strict=True):
         shown = {"embedding": embeddings[None], **{f"OV of head {h}": ov[h] for h in range(heads)}}
         for axis, (what, read) in zip(line, shown.items(), strict=True):
             points = plane(read)
             size = 1.15 * np.abs(points).max()
             for x, letter in enumerate(_NAMES):
-                ray = wanted[x] / np.linalg.norm(wanted[x]) * size
-                axis.plot(
-                    [-ray[0], ray[0]], [-ray[1], ray[1]], color=f"C{x}", linewidth=0.7, alpha=0.5
-                )
+                ray = predicted[x] / np.linalg.norm(predicted[x]) * size
+                ends = np.stack([-ray, ray], axis=1)
+                axis.plot(*ends, color=f"C{x}", linewidth=0.7, alpha=0.5)
                 axis.annotate(f"v {letter}", ray, color=f"C{x}", fontsize=8, ha="center")
                 axis.scatter(*points[:, x].T, color=f"C{x}", s=18, label=f"token {letter}")
             axis.set_aspect("equal")
-            axis.set_xlim(-1.2 * size, 1.2 * size)
-            axis.set_ylim(-1.2 * size, 1.2 * size)
+            axis.set(xlim=(-1.2 * size, 1.2 * size), ylim=(-1.2 * size, 1.2 * size))
             axis.set_title(f"{name}: {what}", fontsize=9)
             axis.tick_params(labelsize=7)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-    )
-    figure.suptitle(
-        f"{title}\nPoints are positions; lines are the predicted directions", fontsize=10
-    )
+    marks = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def walk(paths: Mapping[str, np.ndarray], word: np.ndarray, *, title: str = "") -> Any:
+def walk(paths: Mapping[str, np.ndarray], word: np.ndarray, title: str) -> Any:
     """Contributions (l, s) to a belief as arrows head to tail, from the stationary distribution."""
-    figure = new_figure(figsize=(4.6 * len(paths), 4.4))
-    axes = figure.subplots(1, len(paths), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (name, steps) in zip(axes, paths.items(), strict=True):
+    size = (4.6 * len(paths), 4.4)
+    figure, axes = panels(1, len(paths), size, title=title, sharex=True, sharey=True)
+    for axis, (name, steps) in zip(axes[0], paths.items(), strict=True):
         # Parts along (1, 1, 1) are none of the belief's.
         moves = plane(steps - steps.mean(axis=1, keepdims=True))
         points = np.cumsum(np.concatenate([plane(np.full((1, 3), 1 / 3)), moves]), axis=0)
@@ -247,13 +196,11 @@ def walk(paths: Mapping[str, np.ndarray], word: np.ndarray, *, title: str = "") 
         for number, (token, a, b) in enumerate(zip(word, points[:-1], points[1:], strict=True), 1):
             arrow = {"arrowstyle": "-|>", "color": f"C{token}", "shrinkA": 0, "shrinkB": 0}
             axis.annotate("", b, a, arrowprops=arrow)
-            axis.annotate(
-                f"{_NAMES[token]}{number}", (a + b) / 2, (5, 0), textcoords="offset points",
-                color=f"C{token}", fontsize=9, va="center",
-            )  # fmt: skip
+            look = {"color": f"C{token}", "fontsize": 9, "va": "center"}
+            middle, name_ = (a + b) / 2, f"{_NAMES[token]}{number}"
+            axis.annotate(name_, middle, (5, 0), textcoords="offset points", **look)
         axis.set_aspect("equal")
         axis.margins(0.15)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=10)
     return figure

@@ -13,15 +13,7 @@ from imr.lab.phases import phase
 
 
 def measure(config: Config, run: RunFolder) -> Results:
-    """Checks the theory, then trains and reads net after net; draws each as soon as it is read.
-
-    Args:
-      config: the flags.
-      run: where checkpoints, metrics and figures go.
-
-    Returns:
-      The results.
-    """
+    """Checks the theory, then trains and reads net after net; draws each as soon as it is read."""
     exact = theory.rows()
     with phase("figures"):
         draw_theory(run)

@@ -20,42 +20,18 @@ BATCH = 128
 
 
 def transformer(net: Net) -> Call:
-    """The call that makes the net's transformer.
-
-    Args:
-      net: its sizes.
-
-    Returns:
-      A `functools.partial` that takes `rngs=`.
-    """
+    """The call that makes the net's transformer."""
     return partial(Transformer, 3, LENGTH, layers=net.layers, heads=net.heads)
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
-    """AdamW without decay, with warm-up and cosine, and clipped gradients.
-
-    Args:
-      steps: of the training.
-
-    Returns:
-      The optimizer.
-    """
+    """AdamW without decay, with warm-up and cosine, and clipped gradients."""
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, min(200, steps // 2), steps, 1e-5)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.0))
 
 
 def training(config: Config, net: Net, targets: str, steps: int) -> train.Training:
-    """The training of one net for every seed, by fresh sequences at every step.
-
-    Args:
-      config: the flags.
-      net: what is trained.
-      targets: "soft" (Bayes predictions) or "hard" (sampled tokens).
-      steps: of each seed.
-
-    Returns:
-      What `fit_run` takes.
-    """
+    """The training of one net for every seed, by fresh sequences at every step."""
     graph = graph_of(transformer(net))
 
     def loss(params, hyper, process, batch, key):
@@ -83,30 +59,13 @@ def training(config: Config, net: Net, targets: str, steps: int) -> train.Traini
 
 
 def untrained(config: Config, net: Net) -> Any:
-    """Parameters before training.
-
-    Args:
-      config: the flags.
-      net: whose parameters.
-
-    Returns:
-      Parameters with a leading axis of seeds.
-    """
+    """Parameters before training."""
     what = training(config, net, "soft", net.soft_steps)
     return train.init_states(what.init, what.optimizer, what.keys).params
 
 
 def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int) -> Any:
-    """Parameters after training, from the newest checkpoint on.
-
-    Args:
-      config: the flags.
-      run: where checkpoints and metrics go.
-      net, targets, steps: as in `training`.
-
-    Returns:
-      Parameters with a leading axis of seeds.
-    """
+    """Parameters after training, from the newest checkpoint on."""
     states = train.fit_run(
         run,
         f"{net.name.replace(', ', '-').replace(' ', '-')}-{targets}",

@@ -60,14 +60,7 @@ Readings = dict[tuple[str, str], list[Reading]]
 
 
 def sites(layers: int) -> list[str]:
-    """Places of the residual stream in order, as figures name them.
-
-    Args:
-      layers: of the net.
-
-    Returns:
-      Their names.
-    """
+    """Places of the residual stream in order, as figures name them."""
     inner = [name for l in range(layers) for name in (f"mid {l}", f"post {l}")]
     return ["embedding", *inner, "final norm"]
 
@@ -102,16 +95,7 @@ def _values(graph, params):
 
 
 def read_net(net: Net, params: Any, known: Truth) -> Reading:
-    """Reads a net.
-
-    Args:
-      net: its sizes and its process.
-      params: of one seed.
-      known: the theory of its process.
-
-    Returns:
-      The reading.
-    """
+    """Reads a net."""
     graph = graph_of(transformer(net))
     kl = np.asarray(_kl(graph, params, net.process))
     weights = jnp.asarray(known.weights, jnp.float32)

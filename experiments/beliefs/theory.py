@@ -26,22 +26,12 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "Mess3(.5, .6)": (lambda: TWO.process, 1.09202, 1.09066, 1.09028621, 1.0905069054, 88573),
     "Z1R(.5)": (lambda: processes.z1r(0.5), 0.63651, 0.46210, np.log(2) / 3, 0.2947004770, 7),
     "RRXOR(.5, .5)": (
-        lambda: processes.rrxor(0.5, 0.5),
-        0.69315,
-        0.63651,
-        0.50334,
-        0.5781850790,
-        36,
+        lambda: processes.rrxor(0.5, 0.5), 0.69315, 0.63651, 0.50334, 0.5781850790, 36
     ),
     "golden mean(.5)": (
-        lambda: processes.golden_mean(0.5),
-        0.46210,
-        0.46210,
-        0.46210,
-        0.4620981204,
-        3,
+        lambda: processes.golden_mean(0.5), 0.46210, 0.46210, 0.46210, 0.4620981204, 3
     ),
-}
+}  # fmt: skip
 
 
 class Truth(NamedTuple):
@@ -68,14 +58,7 @@ class Truth(NamedTuple):
 
 @cache
 def truth(net: Net) -> Truth:
-    """The theory of the process that a net learns.
-
-    Args:
-      net: whose process.
-
-    Returns:
-      Beliefs and probabilities in float64 under `jax.enable_x64`.
-    """
+    """The theory of the process that a net learns."""
     process = net.process
     words = all_words(3, LENGTH)
     word, position = unique_prefixes(3, LENGTH)
@@ -95,14 +78,7 @@ def truth(net: Net) -> Truth:
 
 
 def last_token_kl(net: Net) -> np.ndarray:
-    """KL, in nats, of the best prediction from the last token alone.
-
-    Args:
-      net: whose process.
-
-    Returns:
-      One number for each position, shape (l,).
-    """
+    """KL, in nats, of the best prediction from the last token alone."""
     process = net.process
     after = np.asarray(belief_level(process, 1).beliefs)
     readout = np.asarray(process.transitions).sum(-1).T  # (s, k)
@@ -114,11 +90,7 @@ def last_token_kl(net: Net) -> np.ndarray:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Checks every equation, in float64 under `jax.enable_x64`.
-
-    Returns:
-      Flat rows.
-    """
+    """Checks every equation, in float64 under `jax.enable_x64`."""
     return list(_filters()) + list(_stationary()) + list(_entropies()) + list(_attention())
 
 

@@ -7,6 +7,7 @@ peak of memory is its own.
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,11 @@ def point(way: str, n: int, rounds: int) -> dict[str, Any]:
     z = jax.random.normal(keys[0], (n, RANK))
     q, k = (jax.random.normal(key, (RANK, RANK)) / RANK**0.5 for key in keys[1:])
     if way == DENSE:
-        logits = lambda z: imr.low_rank_logits(z, q)  # noqa: E731
-        function = jax.grad(lambda z: jnp.sum(jax.nn.logsumexp(logits(z), axis=1)))
+        model = imr.Quadratic(q)
+        function = jax.grad(lambda z: jnp.sum(jax.nn.logsumexp(model(z), axis=1)))
     else:
-        field = imr.quadratic_field(q, k if way == GENERAL else None, None)
-        function = lambda z: -field(0.0, z, None)  # noqa: E731
+        model = imr.Quadratic(q, k if way == GENERAL else None)
+        function = partial(descend, imr.closed_field(imr.feature_loss(model, None)))
     compiled = jax.jit(function).lower(z).compile()
     found = jax.block_until_ready(compiled(z))
     seconds = []
@@ -105,6 +106,11 @@ def point(way: str, n: int, rounds: int) -> dict[str, Any]:
         ),
         "norms": jnp.linalg.norm(found[:64], axis=1).tolist(),
     }
+
+
+def descend(field: Any, z: Any) -> Any:
+    """Minus the field at time 0: the attention."""
+    return -field(0.0, z, None)
 
 
 def peak_memory() -> int:

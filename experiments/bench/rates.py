@@ -71,11 +71,11 @@ def fields(config: Any) -> list[tuple[str, Any, Any, cost.Cost]]:
     z = jax.random.normal(keys[1], (config.n, config.features))
     theta = jax.random.normal(keys[2], (config.classes, config.features)) / config.features**0.5
     labels = jax.random.randint(keys[3], (config.n,), 0, config.classes)
-    loss = imr.feature_loss(imr.linear_logits, theta, labels)
+    loss = imr.feature_loss(imr.Linear(theta), labels)
     return [
         (
             f"self-attention field, n={n}, r={RANK}",
-            imr.quadratic_field(jnp.eye(RANK), None, None),
+            imr.closed_field(imr.feature_loss(imr.Quadratic(jnp.eye(RANK)), None)),
             tokens,
             cost.quadratic_field_cost(n, RANK, RANK, way="tiles"),
         ),

@@ -11,6 +11,7 @@ from flax import nnx
 import imr
 from experiments.bench.rounds import race
 from imr.lab import train
+from imr.lab.nets import graph_of, initialiser
 from imr.nn import Classifier
 
 STEPS, BATCH = 50, 128
@@ -21,7 +22,7 @@ FORMATS = {f"times {ONE}": ".2f", "ms a step": ".2f", "ms a step and seed": ".2f
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     """Times chunks of steps: what was done, and a row for each number of seeds."""
     build = partial(Classifier, config.features, config.classes, iterations=3)
-    graph = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))), nnx.Param)[0]
+    graph = graph_of(build)
     keys = jax.random.split(jax.random.key(config.seed), 2)
     data = (
         jax.random.normal(keys[0], (config.n, config.features)),
@@ -38,11 +39,10 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
         return jax.random.randint(key, (STEPS, min(BATCH, config.n)), 0, len(data[1]))
 
     optimizer = optax.adam(1e-3)
-    init = lambda key: nnx.state(build(rngs=nnx.Rngs(key)), nnx.Param)  # noqa: E731
     chunk = train.make_chunk(loss, optimizer, schedule)
 
     def way(seeds):
-        states = train.init_states(init, optimizer, jax.random.split(keys[0], seeds))
+        states = train.init_states(initialiser(build), optimizer, jax.random.split(keys[0], seeds))
         box = [states]  # a chunk consumes what it is given
 
         def run():

@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from experiments.collapse.config import FIRST_TIME, Config, dimensions
-from imr import joint_field, linear_logits, solve
+from imr import Linear, joint_field, solve
 from imr.metrics import class_means, interference, neural_collapse, simplex_alignment
 
 DECAYS = ("off", "on")
@@ -121,7 +121,7 @@ def _in_log_time(field, s, state, args):
 
 def behind(labels, z, theta):
     """Every other logit less the label's, shape (k n, k); -inf at the label."""
-    logits = linear_logits(z, theta)
+    logits = Linear(theta)(z)
     own = jax.nn.one_hot(labels, theta.shape[0], dtype=bool)
     return jnp.where(own, -jnp.inf, logits - jnp.take_along_axis(logits, labels[:, None], axis=1))
 

@@ -13,6 +13,7 @@ from experiments.collapse.flows import DECAYS, Course, flows, starts, times
 from imr import FlowError
 from imr.lab.console import say
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 from imr.metrics import welch_bound
 
 TOLERANCE = 0.01
@@ -102,7 +103,7 @@ def table(config: Config, ts: np.ndarray, runs: Course, starts: Any) -> list[dic
             row: dict[str, Any] = {"f": f, "decay": decay, "t": float(ts[d, -1])}
             for name, value in values.items():
                 row[name] = float(value.mean())
-                row[f"{name}_std"] = float(value.std(ddof=1)) if len(value) > 1 else float("nan")
+                row[f"{name}_std"] = std(value)
             most, count = Counter(sizes).most_common(1)[0]
             row |= _references(config.classes, f)
             row |= {"blocks": most, "blocks_seeds": count}
@@ -127,8 +128,13 @@ def _frames(theta: np.ndarray) -> dict[str, Any]:
 def _drift(config: Config, runs: Course, starts: Any, d: int, i: int) -> np.ndarray:
     """Change of Z^T Z - n theta^T theta, which the flow without decay keeps, over |Z^T Z|."""
     n = config.rows
-    square = lambda a: np.swapaxes(np.float64(a), 1, 2) @ np.float64(a)  # noqa: E731
-    balance = lambda z, theta: square(z) - n * square(theta)  # noqa: E731
+
+    def square(a):
+        return np.swapaxes(np.float64(a), 1, 2) @ np.float64(a)
+
+    def balance(z, theta):
+        return square(z) - n * square(theta)
+
     change = balance(runs.z[d, i], runs.theta[d, i]) - balance(starts[0][i], starts[1][i])
     return np.linalg.norm(change, axis=(1, 2)) / np.linalg.norm(square(runs.z[d, i]), axis=(1, 2))
 
@@ -155,9 +161,13 @@ def _closed_forms(config: Config, row: dict[str, Any]) -> dict[str, float | None
     }
 
 
+def count(hits) -> int:
+    """How many are true."""
+    return int(np.sum(hits))
+
+
 def _verdicts(row: dict[str, Any], values: dict[str, np.ndarray]) -> dict[str, int | None]:
     """How many seeds are within the tolerance of each kind of frame."""
-    count = lambda hit: int(np.sum(hit))  # noqa: E731
     best = row["code_distance"]
     return {
         "settled": count(values["pace"] < TOLERANCE),

@@ -11,6 +11,7 @@ from experiments.collapse.measures import TOLERANCE, Results
 from experiments.collapse.theory import one_against_rest, unit_rows
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import cell
 
 _SHOWN_SEEDS = 5
 
@@ -37,7 +38,7 @@ def tables(config: Config, rows: list[dict[str, Any]]) -> str:
             **{name: f"{row[name]:.1e}" for name in ("nc1", "nc2", "nc3")},
             "nc4": f"{row['nc4']:.3f}",
             "loss": f"{row['loss']:.2e}",
-            "least margin": _pm(row, "margin"),
+            "least margin": cell(row, "margin"),
             "predicted": row["margin_predicted"],
             "L t 2km/(k-1)": row["loss_pace"],
             "pace": f"{row['pace']:.0e}",
@@ -49,15 +50,15 @@ def tables(config: Config, rows: list[dict[str, Any]]) -> str:
         {
             "f": row["f"],
             "decay": row["decay"],
-            "alignment": _pm(row, "alignment"),
+            "alignment": cell(row, "alignment"),
             "bound": row["alignment_bound"],
-            "interference": _pm(row, "interference"),
+            "interference": cell(row, "interference"),
             "Welch": row["welch_bound"],
-            "one against rest": _pm(row, "distance"),
+            "one against rest": cell(row, "distance"),
             "code": row["code_distance"],
-            "least angle": _pm(row, "angle", ".1f"),
+            "least angle": cell(row, "angle", ".1f"),
             "best": row["code_angle"],
-            "normalised margin": _pm(row, "normalised"),
+            "normalised margin": cell(row, "normalised"),
             "norm spread": row["norm_spread"],
             "groups": f"{row['blocks']} ({row['blocks_seeds']}/{seeds})",
         }
@@ -101,11 +102,6 @@ def tables(config: Config, rows: list[dict[str, Any]]) -> str:
             markdown_table(verdicts),
         ]
     )
-
-
-def _pm(row: dict[str, Any], key: str, form: str = ".3f") -> str:
-    spread = row[f"{key}_std"]
-    return f"{row[key]:{form}}" + ("" if np.isnan(spread) else f" ± {spread:{form}}")
 
 
 def draw(config: Config, run: RunFolder, ts: np.ndarray, runs: Course, labels, rows) -> None:
@@ -154,8 +150,9 @@ def _draw_frames(run, runs, rows, fs, names, title):
 
 def _draw_plane(run, runs, labels, index, names, title):
     z, theta = (a[:, index, :_SHOWN_SEEDS, :, :2] for a in (runs.z, runs.theta))
-    size = lambda a: np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))[..., None, None]  # noqa: E731
-    z, theta = z / size(z), theta / size(theta)
+    z, theta = (
+        a / np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))[..., None, None] for a in (z, theta)
+    )
     figure = figures.plane(
         z, theta, labels, names, title=f"{title}: two dimensions, each scaled to unit size"
     )

@@ -1,17 +1,18 @@
 """The flags of the features experiment, and what they may be."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from imr import ImrError
+from imr.lab.bounds import above, at_least
+from imr.lab.flags import RunFlags
 
 FIRST_TIME = 1e-2
 """Of the logarithmic grid: before any row has moved by as much as its distance to a boundary."""
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RunFlags):
     """Flags of the features experiment."""
 
     dataset: str = "digits"
@@ -20,45 +21,20 @@ class Config:
     """Folder with your own copy of the IDX files; without it they are downloaded once."""
     train_limit: int | None = None
     """Use the first so many training images."""
-    l2: float = 1e-3
+    l2: Annotated[float, above(0)] = 1e-3
     """Penalty on the sum of squares of theta in the fit, beside the mean cross-entropy."""
-    t1: float = 1e4
-    """End of the flow."""
-    per_decade: int = 10
+    t1: Annotated[float, at_least(1)] = 1e4
+    """End of the flow; slopes are measured over its last decade and the one before it."""
+    per_decade: Annotated[int, at_least(3)] = 10
     """Saved times in each factor of ten of time, from 0.01 to the end."""
-    anchor: float = 0.01
+    anchor: Annotated[float, above(0)] = 0.01
     """Weight lam of the second flow's anchor, (lam / 2) times the squared distance to its start."""
-    shown: int = 600
+    shown: Annotated[int, at_least(1)] = 600
     """Images of each seed whose features are kept at every time, for projections and pictures."""
-    strips: int = 5
+    strips: Annotated[int, at_least(1)] = 5
     """Images in the figure of pictures, each of another class."""
-    seeds: int = 5
+    seeds: Annotated[int, at_least(1)] = 5
     """Bootstrap samples of the training images, stratified by class: one program for all."""
-    seed: int = 0
-    """The first of the seeds."""
-    smoke: bool = False
-    """A small version of everything, for tests."""
-    out: Path | None = None
-    """Run folder; runs/features/<hash of the configuration> by default."""
-    overwrite: bool = False
-    """Replace the run in that folder."""
-
-
-def check(config: Config) -> None:
-    """Refuses values that make no run, before anything is read or written."""
-    for name in ("l2", "anchor"):
-        value = getattr(config, name)
-        if not 0 < value < math.inf:
-            raise ImrError(f"--{name} must be positive and finite; found {value}. Try 1e-3.")
-    # Slopes are measured over the last decade and the one before it, past the first time.
-    if not 1 <= config.t1 < math.inf:
-        raise ImrError(f"--t1 must be at least 1 and finite; found {config.t1}. Try 1e4.")
-    for name, least in (
-        ("per_decade", 3), ("shown", 1), ("strips", 1), ("seeds", 1), ("seed", 0),
-    ):  # fmt: skip
-        value, flag = getattr(config, name), name.replace("_", "-")
-        if value < least:
-            raise ImrError(f"--{flag} must be at least {least}; found {value}.")
 
 
 def shrink(config: Config) -> Config:

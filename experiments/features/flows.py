@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.features.config import FIRST_TIME, Config
-from imr import ImrError, linear_flow
+from imr import ImrError, Linear, feature_loss, solve_reduced
 from imr.metrics import accuracy, class_means, neural_collapse
 from imr.regression import fit_regression
 
@@ -115,12 +115,12 @@ def _one_seed(x, y, ts, l2, lam, k, shown) -> Flows:
 
 
 def _course(z0, theta, bias, y, ts, shown, lam) -> Course:
-    flow: Any = linear_flow(
-        z0, theta, y, t1=ts[-1], ts=ts, bias=bias, anchor=(lam, z0), rtol=1e-6, atol=1e-8
-    )
+    model = Linear(theta, bias)
+    loss_of_features = feature_loss(model, y, anchor=(lam, z0))
+    flow: Any = solve_reduced(loss_of_features, z0, t1=ts[-1], ts=ts, rtol=1e-6, atol=1e-8)
 
     def measure(z):
-        logits = jnp.matmul(z, theta.T, precision="highest") + bias[None, :]
+        logits = model(z)
         own = jax.nn.one_hot(y, theta.shape[0], dtype=bool)
         label = jnp.take_along_axis(logits, y[:, None], axis=1)
         behind = jnp.where(own, -jnp.inf, logits - label)

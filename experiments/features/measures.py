@@ -2,10 +2,17 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from experiments.features.flows import Course, Flows
+from experiments.features.config import Config
+from experiments.features.flows import Course, Flows, bootstrap, flows, times
 from experiments.features.theory import LateTimes, bound_slack, late_times
+from imr import FlowError
+from imr.lab.console import say
+from imr.lab.data import ImageData
+from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 
 KINDS = ("free", "anchored")
 CLOSE = 0.1
@@ -19,6 +26,64 @@ class Seed(NamedTuple):
     basis: np.ndarray
     late: LateTimes
     courses: dict[str, Course]
+
+
+class Results(NamedTuple):
+    """All that the tables and figures show; `images` and `theta` are those of the first seed."""
+
+    data: ImageData
+    ts: np.ndarray
+    seeds: list[Seed]
+    images: np.ndarray
+    theta: np.ndarray
+    summary: dict[str, Any]
+
+
+def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
+    """Fits, flows and measures, and writes the course of the flows into the run folder."""
+    say(f"{data.name}: {len(data.train_labels):,} images, {config.seeds} seeds, one program")
+    ts, rows = times(config), bootstrap(data.train_labels, config)
+    arrays = jax.device_put((data.train_images, data.train_labels, rows, ts.astype(np.float32)))
+    shown = min(config.shown, rows.shape[1])
+    found = flows(*arrays, config.l2, config.anchor, len(data.class_names), shown)
+    found = jax.tree.map(np.asarray, found)
+    _check_ends(config, found)
+    seeds = by_seed(found, data.train_labels, rows)
+    _log(run, ts, seeds)
+    summary = {
+        "law": law_rows(ts, seeds),
+        "classes": class_rows(ts, seeds, data.class_names),
+        "ends": end_rows(ts, seeds),
+        "bound": [bound_row(ts, seeds)],
+    }
+    return Results(data, ts, seeds, data.train_images[rows[0, :shown]], found.theta[0], summary)
+
+
+def _check_ends(config: Config, found) -> None:
+    """Raises where a flow ended early; says so where a fit did, or where digits run out."""
+    for i, kind in enumerate(KINDS):
+        if found.course.result[:, i].any():
+            flag = "--t1" if kind == "free" else "--anchor or --t1"
+            raise FlowError(
+                f"the {kind} flow did not reach t = {config.t1:g} (codes "
+                f"{found.course.result[:, i].tolist()}); lower {flag}."
+            )
+    if not found.converged.all():
+        say("the fit of theta is not at its optimum in every seed; raise --l2")
+    # The field holds 1 - p of the label, which below the dtype's resolution is noise.
+    loss, limit = np.median(found.course.loss[:, 0, -1]), 10 * np.finfo(found.theta.dtype).eps
+    if loss < limit:
+        say(f"median loss {loss:.1e} at the end is below {limit:.1e}: late times are inaccurate")
+
+
+def _log(run: RunFolder, ts: np.ndarray, seeds) -> None:
+    """The course of the means, one line a time and flow."""
+    names = ("loss", "margin", "accuracy", "nc1", "nc1_logits", "field")
+    for kind in KINDS:
+        metrics, courses = run.metrics(flow=kind), [seed.courses[kind] for seed in seeds]
+        for step, t in enumerate(ts):
+            means = {n: np.mean([getattr(c, n)[step].mean() for c in courses]) for n in names}
+            metrics.append(step, t=t, **means)
 
 
 def by_seed(found: Flows, labels: np.ndarray, rows: np.ndarray) -> list[Seed]:
@@ -50,12 +115,6 @@ def slope(ts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.tensordot(x, values, axes=1) / np.sum(x**2)
 
 
-def mean_std(values: Any) -> tuple[float, float]:
-    """Over seeds; of one seed there is no spread."""
-    values = np.asarray(values, float)
-    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
-
-
 def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
     """Slopes of the mean loss (log-log) and of each row's margin (against log t), by decade."""
     rows = []
@@ -67,21 +126,20 @@ def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
                 losses.append(slope(ts[inside], np.log(course.loss[inside].mean(axis=1))))
                 slopes = slope(ts[inside], course.margin[inside])
                 quantiles.append(np.quantile(slopes, [0.5, 0.05, 0.95]))
-            loss, loss_std = mean_std(losses)
-            margin, margin_std = mean_std(np.array(quantiles)[:, 0])
+            margins, low, high = np.array(quantiles).T
             rows.append(
                 {
                     "flow": kind,
                     "decade": decade,
                     "from": float(ts[inside][0]),
                     "to": float(ts[inside][-1]),
-                    "loss_slope": loss,
-                    "loss_slope_std": loss_std,
+                    "loss_slope": float(np.mean(losses)),
+                    "loss_slope_std": std(losses),
                     "loss_slope_predicted": -1.0 if kind == "free" else 0.0,
-                    "margin_slope": margin,
-                    "margin_slope_std": margin_std,
-                    "margin_slope_q05": float(np.array(quantiles)[:, 1].mean()),
-                    "margin_slope_q95": float(np.array(quantiles)[:, 2].mean()),
+                    "margin_slope": float(margins.mean()),
+                    "margin_slope_std": std(margins),
+                    "margin_slope_q05": float(low.mean()),
+                    "margin_slope_q95": float(high.mean()),
                     "margin_slope_predicted": 1.0 if kind == "free" else 0.0,
                 }
             )
@@ -116,8 +174,7 @@ def class_rows(ts: np.ndarray, seeds: list[Seed], names: tuple[str, ...]) -> lis
                 }
             )
         means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        spread = mean_std([row["ratio"] for row in found])[1]
-        rows.append({"class": name, **means, "ratio_std": spread})
+        rows.append({"class": name, **means, "ratio_std": std([row["ratio"] for row in found])})
     return rows
 
 
@@ -150,7 +207,8 @@ def end_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
             )
         row: dict[str, Any] = {"flow": kind}
         for key in found[0]:
-            row[key], row[f"{key}_std"] = mean_std([one[key] for one in found])
+            values = np.array([one[key] for one in found], float)
+            row |= {key: float(values.mean()), f"{key}_std": std(values)}
         rows.append(row)
     return rows
 

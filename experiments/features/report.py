@@ -6,22 +6,34 @@ import numpy as np
 
 from experiments.features import figures
 from experiments.features.config import Config
-from experiments.features.measures import CLOSE, KINDS, Seed
+from experiments.features.measures import CLOSE, KINDS, Results
 from imr.lab.console import markdown_table
 from imr.lab.data import ImageData
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import cell
 
 _LEVELS = (0.05, 0.5, 0.95)
 
 
-def report(config: Config, summary: dict[str, Any], data: ImageData) -> str:
+def report(config: Config, run: RunFolder, results: Results) -> None:
+    """Writes the figures, the tables and the summary; pictures are those of the first seed."""
+    data, ts, seeds = results.data, results.ts, results.seeds
+    title = f"{data.name}, {len(data.train_labels):,} images, {config.seeds} bootstrap samples"
+    _draw_law(run, ts, seeds, title)
+    _draw_classes(run, ts, seeds, title)
+    _draw_projection(run, ts, seeds[0], results.theta, data)
+    _draw_pictures(config, run, ts, seeds[0], results.images, data)
+    run.finish(results.summary, tables(config, results.summary, data))
+
+
+def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
     """The tables to read, in Markdown, with what they say and do not say."""
     laws = [
         {
             "flow": row["flow"],
             "t": f"{row['from']:g} to {row['to']:g}",
-            "loss slope": _pm(row, "loss_slope", ".4f"),
-            "margin slope": _pm(row, "margin_slope", ".3f"),
+            "loss slope": cell(row, "loss_slope", ".4f"),
+            "margin slope": cell(row, "margin_slope", ".3f"),
             "5 to 95 % of rows": f"{row['margin_slope_q05']:.3f} to {row['margin_slope_q95']:.3f}",
             "law": "-1, 1" if row["flow"] == "free" else "none (a limit)",
         }
@@ -49,7 +61,7 @@ def report(config: Config, summary: dict[str, Any], data: ImageData) -> str:
             "loss": f"{row['loss_start']:.3f} to {row['loss_end']:.3g}",
             "accuracy": f"{row['accuracy_start']:.3f} to {row['accuracy_end']:.3f}",
             "all correct at t": row["time_all_correct"],
-            "median margin": _pm(row, "margin_end", ".2f"),
+            "median margin": cell(row, "margin_end", ".2f"),
             "nc1": f"{row['nc1_start']:.3g} to {row['nc1_end']:.3g}",
             "nc1 of logits": f"{row['nc1_logits_end']:.3g}",
             "cosine with w": f"{row['cosine_end']:.3f}",
@@ -91,30 +103,13 @@ def report(config: Config, summary: dict[str, Any], data: ImageData) -> str:
     )
 
 
-def _pm(row: dict[str, Any], key: str, form: str) -> str:
-    spread = row[f"{key}_std"]
-    return f"{row[key]:{form}}" + ("" if np.isnan(spread) else f" ± {spread:{form}}")
-
-
-def draw(config: Config, run: RunFolder, ts: np.ndarray, seeds: list[Seed], images, theta, data):
-    """Every figure of the run folder; pictures and projections are those of the first seed.
-
-    Args:
-      config, run, ts, seeds, data: as their names say.
-      images: those shown of the first seed, shape (shown, f).
-      theta: the class weights fitted in the first seed, shape (k, f).
-    """
-    title = f"{data.name}, {len(data.train_labels):,} images, {config.seeds} bootstrap samples"
-    _draw_law(run, ts, seeds, title)
-    _draw_classes(run, ts, seeds, title)
-    _draw_projection(run, ts, seeds[0], theta, data)
-    _draw_pictures(config, run, ts, seeds[0], images, data)
-
-
 def _draw_law(run, ts, seeds, title):
     after, gamma = slice(1, None), [seed.late.distance[seed.labels] for seed in seeds]
-    # Rows of all seeds are one crowd here; the spread over seeds is far below that over rows.
-    spread = lambda rows: np.mean([np.quantile(r, _LEVELS, axis=-1) for r in rows], axis=0)  # noqa: E731
+
+    def spread(rows):
+        # Rows of all seeds together: the spread over seeds is far below that over rows.
+        return np.mean([np.quantile(r, _LEVELS, axis=-1) for r in rows], axis=0)
+
     shown = {
         "loss": {
             kind: np.stack([s.courses[kind].loss[after].mean(axis=1) for s in seeds])

@@ -1,24 +1,48 @@
-"""Tables and figures of the images experiment."""
+"""Tables of the images experiment."""
 
 from typing import Any
 
-import numpy as np
-
-from experiments.images.config import MODELS, Config
-from experiments.images.scoring import std
-from imr.lab import plotting
+from experiments.images.config import REGRESSION, Config, level_name
+from experiments.images.figures import draw_frontier, draw_iterations
+from experiments.images.measures import Curve, Margin, Result, Results
 from imr.lab.console import markdown_table
-from imr.lab.data import ImageData
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import plus_minus, std
 
 
-def flat_rows(config: Config, result: dict[str, Any]) -> list[dict[str, Any]]:
+def report(config: Config, run: RunFolder, results: Results) -> None:
+    """Writes figures, tables and the summary into the run folder.
+
+    Args:
+      config: the flags.
+      run: the run folder.
+      results: of `measure`.
+    """
+    draw_iterations(config, run, results.results, results.data)
+    draw_frontier(config, run, results.results, results.curves, results.data)
+    summary = {
+        "table": [row for result in results.results for row in iteration_rows(config, result)],
+        "frontier": [row for curve in results.curves for row in frontier_rows(config, curve)],
+        "beyond_frontier": [
+            {**m.result.head, **{k: getattr(m, k) for k in Margin._fields[1:]}}
+            for m in results.margins
+        ],
+        "penalty_selection": results.selection,
+        "steps": [
+            {**result.head, "tau": float(result.tau.mean()), "tau_std": std(result.tau)}
+            for result in results.results
+            if result.tau is not None
+        ],
+    }
+    run.finish(summary, tables(config, results))
+
+
+def iteration_rows(config: Config, result: Result) -> list[dict[str, Any]]:
     """One row for each iteration and level of test noise."""
-    head = {k: result[k] for k in ("model", "train_noise", "l2", "trained_iterations")}
-    accuracy, loss = result["accuracy"], result["cross_entropy"]
+    accuracy, loss = result.accuracy, result.cross_entropy
     return [
         {
-            **head,
+            **result.head,
             "test_noise": level,
             "iteration": iteration,
             "accuracy": float(accuracy[:, index, iteration].mean()),
@@ -31,101 +55,25 @@ def flat_rows(config: Config, result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def frontier_rows(config: Config, curves) -> list[dict[str, Any]]:
-    """Multinomial regression at every penalty."""
+def frontier_rows(config: Config, curve: Curve) -> list[dict[str, Any]]:
+    """Multinomial regression at every penalty and level of test noise."""
     return [
         {
-            "model": "multinomial_regression",
-            "train_noise": curve["train_noise"],
+            "model": REGRESSION,
+            "train_noise": curve.train_noise,
             "l2": l2,
             "test_noise": level,
-            "accuracy": float(curve["accuracy"][p, :, index].mean()),
-            "accuracy_std": std(curve["accuracy"][p, :, index]),
+            "accuracy": float(curve.accuracy[p, :, index].mean()),
+            "accuracy_std": std(curve.accuracy[p, :, index]),
         }
-        for curve in curves
-        for p, l2 in enumerate(config.penalties)
+        for p, l2 in enumerate(sorted(config.penalties))
         for index, level in enumerate(config.test_noise)
     ]
 
 
-def frontier_points(config: Config, results, curves) -> list[dict[str, Any]]:
-    """How far each trained model lies beyond what regression of the same noise reaches.
-
-    The margin of a point (clean, noisy) is the least d such that a point of the curve over
-    penalties, with straight lines between them, is as good as (clean - d, noisy - d) in both. A
-    model and the curve are tested with the same noise, seed by seed; the curve is of one fit.
-    """
-    clean = config.test_noise.index(0.0)
-    points = []
-    for result in results:
-        if result["model"] == "multinomial_regression":
-            continue
-        curve = next(c for c in curves if c["train_noise"] == result["train_noise"])["accuracy"]
-        at = result["accuracy"][:, :, result["trained_iterations"]]
-        for index, level in enumerate(config.test_noise):
-            if level == 0:
-                continue
-            margins = [
-                margin(at[s, clean], at[s, index], curve[:, s, clean], curve[:, s, index])
-                for s in range(config.seeds)
-            ]
-            points.append(
-                {
-                    **{k: result[k] for k in ("model", "train_noise", "l2", "trained_iterations")},
-                    "test_noise": level,
-                    "margin": float(np.mean(margins)),
-                    "margin_std": std(margins),
-                    "beyond": bool(min(margins) > 0),
-                    "result": result,
-                }
-            )
-    return points
-
-
-def margin(clean: float, noisy: float, curve_clean, curve_noisy) -> float:
-    """Signed distance of a point beyond a curve, in accuracy; see `frontier_points`."""
-    # A whole number of points to a stretch, so that the corners are among them.
-    t = np.linspace(0, len(curve_clean) - 1, 50 * (len(curve_clean) - 1) + 1)
-    grid = np.arange(len(curve_clean))
-    p, q = np.interp(t, grid, curve_clean), np.interp(t, grid, curve_noisy)
-    return float(np.min(np.maximum(clean - p, noisy - q)))
-
-
-def report(config: Config, results, points, data: ImageData) -> str:
+def tables(config: Config, results: Results) -> str:
     """The tables that a reader wants first, in Markdown."""
-    rows = []
-    for result in results:
-        at = result["accuracy"][:, :, result["trained_iterations"]]
-        loss = result["cross_entropy"][
-            :, config.test_noise.index(0.0), result["trained_iterations"]
-        ]
-        row = {
-            "model": result["model"],
-            "train noise": f"{result['train_noise']:g}",
-            "l2": f"{result['l2']:g}",
-            "iterations": result["trained_iterations"],
-            "step": f"{result['tau'].mean():.3f}" if "tau" in result else "",
-        }
-        for index, level in enumerate(config.test_noise):
-            name = "clean" if level == 0 else f"noise {level:g}"
-            row[name] = f"{at[:, index].mean():.3f}" + spread(std(at[:, index]), ".3f")
-        rows.append({**row, "clean cross-entropy": f"{loss.mean():.3f}"})
-    margins = {}
-    for p in points:
-        key = (p["model"], p["train_noise"], p["l2"], p["trained_iterations"])
-        row = margins.setdefault(
-            key,
-            {
-                "model": key[0],
-                "train noise": f"{key[1]:g}",
-                "l2": f"{key[2]:g}",
-                "iterations": key[3],
-            },
-        )
-        row[f"noise {p['test_noise']:g}"] = (
-            f"{100 * p['margin']:+.1f}{spread(100 * p['margin_std'], '.1f')}"
-            + (" beyond" if p["beyond"] else "")
-        )
+    data = results.data
     size = f"{len(data.train_labels):,} training and {len(data.test_labels):,} test images"
     return "\n".join(
         [
@@ -133,98 +81,46 @@ def report(config: Config, results, points, data: ImageData) -> str:
             f"over {config.seeds} seeds; step is the learned tau; the penalty of multinomial regression "
             "is chosen on held-back training images.",
             "",
-            markdown_table(rows),
+            markdown_table([accuracy_row(config, result) for result in results.results]),
             "",
             "Points of accuracy beyond (+) or within (-) the frontier of multinomial regression over "
-            "all penalties, trained with the same noise; 'beyond' where every seed is.",
+            "all penalties, trained with the same noise; 'beyond' if every seed is.",
             "",
-            markdown_table(list(margins.values())),
+            markdown_table(margin_rows(results.margins)),
         ]
     )
 
 
-def draw(config: Config, run: RunFolder, results, curves, points, strips, data: ImageData) -> None:
-    """Every figure of the run folder."""
-    label = data.class_names[int(data.test_labels[0])]
-    for name, depth, make in strips:
-        image, states = make()
-        most = max(config.train_noise)
-        title = f"{name} on {data.name} ({label}), trained with noise {most:g}, Z(0) with {most or 0.5:g}"
-        figure = plotting.iteration_strip(image, states, title=title, trained=depth)
-        run.save_figure(f"iterations_{name}_{depth}", figure, image=image, states=states)
+def table_head(result: Result) -> dict[str, Any]:
+    """The first columns of both tables."""
+    return {
+        "model": result.model,
+        "train noise": f"{result.train_noise:g}",
+        "l2": f"{result.l2:g}",
+        "iterations": result.trained_iterations,
+    }
 
-    panels = ["clean" if level == 0 else f"noise {level:g}" for level in config.test_noise]
-    for noise in config.train_noise:
-        lines = [
-            {
-                "label": describe(result),
-                "mean": result["accuracy"].mean(axis=0),
-                "std": np.nan_to_num(
-                    [[std(a) for a in b.T] for b in result["accuracy"].swapaxes(0, 1)]
-                ),
-                "trained": result["trained_iterations"],
-            }
-            for result in results
-            if result["train_noise"] == noise
-        ]
-        title = f"{data.name}, trained with noise {noise:g}; marker: trained depth"
-        figure = plotting.accuracy_by_iteration(panels, lines, title=title)
-        arrays = {
-            f"{kind}_{i}": line[kind] for i, line in enumerate(lines) for kind in ("mean", "std")
-        }
-        names = np.array([line["label"] for line in lines])
-        run.save_figure(f"accuracy_train_noise_{noise:g}", figure, labels=names, **arrays)
 
-    levels = [i for i, level in enumerate(config.test_noise) if level > 0]
-    if not levels:
-        return
-    clean = config.test_noise.index(0.0)
-    drawn_curves = [
-        {
-            "label": f"multinomial regression, train noise {curve['train_noise']:g}, all penalties",
-            "clean": curve["accuracy"][:, :, clean].mean(axis=1),
-            "noisy": curve["accuracy"][:, :, levels].mean(axis=1).T,
-        }
-        for curve in curves
-    ]
-    drawn_points = []
-    for result in results:
-        at = result["accuracy"][:, :, result["trained_iterations"]]
-        drawn_points.append(
-            {
-                "label": f"{describe(result)}, train noise {result['train_noise']:g}",
-                "colour": ["multinomial_regression", *MODELS].index(result["model"]),
-                "marker": [0, *config.iterations].index(result["trained_iterations"]),
-                "filled": result["train_noise"] > 0,
-                "clean": at[:, clean].mean(),
-                "clean_std": np.nan_to_num(std(at[:, clean])),
-                "noisy": at[:, levels].mean(axis=0),
-                "noisy_std": np.nan_to_num([std(at[:, i]) for i in levels]),
-            }
+def accuracy_row(config: Config, result: Result) -> dict[str, Any]:
+    """A row of the table of accuracies at the trained depth."""
+    at, clean = result.at_depth, config.test_noise.index(0.0)
+    step = "" if result.tau is None else f"{result.tau.mean():.3f}"
+    accuracies = {
+        level_name(level): plus_minus(at[:, index].mean(), std(at[:, index]))
+        for index, level in enumerate(config.test_noise)
+    }
+    loss = result.cross_entropy[:, clean, result.trained_iterations].mean()
+    return {
+        **table_head(result), "step": step, **accuracies, "clean cross-entropy": f"{loss:.3f}"
+    }  # fmt: skip
+
+
+def margin_rows(margins: list[Margin]) -> list[dict[str, Any]]:
+    """The table of margins: a row for each model, a column for each level of test noise."""
+    rows = {}
+    for m in margins:
+        row = rows.setdefault(tuple(m.result.head.values()), table_head(m.result))
+        row[level_name(m.test_noise)] = plus_minus(100 * m.margin, 100 * m.margin_std, "+.1f") + (
+            " beyond" if m.beyond else ""
         )
-    figure = plotting.frontier(
-        [panels[i] for i in levels], drawn_curves, drawn_points, title=f"{data.name}: the frontier"
-    )
-    run.save_figure(
-        "frontier",
-        figure,
-        penalties=np.array(config.penalties),
-        labels=np.array([p["label"] for p in drawn_points]),
-        curves_clean=np.stack([c["clean"] for c in drawn_curves]),
-        curves_noisy=np.stack([c["noisy"] for c in drawn_curves]),
-        points_clean=np.array([p["clean"] for p in drawn_points]),
-        points_noisy=np.stack([p["noisy"] for p in drawn_points]),
-    )
-
-
-def spread(value: float, form: str) -> str:
-    """A standard deviation behind its mean; of one seed there is none."""
-    return "" if np.isnan(value) else f" ± {value:{form}}"
-
-
-def describe(result: dict[str, Any]) -> str:
-    """A result's name in a legend."""
-    name = result["model"].replace("_", " ")
-    if result["model"] == "multinomial_regression":
-        return f"{name} (validated l2 {result['l2']:g})"
-    return f"{name}, {result['trained_iterations']} iterations, l2 {result['l2']:g}"
+    return list(rows.values())

@@ -46,7 +46,10 @@ def _problem(config: Config):
 
     def one(seed: int) -> Problem:
         random = np.random.default_rng(seed)
-        normal = lambda *shape: random.normal(size=shape)  # noqa: E731
+
+        def normal(*shape):
+            return random.normal(size=shape)
+
         attended = random.dirichlet(np.ones(n), size=n)
         where = (random.uniform(size=(n, n)) < 0.6) | np.eye(n, dtype=bool)
         visible = attended * where

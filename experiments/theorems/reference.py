@@ -29,7 +29,9 @@ def flow(field, z0, t1, num_steps=STEPS):
 
 
 def _runge_kutta(field, z, h, t):
-    ahead = lambda a, k: jax.tree.map(lambda x, y: x + a * y, z, k)  # noqa: E731
+    def ahead(a, k):
+        return jax.tree.map(lambda x, y: x + a * y, z, k)
+
     k1 = field(t, z, None)
     k2 = field(t + h / 2, ahead(h / 2, k1), None)
     k3 = field(t + h / 2, ahead(h / 2, k2), None)

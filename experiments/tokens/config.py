@@ -2,74 +2,58 @@
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Annotated
 
 from imr import ImrError
+from imr.lab.bounds import above, at_least, at_most, below
+from imr.lab.flags import RunFlags, flag_error
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RunFlags):
     """Flags of the tokens experiment."""
 
-    tokens: int = 32
+    tokens: Annotated[int, at_least(2)] = 32
     """Tokens of each set, drawn uniformly on the unit sphere; off the sphere they start there too."""
-    dim: int = 2
+    dim: Annotated[int, at_least(2)] = 2
     """Features of a token; 2 puts it on the circle."""
-    rank: int | None = None
+    rank: Annotated[int | None, at_least(1)] = None
     """Rank of a random phi of entries N(0, 1/rank), one for each seed; without it phi is the
     identity, as in Geshkovski et al."""
     beta_min: float = 0.1
     """The least inverse temperature."""
     beta_max: float = 30.0
     """The largest inverse temperature."""
-    betas: int = 14
+    betas: Annotated[int, at_least(2)] = 14
     """Inverse temperatures, evenly spaced in log beta."""
     time_min: float = 0.1
     """The first time at which tokens are measured (they are at time 0 as well), in the time of
     Geshkovski et al., that is, beta times that of imr's gradient flow."""
     time_max: float = 300.0
     """The end of the flows, in the same time."""
-    times: int = 41
+    times: Annotated[int, at_least(2)] = 41
     """Times at which tokens are measured, evenly spaced in log time."""
-    threshold: float = 1e-3
-    """Tokens are joined where 1 less their cosine is below this; clusters are what is connected."""
-    shown: tuple[float, ...] = (1.0, 5.0, 25.0)
+    threshold: Annotated[float, at_least(1e-6), below(1)] = 1e-3
+    """Tokens are joined if 1 less their cosine is below this; clusters are what is connected. In
+    float32 the cosine of equal tokens is 1 to about 1e-7."""
+    shown: Annotated[tuple[float, ...], above(0)] = (1.0, 5.0, 25.0)
     """Inverse temperatures for trajectories, histograms, energies and the printed table; the
     nearest of the grid are taken."""
-    probes: int = 16
+    probes: Annotated[int, at_least(1)] = 16
     """Random probes of the antisymmetric share of the Jacobian."""
-    rtol: float = 1e-5
+    rtol: Annotated[float, at_least(1e-12), at_most(1e-2)] = 1e-5
     """Relative tolerance of the solver; the absolute one is a hundredth of it."""
-    max_steps: int = 256
+    max_steps: Annotated[int, at_least(1)] = 256
     """Step limit of the solver from one time measured to the next."""
-    seeds: int = 16
+    seeds: Annotated[int, at_least(1)] = 16
     """Initial sets of tokens, vmapped together with the inverse temperatures."""
-    seed: int = 0
-    """The first of the seeds."""
-    smoke: bool = False
-    """A small version of everything, for tests."""
-    out: Path | None = None
-    """Run folder; runs/tokens/<hash of the configuration> by default."""
-    overwrite: bool = False
-    """Replace the run in that folder."""
 
 
 def check(config: Config) -> None:
-    """Refuses values that make no run, before anything is read or written."""
-    for name, least in (
-        ("tokens", 2), ("dim", 2), ("rank", 1), ("betas", 2), ("times", 2), ("probes", 1), ("seeds", 1),
-        ("max_steps", 1),
-    ):  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ImrError(
-                f"--{name.replace('_', '-')} takes integers of at least {least}; found {value}."
-            )
+    """Refuses a rank above the dimension, grids that do not increase, and nothing to be shown."""
     if config.rank is not None and config.rank > config.dim:
-        raise ImrError(
-            f"--rank must be at most --dim = {config.dim}; found {config.rank}. Lower it, or leave "
-            "it out for the identity."
-        )
+        remedy = "Lower it, or leave it out for the identity."
+        raise flag_error("rank", f"must be at most --dim = {config.dim}", config.rank, remedy)
     for name in ("beta", "time"):
         low, high = getattr(config, f"{name}_min"), getattr(config, f"{name}_max")
         if not 0 < low < high < math.inf:
@@ -77,13 +61,8 @@ def check(config: Config) -> None:
                 f"--{name}-min and --{name}-max must be positive, finite and in this order; found "
                 f"{low} and {high}."
             )
-    # In float32 the cosine of equal tokens is 1 to about 1e-7.
-    if not 1e-6 <= config.threshold < 1:
-        raise ImrError(f"--threshold must lie in [1e-6, 1); found {config.threshold}.")
-    if not 1e-12 <= config.rtol <= 1e-2:
-        raise ImrError(f"--rtol must lie in [1e-12, 0.01]; found {config.rtol}.")
-    if not config.shown or any(not 0 < beta < math.inf for beta in config.shown):
-        raise ImrError(f"--shown takes positive inverse temperatures; found {config.shown}.")
+    if not config.shown:
+        raise flag_error("shown", "must hold at least one inverse temperature", config.shown)
 
 
 def shrink(config: Config) -> Config:

@@ -77,9 +77,9 @@ def _flow(sign, sphere, column_term, phi, beta, t, z, args):
     positive, and overflow.
     """
     scaled = jnp.sqrt(beta) * phi
+    loss = imr.feature_loss(imr.Quadratic(scaled), None)
     row, whole = (
-        imr.quadratic_field(scaled, None, None, column_term=choice)(t, z, args)
-        for choice in (False, True)
+        imr.closed_field(loss, column_term=choice)(t, z, args) for choice in (False, True)
     )
     # imr's field goes down, in imr's time.
     field = -sign / beta * jnp.where(column_term, whole, row)
@@ -101,7 +101,7 @@ class Energies(NamedTuple):
 
 def energies(z, phi, beta) -> Energies:
     """Both energies of tokens (n, d)."""
-    logits = imr.low_rank_logits(z, jnp.sqrt(beta) * phi)
+    logits = imr.Quadratic(jnp.sqrt(beta) * phi)(z)
     rows = jax.nn.logsumexp(logits, axis=1)
     return Energies(rows.sum() / beta, jax.nn.logsumexp(rows) / beta)
 
@@ -218,8 +218,7 @@ def _measure(flags, phi, beta, threshold, z) -> Measures:
 
 def _cosine(a, b):
     """Scaled first: products of tiny fields underflow. Not defined where a field is zero."""
-    unit = lambda x: x / jnp.abs(x).max()  # noqa: E731
-    a, b = unit(a), unit(b)
+    a, b = (x / jnp.abs(x).max() for x in (a, b))
     return jnp.sum(a * b) / jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2))
 
 

@@ -5,24 +5,30 @@ from typing import Any
 import numpy as np
 
 from experiments.tokens import figures
-from experiments.tokens.closed_form import orthogonal_cosine
 from experiments.tokens.config import Config
 from experiments.tokens.flows import SETTINGS, Flows, Setting
-from experiments.tokens.tables import seed_mean
+from experiments.tokens.measures import Results, nearest, seed_mean
+from experiments.tokens.theory import orthogonal_cosine
 from imr import Result
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
+from imr.lab.seeds import cell
 
 SIGNS = {1: "ascent", -1: "descent"}
 
 
-def nearest(betas, shown) -> list[int]:
-    """Indices of the inverse temperatures nearest in log to those to be shown, in order."""
-    distance = np.abs(np.log(np.asarray(betas))[:, None] - np.log(np.asarray(shown))[None, :])
-    return sorted({int(i) for i in distance.argmin(axis=0)})
+def report(config: Config, run: RunFolder, results: Results) -> None:
+    """Writes the figures, the tables and the summary into the run folder."""
+    draw(config, run, results.betas, results.ts, results.solved)
+    summary = {
+        "table": results.rows,
+        "column_term": results.changes,
+        "later": results.later,
+    }
+    run.finish(summary, tables(config, results.betas, results.rows, results.changes))
 
 
-def report(config: Config, betas, rows, changes) -> str:
+def tables(config: Config, betas, rows, changes) -> str:
     """The tables that a reader wants first, in Markdown."""
     chosen = [float(betas[i]) for i in nearest(betas, config.shown)]
     flows = "random phi" if config.rank is not None else "phi the identity"
@@ -58,8 +64,8 @@ def _printed(row) -> dict[str, Any]:
     codes = [f"{row[c.name.lower()]} {c.name.lower()}" for c in Result if row[c.name.lower()]]
     return {
         **_names(row),
-        "mean cosine": f"{row['mean_cosine']:+.3f}" + _spread(row["mean_cosine_std"], ".3f"),
-        "clusters": f"{row['clusters']:.1f}" + _spread(row["clusters_std"], ".1f"),
+        "mean cosine": cell(row, "mean_cosine", "+.3f"),
+        "clusters": cell(row, "clusters", ".1f"),
         "half time": "never" if time is None else f"{time:.3g}",
         "plateau": "-" if plateau is None else f"{row['plateau_decades']:.2f} at {plateau:g}",
         "antisymmetric": f"{row['antisymmetric_share_start']:.1e}",
@@ -74,10 +80,9 @@ def _printed_change(row) -> dict[str, Any]:
     return {
         **_names(row),
         "half time without / with": "-" if ratio is None else f"{ratio:.2f}",
-        "clusters": f"{row['clusters_change']:+.1f}" + _spread(row["clusters_change_std"], ".1f"),
+        "clusters": cell(row, "clusters_change", "+.1f"),
         "seeds that differ": f"{100 * row['clusters_differ_share']:.0f}%",
-        "mean cosine": f"{row['mean_cosine_change']:+.3f}"
-        + _spread(row["mean_cosine_change_std"], ".3f"),
+        "mean cosine": cell(row, "mean_cosine_change", "+.3f"),
     }
 
 
@@ -127,10 +132,6 @@ def findings(config: Config, rows, changes) -> list[str]:
             "finite time; the logits, quadratic in them, run out of digits and then of range."
         )
     return lines
-
-
-def _spread(value: float, form: str) -> str:
-    return "" if np.isnan(value) else f" ± {value:{form}}"
 
 
 def draw(config: Config, run: RunFolder, betas, ts, solved: dict[Setting, Flows]) -> None:

@@ -1,4 +1,4 @@
-"""Attention in linear time by random features, with the error that it makes."""
+"""Attention in linear time by random features, with a measured error."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,12 @@ from imr._typing import ScalarLike
 
 
 class RandomFeatureProducts(NamedTuple):
-    """rows $P K$ (n, r) and columns $P^T Q$ (m, r), approximately; error of the rows, measured."""
+    """Approximate products of attention.
+
+    Attributes:
+      rows, columns: $P K$, shape (n, r), and $P^T Q$, shape (m, r).
+      error: relative error of the rows, a scalar, measured on some of them.
+    """
 
     rows: Float[Array, "n r"]
     columns: Float[Array, "m r"]
@@ -39,27 +44,22 @@ def random_feature_products(
 ) -> RandomFeatureProducts:
     r"""$P K$ and $P^T Q$ for $P = softmax(\beta Q K^T)$ in O((n + m) r M), by FAVOR+.
 
-    $e^{x y} = E_w[e^{w x - |x|^2/2} e^{w y - |y|^2/2}]$, w normal: the mean over M vectors w, drawn
-    orthogonal in blocks of r, and positive. The variance grows as $e^{|x + y|^2}$: it is good for
-    logits of order one. `error` says how good, and nothing replaces looking at it.
+    $e^{x y} = E_w[e^{w x - |x|^2/2} e^{w y - |y|^2/2}]$ with normal w, estimated by the mean over M
+    vectors w, orthogonal in blocks of r; its terms are positive. The variance grows as
+    $e^{|x + y|^2}$, so the estimate is accurate for logits of order one: check `error`.
 
     Args:
       queries: Q, shape (n, r).
       keys: K, shape (m, r); None if they are the queries.
-      key: of the features.
+      key: random key of the features.
       num_features: M.
       beta: inverse temperature, positive.
-      checked: rows, evenly spread, of which P is made exactly.
-
-    Returns:
-      A `RandomFeatureProducts`; error: norm of the difference over norm of $P K$, over those rows.
-
-    Raises:
-      ImrError: if shapes do not fit, a number is no positive integer, or key is no random key.
+      checked: number of evenly spaced rows on which the error is measured, as the norm of the
+        difference over the norm of $P K$.
 
     >>> q = 0.3 * jax.random.normal(jax.random.key(0), (500, 4))
-    >>> found = random_feature_products(q, key=jax.random.key(1), num_features=1024)
-    >>> bool(found.error < 0.3)
+    >>> products = random_feature_products(q, key=jax.random.key(1), num_features=1024)
+    >>> bool(products.error < 0.3)
     True
 
     Reference: Choromanski et al., Rethinking Attention with Performers, arXiv 2009.14794.
@@ -74,8 +74,8 @@ def random_feature_products(
     check_key(key)
     check_positive("beta", beta)
     rows = np.unique(np.linspace(0, len(queries) - 1, min(checked, len(queries))).astype(int))
-    found = _products(widen(queries), widen(keys), key, beta, rows, num_features)
-    return RandomFeatureProducts(*(x.astype(queries.dtype) for x in found))
+    products = _products(widen(queries), widen(keys), key, beta, rows, num_features)
+    return RandomFeatureProducts(*(x.astype(queries.dtype) for x in products))
 
 
 @partial(jax.jit, static_argnames="count")
@@ -86,16 +86,16 @@ def _products(queries, keys, key, beta, rows, count):
     def features(x, axis):
         x = root * x
         exponents = matmul(x, directions.T) - 0.5 * jnp.sum(x * x, axis=1, keepdims=True)
-        # A factor of a row of queries, or of all keys, falls out of P.
+        # A factor common to a row of queries, or to all keys, cancels in P.
         return jnp.exp(exponents - jnp.max(exponents, axis=axis, keepdims=True))
 
     of_queries, of_keys = features(queries, 1), features(keys, (0, 1))
     sums = matmul(of_queries, jnp.sum(of_keys, axis=0)[:, None])
-    found = matmul(of_queries, matmul(of_keys.T, keys)) / sums
+    approximate = matmul(of_queries, matmul(of_keys.T, keys)) / sums
     columns = matmul(of_keys, matmul(of_queries.T, queries / sums))
     exact = matmul(softmax(beta * matmul(queries[rows], keys.T)), keys)
-    error = jnp.linalg.norm(found[rows] - exact) / jnp.linalg.norm(exact)
-    return found, columns, error
+    error = jnp.linalg.norm(approximate[rows] - exact) / jnp.linalg.norm(exact)
+    return approximate, columns, error
 
 
 def _orthogonal(key, count, r, dtype):
@@ -104,7 +104,7 @@ def _orthogonal(key, count, r, dtype):
     direction_key, length_key = jax.random.split(key)
     square = jax.random.normal(direction_key, (blocks, r, r), dtype)
     q, upper = jnp.linalg.qr(square)
-    # As it comes, q has signs of its own making; so it is uniform over the rotations.
+    # The signs of the factorisation are arbitrary; with these q is uniform over the rotations.
     q = q * jnp.sign(jnp.diagonal(upper, axis1=1, axis2=2))[:, None, :]
     directions = q.reshape(-1, r)[:count]
     lengths = jnp.linalg.norm(jax.random.normal(length_key, (count, r), dtype), axis=1)

@@ -1,4 +1,4 @@
-r"""$P K$ and $P^T Q$ with rows spread over devices: keys go round, queries stay."""
+r"""$P K$ and $P^T Q$ with rows distributed over devices: keys go round the ring, queries stay."""
 
 from functools import partial
 
@@ -11,11 +11,12 @@ from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
 
 def ring_products(scaled, q, k, where, *, mesh, size, columns):
-    """Queries and keys (r, n) on a mesh of p devices: (r, n), (r, n), and log-sums of rows (n,).
+    """Both products (r, n) and log-sums of rows (n,) of queries and keys (r, n), on p devices.
 
-    The keys go round the ring twice, n r numbers past each device each time: first for the sums of
-    each row, which are rescaled to their largest logit so far, then, with what they collect, for the
-    columns. A device holds O(n r / p) numbers and strips of `size` rows by n / p keys.
+    The keys go round the ring twice: first for the sums of each row, which are rescaled to the
+    largest logit so far, then, together with the sums that they collect, for the columns. Each time
+    n r numbers pass each device. A device holds O(n r / p) numbers and strips of `size` rows by n / p
+    keys.
     """
     n = q.shape[1]
     axis, parts = mesh_axis(mesh)
@@ -36,21 +37,24 @@ def ring_products(scaled, q, k, where, *, mesh, size, columns):
 
 
 def _local(scaled, q, k, where, *, count, axis, parts, size, columns):
-    """What one device does; keys from `count` on only fill up."""
+    """The computation of one device; keys from number `count` on are padding."""
     r, n = q.shape
     size = min(size, n)
     extra = padding(n, size)
-    cut = lambda x: jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0)  # noqa: E731
-    queries = cut(scaled), cut(q)
+    queries = tuple(
+        jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0) for x in (scaled, q)
+    )
     masks = None
     if where is not None:
         masks = pad_axis(where, extra, value=True).reshape(-1, size, n * parts)
     here = jax.lax.axis_index(axis)
     onward = [(i, (i + 1) % parts) for i in range(parts)]
-    move = lambda tree: jax.lax.ppermute(tree, axis, onward)  # noqa: E731
+
+    def move(tree):
+        return jax.lax.ppermute(tree, axis, onward)
 
     def logits(scaled, mask, k, hop):
-        # After so many hops the keys are those of the device so far back.
+        # After `hop` hops the keys are those of the device `hop` places back.
         start = (here - hop) % parts * n
         seen = (start + jnp.arange(n) < count)[None, :]
         if mask is not None:
@@ -58,19 +62,19 @@ def _local(scaled, q, k, where, *, count, axis, parts, size, columns):
         return mask_logits(matmul(scaled.T, k), seen)
 
     @jax.checkpoint
-    def more(block, k, hop):
-        """Sums of a strip over the keys that are here now."""
+    def accumulate(block, k, hop):
+        """Adds the keys that are here now to the sums of a strip."""
         (scaled, mask), (top, sums) = block
-        found = logits(scaled, mask, k, hop)
-        new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(found, axis=1)))
+        x = logits(scaled, mask, k, hop)
+        new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(x, axis=1)))
         safe = jnp.where(jnp.isneginf(new), 0, new)
-        e = jnp.exp(found - safe[:, None])
+        e = jnp.exp(x - safe[:, None])
         fresh = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
         return new, sums * jnp.exp(top - safe)[None, :] + fresh
 
     def first_round(carry, hop):
         state, k = carry
-        state = jax.lax.map(lambda block: more(block, k, hop), ((queries[0], masks), state))
+        state = jax.lax.map(lambda block: accumulate(block, k, hop), ((queries[0], masks), state))
         return (state, move(k)), None
 
     strips = queries[0].shape[0]
@@ -84,14 +88,17 @@ def _local(scaled, q, k, where, *, count, axis, parts, size, columns):
         return rows, None, flat
 
     @jax.checkpoint
-    def given(block, k, hop):
-        """What the queries of a strip give to the keys that are here now."""
+    def contribution(block, k, hop):
+        """The contribution of a strip's queries to the keys that are here now."""
         scaled, q, mask, lse = block
         return matmul(q, jnp.exp(logits(scaled, mask, k, hop) - lse[:, None]))
 
     def second_round(carry, hop):
         k, total = carry
-        step = lambda total, block: (total + given(block, k, hop), None)  # noqa: E731
+
+        def step(total, block):
+            return total + contribution(block, k, hop), None
+
         total = jax.lax.scan(step, total, (*queries, masks, lse))[0]
         return move((k, total)), None
 

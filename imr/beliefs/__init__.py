@@ -1,7 +1,7 @@
-r"""Bayesian beliefs of an observer of tokens: filter, smoother, predictions, entropies, mixed states.
+r"""Bayesian beliefs about the hidden state: filter, smoother, predictions, entropies, mixed states.
 
-The one convention of alignment: the belief at position d is AFTER token d, and the prediction made
-from it is for token d + 1. States are row vectors; $T_x$, A, $\pi$, w as in `imr.processes`.
+Alignment: the belief at position d is the one AFTER token d, and the prediction made from it is for
+token d + 1. Distributions are row vectors; $T_x$, A, $\pi$ and w are those of `imr.Process`.
 """
 
 from imr.beliefs.entropies import EntropyRate as EntropyRate

@@ -1,4 +1,4 @@
-"""Entropies of what comes next, in nats, by exact enumeration of words."""
+"""Entropies of tokens, in nats, by exact enumeration of words."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,11 +15,14 @@ from imr.processes.process import Process, bare, check_process, is_unifilar
 def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
     r"""Myopic entropies $h_d = H[X_{d+1} | X_1 \dots X_d]$ in nats, by enumeration of all words.
 
+    $h_d$ is the loss of the best predictor at position d.
+
     Args:
       process: the process.
-      depth: the largest d.
-    Returns: shape (depth + 1,), d = 0 to depth. The loss of the best predictor at position d.
-    Raises: ImrError where depth is no integer of at least 0, or the words are more than 2^24.
+      depth: the largest d; there are at most 2^24 words.
+
+    Returns:
+      Entropies for d = 0 to depth, shape (depth + 1,).
 
     >>> from imr.processes import z1r
     >>> conditional_entropies(z1r(0.5), 2).round(3).tolist()
@@ -30,9 +33,13 @@ def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"
 
 
 def block_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
-    r"""$H[X_1 \dots X_d] = \sum_{c < d} h_c$ in nats, d = 0 to depth, shape (depth + 1,).
+    r"""Block entropies $H[X_1 \dots X_d] = \sum_{c < d} h_c$ in nats.
 
-    Raises: ImrError as `conditional_entropies` does.
+    Args:
+      process, depth: as in `conditional_entropies`.
+
+    Returns:
+      Entropies for d = 0 to depth, shape (depth + 1,).
 
     >>> from imr.processes import coin
     >>> block_entropies(coin(0.5), 2).round(3).tolist()
@@ -45,7 +52,7 @@ def block_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
 
 
 class EntropyRate(NamedTuple):
-    """Bounds of the entropy rate in nats, equal where it is known exactly."""
+    """Bounds of the entropy rate in nats; they are equal if it is known exactly."""
 
     lower: Float[Array, ""]
     upper: Float[Array, ""]
@@ -54,14 +61,15 @@ class EntropyRate(NamedTuple):
 def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
     r"""The entropy rate $h = \lim h_d$ of the stationary process, between two bounds.
 
-    Unifilar: exact, $h = \sum_i \pi_i H[X | i]$. Otherwise
+    A unifilar process has $h = \sum_i \pi_i H[X | i]$ exactly. Otherwise
     $H[X_{d+1} | X_1 \dots X_d, S_0] \le h \le H[X_{d+1} | X_1 \dots X_d]$, both from $\pi$.
 
     Args:
-      process: the process, started from its stationary distribution whatever its initial one is.
+      process: the process, not traced; it starts from its stationary distribution here.
       depth: d of the bounds.
-    Returns: lower and upper bound; the lower one is 0 for a generalised process.
-    Raises: ImrError as `conditional_entropies` does, and under a trace.
+
+    Returns:
+      An `EntropyRate`; the lower bound is 0 for a generalised process.
 
     >>> from imr.processes import z1r
     >>> [round(bound.item(), 4) for bound in entropy_rate(z1r(0.5))]
@@ -85,10 +93,14 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
 def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
     r"""Information between past and future, $E_d = \sum_{c<d} (h_c - h)$, up to words of length d.
 
-    From the stationary distribution. h is exact where the process is unifilar; otherwise it is
-    its upper bound at depth d, and $E_d$ a lower bound of E.
+    If the process is unifilar, h is exact; otherwise it is the upper bound at depth d, and $E_d$ is
+    a lower bound of E.
 
-    Raises: ImrError as `entropy_rate` does.
+    Args:
+      process, depth: as in `entropy_rate`.
+
+    Returns:
+      A scalar, in nats.
 
     >>> from imr.processes import coin
     >>> round(excess_entropy(coin(0.3)).item(), 4)
@@ -103,7 +115,7 @@ def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
 @partial(jax.jit, static_argnames="depth")
 def _entropies(process, start, depth):
     readout = matmul(process.transitions, process.right).T
-    words, found = start[None, :], []
+    words, entropies = start[None, :], []
     for d in range(depth + 1):
         words = grow(process, words, min(d, 1))
         joint = matmul(words, readout)
@@ -112,13 +124,13 @@ def _entropies(process, start, depth):
         terms = joint * (
             jnp.log(jnp.where(positive, joint, 1)) - jnp.log(jnp.where(total > 0, total, 1))
         )
-        found.append(-jnp.sum(jnp.where(positive, terms, 0)))
-    return jnp.stack(found)
+        entropies.append(-jnp.sum(jnp.where(positive, terms, 0)))
+    return jnp.stack(entropies)
 
 
 @partial(jax.jit, static_argnames="depth")
 def _known_start(process, depth):
-    """H of token depth + 1 given those before and the state before the first."""
+    """Entropy of token depth + 1, given the tokens before it and the state before the first."""
     starts = jnp.eye(process.num_states, dtype=process.transitions.dtype)
     each = jax.lax.map(lambda start: _entropies(process, start, depth)[-1], starts)
     return matmul(process.stationary, each)

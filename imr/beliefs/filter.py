@@ -1,8 +1,4 @@
-r"""What an observer of tokens knows: filter, predictions, smoother.
-
-The one convention of alignment: the belief at position d is AFTER token d, and the prediction made
-from it is for token d + 1. States are row vectors; $T_x$, A, $\pi$, w as in `imr.processes`.
-"""
+"""Bayesian filter, predictions and smoother; for the alignment of positions see `imr.beliefs`."""
 
 import math
 from functools import partial
@@ -20,7 +16,12 @@ from imr.processes.process import Process, bare, check_process, least_probabilit
 
 
 class Filtered(NamedTuple):
-    """beliefs (..., l, s) after each token; log_probability (..., l) of the words that end there."""
+    """Beliefs after each token, and log-probabilities of the words that end there.
+
+    Attributes:
+      beliefs: shape (..., l, s).
+      log_probability: shape (..., l).
+    """
 
     beliefs: Float[Array, "*b l s"]
     log_probability: Float[Array, "*b l"]
@@ -33,22 +34,22 @@ def bayes_filter(
     method: Literal["scan", "associative"] = "scan",
     initial: Any = None,
 ) -> Filtered:
-    r"""Bayes: $\eta_d = \eta_{d-1} T_{x_d} / (\eta_{d-1} T_{x_d} w)$, $\eta_0 = \mu$.
+    r"""Bayesian filter: $\eta_d = \eta_{d-1} T_{x_d} / (\eta_{d-1} T_{x_d} w)$, $\eta_0 = \mu$.
 
     $\log P(x_1 \dots x_d) = \sum_{c \le d} \log (\eta_{c-1} T_{x_c} w)$. After a word of
-    probability zero the belief is NaN and the log-probability -inf, see `is_forbidden`; under a
-    trace a token out of range is one. A state less likely than the smallest number of the dtype is
-    one of probability zero: 1e-308 in float64, 1e-38 in float32.
+    probability zero the belief is NaN and the log-probability -inf, see `is_forbidden`. Under a
+    trace a token out of range has probability zero, as has a state less likely than the smallest
+    number of the dtype: 1e-308 in float64, 1e-38 in float32.
 
     Args:
       process: the process.
       tokens: integers, shape (..., l).
-      method: "scan" goes token by token; "associative" multiplies matrices in a tree, in O(log l)
-        steps and s times the work. Each row of a product carries its own log scale.
-      initial: start other than `process.initial`, shape (s,).
-    Returns: beliefs (..., l, s) after each token, cumulative log-probability (..., l).
-    Raises: ImrError for tokens that are no integers or out of range, an unknown method, a start of
-      another shape.
+      method: "scan" processes one token after the other; "associative" multiplies matrices in a
+        tree, in O(log l) steps and s times the work. Each row of a product has its own log scale.
+      initial: start distribution, shape (s,); None is `process.initial`.
+
+    Raises:
+      ImrError: if tokens are no integers or out of range, method is unknown, or initial does not fit.
 
     >>> from imr.processes import golden_mean
     >>> beliefs, log_probability = bayes_filter(golden_mean(0.5), jnp.array([1, 0, 1, 1]))
@@ -73,7 +74,13 @@ def bayes_filter(
 
 
 def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
-    """Whether the words that end at each position have probability zero, (..., l).
+    """Whether the words that end at each position have probability zero.
+
+    Args:
+      filtered: as returned by `bayes_filter`.
+
+    Returns:
+      Booleans, shape (..., l).
 
     >>> from imr.processes import golden_mean
     >>> is_forbidden(bayes_filter(golden_mean(0.5), jnp.array([1, 1, 0]))).tolist()
@@ -83,13 +90,17 @@ def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
 
 
 def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) -> Array:
-    r"""Bayes-optimal prediction $P(x) = \eta T_x w$ from each belief, for the token after it.
+    r"""Bayes-optimal prediction of the next token from each belief, $P(x) = \eta T_x w$.
 
     Args:
       process: the process.
       beliefs: shape (..., s); position d of `bayes_filter` predicts token d + 1.
-    Returns: shape (..., k).
-    Raises: ImrError where the last axis is not the states.
+
+    Returns:
+      Probabilities, shape (..., k).
+
+    Raises:
+      ImrError: if the last axis of beliefs is not the states.
 
     >>> from imr.processes import golden_mean
     >>> next_token_probabilities(golden_mean(0.5), jnp.array([1.0, 0.0])).tolist()
@@ -97,7 +108,7 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     """
     check_process(process)
     if isinstance(beliefs, Filtered):
-        raise ImrError("beliefs must be an array; found a Filtered: hand in its .beliefs.")
+        raise ImrError("beliefs must be an array; found a Filtered: pass its .beliefs.")
     beliefs = jnp.asarray(beliefs)
     if not jnp.ndim(beliefs) or jnp.shape(beliefs)[-1] != process.num_states:
         raise ImrError(
@@ -107,16 +118,19 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
 
 
 def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
-    r"""The hidden state after each token, given ALL tokens: $\gamma_d \propto \eta_d \circ \beta_d$.
+    r"""Distribution of the state after each token, given ALL tokens: $\gamma_d \propto \eta_d \circ \beta_d$.
 
     $\beta_l = 1$, $\beta_d = T_{x_{d+1}} \beta_{d+1}$, scaled to a largest entry of one.
 
     Args:
       process: hidden Markov.
       tokens: integers, shape (..., l).
-    Returns: shape (..., l, s); NaN everywhere for a word of probability zero.
-    Raises: ImrError for a generalised process, whose beliefs are no probabilities of states, and
-      for tokens out of range.
+
+    Returns:
+      Probabilities, shape (..., l, s); NaN at every position of a word of probability zero.
+
+    Raises:
+      ImrError: if the process is generalised: its beliefs are no probabilities of states.
 
     >>> from imr.processes import even
     >>> smooth(even(0.5), jnp.array([1, 1, 0])).round(4).tolist()
@@ -124,7 +138,9 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
     """
     check_process(process)
     if process.generalised:
-        raise ImrError("process must be hidden Markov to be smoothed; found a generalised one.")
+        raise ImrError(
+            "process must be hidden Markov; found a generalised one, whose beliefs are no probabilities."
+        )
     return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
 
 
@@ -139,7 +155,7 @@ def _check_start(process, initial):
 
 
 def _matrices(process, tokens):
-    """T of each token; tokens out of range, which only a trace lets pass, are impossible."""
+    """T of each token; zero for tokens out of range, which pass the checks only under a trace."""
     valid = (tokens >= 0) & (tokens < process.num_tokens)
     picked = process.transitions[jnp.where(valid, tokens, 0)]
     return jnp.where(valid[..., None, None], picked, 0)
@@ -164,7 +180,7 @@ def _filter(process, tokens, initial, associative):
             belief = matmul(belief[:, None, :], matrix)[:, 0, :]
             p = matmul(belief, process.right)
             p = jnp.where(p > least, p, 0)
-            # A dead belief stays zero, so that derivatives of the live ones stay finite.
+            # An impossible belief stays zero, so that derivatives of the others stay finite.
             belief = jnp.where((p > 0)[:, None], belief / jnp.where(p > 0, p, 1)[:, None], 0)
             log_probability = log_probability + _log(p)
             return (belief, log_probability), (belief, log_probability)
@@ -179,11 +195,11 @@ def _filter(process, tokens, initial, associative):
 
 
 def _associative(process, start, tokens):
-    """Prefix products with a log scale for each row, of one sequence."""
+    """Beliefs of one sequence by prefix products, with a log scale for each row."""
     if tokens.shape[0] == 0:
         return jnp.zeros((0, *start.shape), start.dtype), jnp.zeros(0, start.dtype)
     matrices = _matrices(process, tokens)
-    # The start goes into the first matrix: what cannot be reached then has no say in the scales.
+    # The start goes into the first matrix, so that unreachable states do not affect the scales.
     first = jnp.tile(matmul(start, matrices[0])[None, :], (start.shape[0], 1))
     matrices = matrices.at[0].set(first)
 
@@ -203,7 +219,7 @@ def _associative(process, start, tokens):
     belief = products[:, 0, :]
     p = matmul(belief, process.right)
     alive = p > least_probability(process, start.dtype)
-    # One dead word makes all longer ones dead, also where cancellation revives their numbers.
+    # All continuations of an impossible word are impossible, even if cancellation says otherwise.
     alive = jnp.cumprod(alive, dtype=jnp.int32) > 0
     log_probability = jnp.where(alive, _log(jnp.where(alive, p, 1)) + scales[:, 0], -jnp.inf)
     return belief / jnp.where(alive, p, 1)[:, None], log_probability
@@ -231,5 +247,5 @@ def _smooth(process, tokens):
     messages = jax.lax.scan(step, last, later, reverse=True)[1]
     messages = jnp.moveaxis(jnp.concatenate([messages, last[None]]), 0, -2)
     both = forward * messages
-    # An impossible word has a message of zeros before it: 0 / 0 marks it.
+    # The messages of an impossible word are zero: 0 / 0 marks it as NaN.
     return both / jnp.sum(both, axis=-1, keepdims=True)

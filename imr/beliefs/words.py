@@ -1,4 +1,4 @@
-"""All words at once: their beliefs and probabilities, and the tree of mixed states."""
+"""Beliefs and probabilities of all words of a length, and the tree of mixed states."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,14 +13,21 @@ from imr._numerics import matmul
 from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process, least_probability
 
-# Enumerations beyond this many words do not end.
+# The most words that are enumerated.
 MOST_WORDS = 2**24
 
 
 def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
-    """All k^l words in lexicographic order, the first token most significant, shape (k^l, l).
+    """All k^l words in lexicographic order, the first token most significant.
 
-    Raises: ImrError where the words are more than 2^24, or an argument is no positive integer.
+    Args:
+      num_tokens, length: k and l.
+
+    Returns:
+      Tokens, shape (k^l, l).
+
+    Raises:
+      ImrError: if there are more than 2^24 words.
 
     >>> all_words(2, 2).tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -34,8 +41,7 @@ def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
 
 
 class Level(NamedTuple):
-    """All words of one length, the first token most significant: beliefs (k^d, s), their
-    probabilities (k^d,). The belief of a word of probability zero is NaN."""
+    """Beliefs (k^d, s) and probabilities (k^d,) of all words; NaN for words of probability zero."""
 
     beliefs: Float[Array, "words s"]
     probabilities: Float[Array, "words"]
@@ -46,9 +52,7 @@ def belief_level(process: Process, depth: int) -> Level:
 
     Args:
       process: the process.
-      depth: d, at least 0.
-    Returns: beliefs (k^d, s), probabilities (k^d,).
-    Raises: ImrError where depth is no such integer, or the words are more than 2^24.
+      depth: d, at least 0; there are at most 2^24 words.
 
     >>> from imr.processes import golden_mean
     >>> belief_level(golden_mean(0.5), 2).probabilities.round(4).tolist()
@@ -59,8 +63,12 @@ def belief_level(process: Process, depth: int) -> Level:
 
 
 class MixedStates(NamedTuple):
-    """Lists by length of word 0 to depth: words (n, d) of positive probability in lexicographic
-    order, beliefs (n, s) after them, probabilities (n,)."""
+    """Lists over the length d of words, from 0 to depth.
+
+    Attributes:
+      words: those of positive probability in lexicographic order, shape (n, d).
+      beliefs, probabilities: shapes (n, s) and (n,).
+    """
 
     words: list[Int[Array, "n d"]]
     beliefs: list[Float[Array, "n s"]]
@@ -74,14 +82,13 @@ def mixed_states(
 
     Args:
       process: the process.
-      depth: the longest words.
-      merge: whether words of equal belief become one, the first of them, with the sum of their
-        probabilities; where mixed states are finite any depth is then cheap.
-      tolerance: beliefs that agree to it are equal; 1e-10 unless given, 1e-5 for a process in
-        float32.
-    Returns: lists of depth + 1 levels.
-    Raises: ImrError under a trace, for a depth that is no integer of at least 0, a tolerance that is
-      not positive, and more than 2^24 words.
+      depth: length of the longest words.
+      merge: whether words of equal belief are replaced by the first of them, with the sum of their
+        probabilities. If the mixed states are finite in number, any depth is then cheap.
+      tolerance: within which beliefs are equal; None is 1e-10, or 1e-5 for a process in float32.
+
+    Raises:
+      ImrError: if the process is traced, or there are more than 2^24 words.
 
     >>> from imr.processes import golden_mean
     >>> [words.tolist() for words in mixed_states(golden_mean(0.5), 2).words]
@@ -90,7 +97,9 @@ def mixed_states(
     check_depth(process, depth, enumerates=False)
     tolerance = _tolerance(process, tolerance)
     if not is_concrete(process):
-        raise ImrError("mixed_states has results of data-dependent shapes: call it without jit.")
+        raise ImrError(
+            "the shapes that mixed_states returns depend on values: call it outside of jax.jit."
+        )
     transitions = np.asarray(process.transitions, np.float64)
     right = np.asarray(process.right, np.float64)
     k = process.num_tokens
@@ -127,7 +136,8 @@ def count_mixed_states(
 ) -> int:  # fmt: skip
     """The number of distinct beliefs after words of length 0 to depth.
 
-    Raises: ImrError as `mixed_states` does.
+    Args:
+      process, depth, tolerance: as in `mixed_states`.
 
     >>> from imr.processes import golden_mean
     >>> count_mixed_states(golden_mean(0.5), 10)
@@ -139,7 +149,7 @@ def count_mixed_states(
 
 
 def check_depth(process, depth, enumerates=True):
-    """Refuses what is no length of words, or too long to enumerate."""
+    """Checks a length of words, and that the words can be enumerated."""
     check_process(process)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
         raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
@@ -151,7 +161,7 @@ def check_depth(process, depth, enumerates=True):
 
 
 def grow(process, words, depth):
-    """Unnormalised beliefs of all words so much longer: mu T_x1 ... T_xd."""
+    """Unnormalised beliefs of all words extended by `depth` tokens: mu T_x1 ... T_xd."""
     for _ in range(depth):
         both = jnp.einsum("ni,kij->nkj", words, process.transitions, precision="highest")
         words = both.reshape(-1, process.num_states)
@@ -159,7 +169,7 @@ def grow(process, words, depth):
 
 
 def _tolerance(process, tolerance):
-    """Beyond the rounding of the matrices that the process was made of."""
+    """The tolerance, by default above the rounding errors of the transition matrices."""
     check_process(process)
     if tolerance is None:
         return 1e-10 if process.transitions.dtype == jnp.float64 else 1e-5
@@ -168,7 +178,7 @@ def _tolerance(process, tolerance):
 
 
 def _equal(beliefs, tolerance):
-    """First index and group of equal rows. The shift keeps plain fractions off the boundaries."""
+    """First index and group of equal rows. The shift keeps simple fractions away from the boundaries."""
     _, first, group = np.unique(
         np.floor(beliefs / tolerance + 0.3719), axis=0, return_index=True, return_inverse=True
     )

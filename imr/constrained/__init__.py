@@ -1,13 +1,12 @@
-r"""Constrained belief updates: what one layer of attention can compute of the belief, and how.
+r"""Constrained belief updates: the part of the belief that one layer of attention can compute.
 
-Attention adds up what single tokens say, $v_x = \pi T_x / (\pi T_x w) - \pi$, carried forward by
-the chain: $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$. The eigenvalues of A then say which
-attention patterns, values and number of heads a trained layer should have.
+Attention adds the contributions of single tokens, $v_x = \pi T_x / (\pi T_x w) - \pi$, propagated by
+the chain: $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$. The eigenvalues of A predict the attention
+patterns, the values and the number of heads of a trained layer.
 
-Rows of $\eta$ are normalised and may leave the simplex. The ansatz is about the sum over tokens,
-and silent elsewhere: where $v_x A = 0$, as for `rrxor`, it knows of the last token only; where the
-chain is periodic, as for `zero_one_random`, or has several closed classes, as a mixture has, some of
-what tokens say never decays and the sum grows.
+The entries of $\eta$ sum to one and may be negative. The ansatz has limits: if $v_x A = 0$, as for
+`rrxor`, $\eta$ depends on the last token only; if the chain is periodic, as for `zero_one_random`,
+or has several closed classes, as a mixture has, some contributions never decay and the sum grows.
 """
 
 from imr.constrained.heads import AdditiveFilter as AdditiveFilter

@@ -1,4 +1,4 @@
-"""Heads of attention that carry the updates out, made by hand, and the best filter of their kind."""
+"""Constructed attention heads that compute constrained beliefs, and the best additive filter."""
 
 from typing import Any, NamedTuple
 
@@ -13,15 +13,15 @@ from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process
 
-_TWO = " For a negative one there is two_head_attention."
+_TWO = " For a negative eigenvalue use two_head_attention."
 
 
 class Heads(NamedTuple):
     r"""A constructed layer: residual after attention $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
 
     Attributes:
-      attention: A, rows sum to one, shape (h, l, l).
-      gains: g, the value at s is $g_s v_{x_s}$, shape (h, l).
+      attention: A, shape (h, l, l); rows sum to one.
+      gains: g, shape (h, l); the value at position s is $g_s v_{x_s}$.
       embedding: e, a scalar.
     """
 
@@ -31,19 +31,20 @@ class Heads(NamedTuple):
 
 
 def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> Heads:
-    r"""The one head that makes $\eta - \pi$ exactly, for an eigenvalue $0 < \lambda < 1$.
+    r"""The one head that computes $\eta - \pi$ exactly, for an eigenvalue $0 < \lambda < 1$.
 
-    $A_{ds} g_s = \lambda^{d-s}$ for s < d, $e + A_{dd} g_d = 1$, rows of A sum to one. For e = 0
+    $A_{ds} g_s = \lambda^{d-s}$ for s < d, $e + A_{dd} g_d = 1$, and rows of A sum to one. For e = 0
     the only solution is $g_1 = 1$, $g_s = 1 / (1 - \lambda)$, that is $A_{d1} = \lambda^{d-1}$,
-    $A_{ds} = (1 - \lambda) \lambda^{d-s}$. For others only the products $A_{ds} g_s$ are
-    predicted; late gains are $(1 - e) + \lambda / (1 - \lambda)$.
+    $A_{ds} = (1 - \lambda) \lambda^{d-s}$. For e > 0 only the products $A_{ds} g_s$ are
+    determined; late gains are $(1 - e) + \lambda / (1 - \lambda)$.
 
     Args:
-      eigenvalue: a number in (0, 1); of `spectrum`, too.
+      eigenvalue: in (0, 1), a number or an entry of `spectrum(process).eigenvalues`.
       length: l.
       embedding: e in [0, 1 - eigenvalue).
-    Returns: `Heads` of one head.
-    Raises: ImrError for values out of range.
+
+    Raises:
+      ImrError: if an argument is out of range.
 
     >>> one_head_attention(0.5, 3).attention[0].tolist()
     [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]
@@ -62,18 +63,19 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
 
 
 def two_head_attention(eigenvalue: Any, length: int) -> Heads:
-    r"""An even-lag and an odd-lag head that make $\eta - \pi$ exactly for $-1 < \lambda < 0$.
+    r"""An even-lag and an odd-lag head that compute $\eta - \pi$ exactly, for $-1 < \lambda < 0$.
 
-    e = 1; exact from the second position on. Position 1 serves both heads in row 2: gains
-    $\lambda^2$ and $\lambda - \lambda^2$. Then each new gain, at lag f = 2 of the even and 1 of the
-    odd head, is $\lambda^f / (1 - \sum_{older} \lambda^{d-s} / g_s)$; late ones are
-    $\lambda^2 / (1 - \lambda^2)$ and $\lambda / (1 - \lambda^2)$.
+    e = 1, and the result is exact from the second position on. In row 2 both heads look at position
+    1, with gains $\lambda^2$ and $\lambda - \lambda^2$. Each later gain, at the smallest lag f = 2 of
+    the even and f = 1 of the odd head, is $\lambda^f / (1 - \sum_{older} \lambda^{d-s} / g_s)$; the
+    limits are $\lambda^2 / (1 - \lambda^2)$ and $\lambda / (1 - \lambda^2)$.
 
     Args:
-      eigenvalue: a number in (-1, 0); of `spectrum`, too.
+      eigenvalue: in (-1, 0), a number or an entry of `spectrum(process).eigenvalues`.
       length: l.
-    Returns: `Heads`, the even head first.
-    Raises: ImrError for values out of range.
+
+    Returns:
+      `Heads`, the even head first.
 
     >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
     [0.3333, -0.6667]
@@ -88,7 +90,7 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
         products = np.where(
             (lags >= first) & (lags % 2 == first % 2), lam ** np.maximum(lags, 0), 0.0
         )
-        # Until a row that uses them says otherwise.
+        # The limits; rows that use them determine the early ones below.
         gains = np.full(length, lam**first / (1 - lam**2))
         gains[0] = lam**2 if first == 2 else lam - lam**2
         for d in range(max(first, 2), length):
@@ -96,7 +98,7 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
             if new > 0:
                 gains[new] = lam**first / (1 - np.sum(products[d, :new] / gains[:new]))
         attention = products / gains[None, :]
-        # What has no token at its lags looks at the first.
+        # Rows without a token at their lags look at the first position.
         attention[:2] = np.eye(length)[0][None, :]
         attentions.append(attention)
         all_gains.append(gains)
@@ -104,16 +106,20 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
 
 
 def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b l s"]:
-    r"""Runs a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
+    r"""Applies a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
 
-    Of the heads of one eigenvalue this is $\eta - \pi$ where the tokens put weight on no other.
+    The heads of one eigenvalue give $\eta - \pi$ if the tokens have weights on no other one.
 
     Args:
       process: the process.
       tokens: integers, shape (..., l).
       heads: of length l.
-    Returns: shape (..., l, s).
-    Raises: ImrError where lengths differ, or tokens are out of range.
+
+    Returns:
+      Vectors, shape (..., l, s).
+
+    Raises:
+      ImrError: if lengths differ or tokens are out of range.
 
     >>> from imr.processes import mess3
     >>> tokens = jnp.array([0, 0])
@@ -123,12 +129,14 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     check_process(process)
     tokens = as_tokens(tokens, process.num_tokens)
     if tokens.shape[-1] != heads.gains.shape[-1]:
-        raise ImrError(f"tokens have length {tokens.shape[-1]}, heads {heads.gains.shape[-1]}.")
+        raise ImrError(
+            f"tokens have length {tokens.shape[-1]}, but heads {heads.gains.shape[-1]}: they must be equal."
+        )
     return _apply(token_vectors(process), tokens, heads)
 
 
 class Values(NamedTuple):
-    """Predicted vectors in belief space: embeddings (k, s) and values (h, l, k, s)."""
+    """Predicted vectors in belief space: embeddings (k, s) and OV outputs (h, l, k, s)."""
 
     embeddings: Float[Array, "k s"]
     values: Float[Array, "h l k s"]
@@ -136,6 +144,9 @@ class Values(NamedTuple):
 
 def predicted_values(process: Process, heads: Heads) -> Values:
     r"""Embeddings $E_x = e v_x$ and OV outputs $g_{hs} v_x$ of each head, position and token.
+
+    Args:
+      process, heads: as in `apply_heads`.
 
     >>> from imr.processes import mess3
     >>> predicted_values(mess3(0.15, 0.6), one_head_attention(0.55, 4)).values.shape
@@ -148,7 +159,7 @@ def predicted_values(process: Process, heads: Heads) -> Values:
 
 
 class AdditiveFilter(NamedTuple):
-    """Steady-state Kalman filter: z_d = pole z_{d-1} + gain y_d, and its error variance."""
+    """Steady-state Kalman filter z_d = pole z_{d-1} + gain y_d, with its error variance."""
 
     pole: float
     gain: float
@@ -156,19 +167,20 @@ class AdditiveFilter(NamedTuple):
 
 
 def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
-    r"""The best additive filter of a state of decay $\lambda$ seen with correlation c.
+    r"""The best additive filter of a state of decay $\lambda$, observed with correlation c.
 
     $z_{d+1} = \lambda z_d + \text{noise}$ of unit variance, $y = c z + \text{noise}$ of variance
     $R = 1 - c^2$. P, the variance of the one-step prediction, solves
     $P = \lambda^2 P R / (c^2 P + R) + 1 - \lambda^2$; pole $\lambda R / (c^2 P + R)$, gain
     $c P / (c^2 P + R)$. For `mess3(x, a)`: $\lambda = 1 - 3x$, $c = (3a - 1)/2$, z and y the
-    centred one-hot state and token. It decays faster than $\lambda$, the decay of `constrained_beliefs`.
+    centred one-hot state and token. It decays faster than `constrained_beliefs`, by $\lambda$.
 
     Args:
-      eigenvalue: in (-1, 1).
-      correlation: in [-1, 1].
-    Returns: pole, gain, variance P.
-    Raises: ImrError for values out of range.
+      eigenvalue: $\lambda$ in (-1, 1).
+      correlation: c in [-1, 1].
+
+    Raises:
+      ImrError: if an argument is out of range.
 
     >>> round(additive_filter(0.55, 0.4).pole, 4)
     0.4666
@@ -178,7 +190,7 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     if not -1 <= c <= 1:
         raise ImrError(f"correlation must lie in [-1, 1]; found {c:g}.")
     noise, drive = 1 - c**2, 1 - lam**2
-    # c^2 P^2 + half P - constant = 0; of two forms of the root the one without cancellation.
+    # c^2 P^2 + half P - constant = 0; the form of the root that does not cancel.
     half, constant = drive * (noise - c**2), drive * noise
     root = np.sqrt(half**2 + 4 * c**2 * constant)
     variance = (root - half) / (2 * c**2) if half < 0 else 2 * constant / (half + root)

@@ -1,4 +1,4 @@
-"""The spectrum of the chain, and how many heads of attention it asks for."""
+"""The spectrum of the chain, and the number of attention heads that it predicts."""
 
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ from imr.processes.process import Process, check_process
 
 
 class Spectrum(NamedTuple):
-    r"""$A = \sum_k \lambda_k R_k L_k$, by falling $|\lambda|$.
+    r"""Eigendecomposition of the chain, $A = \sum_k \lambda_k R_k L_k$, sorted by falling $|\lambda|$.
 
     Attributes:
       eigenvalues: shape (s,), complex.
-      right: columns R, shape (s, s); left: rows L, shape (s, s), $L R = 1$.
+      right, left: eigenvectors as columns R and as rows L, shape (s, s), $L R = 1$.
       weights: $v_x R_k$, shape (k, s).
-      active: whether some token has a weight on it, shape (s,); the stationary one is not.
+      active: whether some token has a weight on the eigenvalue, shape (s,).
     """
 
     eigenvalues: Complex[Array, "s"]
@@ -31,18 +31,22 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(process: Process) -> Spectrum:
-    """Eigenvalues and eigenvectors of the chain, and what the tokens put on them.
+    """Eigenvalues and eigenvectors of the chain, and the weights that tokens have on them.
 
-    Raises: ImrError under a trace, and for a chain without a basis of eigenvectors.
+    Args:
+      process: the process.
+
+    Raises:
+      ImrError: if the process is traced, or its chain has no basis of eigenvectors.
 
     >>> from imr.processes import mess3
-    >>> found = spectrum(mess3(0.15, 0.6))
-    >>> found.eigenvalues.real.round(3).tolist(), found.active.tolist()
+    >>> modes = spectrum(mess3(0.15, 0.6))
+    >>> modes.eigenvalues.real.round(3).tolist(), modes.active.tolist()
     ([1.0, 0.55, 0.55], [False, True, True])
     """
     check_process(process)
     if not is_concrete(process):
-        raise ImrError("spectrum needs the values of the process; call it outside of jax.jit.")
+        raise ImrError("spectrum needs a concrete process; call it outside of jax.jit.")
     matrix = np.asarray(process.transitions, np.float64).sum(0)
     values, right = np.linalg.eig(matrix)
     order = np.argsort(-np.abs(values).round(12), kind="stable")
@@ -50,9 +54,9 @@ def spectrum(process: Process) -> Spectrum:
     if (condition := np.linalg.cond(right)) > 1e8:
         raise ImrError(
             "the chain has no basis of eigenvectors (their matrix has condition number "
-            f"{condition:.1e}); use the method recursive or kernel."
+            f"{condition:.1e}); use method='recursive' or 'kernel'."
         )
-    with jax.ensure_compile_time_eval():  # the process may be known where the tokens are not
+    with jax.ensure_compile_time_eval():  # the tokens may be traced
         weights = np.asarray(token_vectors(process), np.float64) @ right
     precision = 1e-9 if process.transitions.dtype == jnp.float64 else 1e-5
     active = np.abs(weights).max(0) > precision
@@ -63,15 +67,17 @@ def spectrum(process: Process) -> Spectrum:
 
 
 def head_count(process: Process, *, tolerance: float = 1e-5) -> int:
-    r"""How many heads of attention over lags of at least one the active spectrum asks for.
+    r"""The number of attention heads, over lags of at least one, that the active spectrum predicts.
 
-    Weights of attention are positive and a head has one value matrix. So an eigenvalue
-    $\lambda > 0$ needs one head; $\lambda < 0$ two, of even and of odd lags, with values of
-    opposite sign; a pair $|\lambda| e^{\pm i 2 \pi p / q}$ one for each residue of the lag modulo
-    q, or four, the positive and negative parts of cosine and sine, where q is larger.
-    Eigenvalues that differ have different patterns, and add; zero needs none. An ansatz.
+    Attention weights are positive and a head has one value matrix. So an eigenvalue $\lambda > 0$
+    needs one head; $\lambda < 0$ needs two, for even and odd lags, with values of opposite sign; a
+    pair $|\lambda| e^{\pm i 2 \pi p / q}$ needs q for q <= 3, one for each residue of the lag modulo
+    q, and four for other angles, the positive and negative parts of cosine and sine. Distinct
+    eigenvalues need distinct patterns, so their numbers add; zero needs none. This is an ansatz.
 
-    Raises: ImrError as `spectrum` does.
+    Args:
+      process: the process, not traced.
+      tolerance: within which eigenvalues are equal.
 
     >>> from imr.processes import mess3
     >>> head_count(mess3(0.15, 0.6)), head_count(mess3(0.5, 0.6))
@@ -79,12 +85,12 @@ def head_count(process: Process, *, tolerance: float = 1e-5) -> int:
 
     Reference: arXiv 2502.01954, section 4.
     """
-    found = spectrum(process)
+    modes = spectrum(process)
     distinct = []
-    for value in np.asarray(found.eigenvalues)[np.asarray(found.active)]:
-        # Of a conjugate pair the upper one.
+    for value in np.asarray(modes.eigenvalues)[np.asarray(modes.active)]:
+        # A conjugate pair counts once.
         value = complex(value.real, abs(value.imag))
         if abs(value) > tolerance and all(abs(value - other) > tolerance for other in distinct):
             distinct.append(value)
     orders = ((q for q in (1, 2, 3) if abs((v / abs(v)) ** q - 1) < tolerance) for v in distinct)
-    return sum(next(found, 4) for found in orders)
+    return sum(next(order, 4) for order in orders)

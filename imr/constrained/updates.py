@@ -1,4 +1,4 @@
-r"""Constrained beliefs $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$, in three ways."""
+r"""Constrained beliefs $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$, by three methods."""
 
 from functools import partial
 from typing import Any, Literal
@@ -19,17 +19,21 @@ from imr.processes.process import Process, bare, check_process
 def constrained_beliefs(
     process: Process, tokens: Any, *, method: Literal["recursive", "kernel", "spectral"] = "recursive"
 ) -> Float[Array, "*b l s"]:  # fmt: skip
-    r"""$\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$, after each token.
+    r"""Constrained beliefs after each token, $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$.
 
     Args:
       process: the process.
       tokens: integers, shape (..., l).
       method: "recursive", $z_d = z_{d-1} A + v_{x_d}$; "kernel", the sum over all pairs of
-        positions, as attention has it, of size l^2 k s; "spectral", the same with
-        $v_x A^n = \sum_k \lambda_k^n (v_x R_k) L_k$ (not under a trace of the process).
-    Returns: shape (..., l, s). Rows sum to one; entries may be negative.
-    Raises: ImrError for an unknown method, tokens out of range, a token of probability zero, and a
-      chain without a basis of eigenvectors where the spectrum is asked for.
+        positions, as in attention, of size l^2 k s; "spectral", the same with
+        $v_x A^n = \sum_k \lambda_k^n (v_x R_k) L_k$, for a process that is not traced.
+
+    Returns:
+      Beliefs, shape (..., l, s). Rows sum to one; entries may be negative.
+
+    Raises:
+      ImrError: if method is unknown, tokens are out of range, a token has probability zero, or the
+        method is "spectral" and the chain has no basis of eigenvectors.
 
     >>> from imr.processes import mess3
     >>> constrained_beliefs(mess3(0.15, 0.6), jnp.array([0, 0]))[:, 0].round(4).tolist()
@@ -51,8 +55,15 @@ def constrained_beliefs(
 def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
     """Constrained beliefs after all k^d words of length d, the first token most significant.
 
-    Returns: shape (k^d, s), in the order of `belief_level`.
-    Raises: ImrError where depth is no integer of at least 0 or the words are more than 2^24.
+    Args:
+      process: the process.
+      depth: d, at least 0; there are at most 2^24 words.
+
+    Returns:
+      Beliefs, shape (k^d, s), in the order of `imr.beliefs.belief_level`.
+
+    Raises:
+      ImrError: if depth is out of range.
 
     >>> from imr.processes import mess3
     >>> constrained_level(mess3(0.15, 0.6), 2).shape
@@ -91,17 +102,19 @@ def _kernel(process, vectors, length):
 
 
 @partial(jax.jit, static_argnames="length")
-def _spectral_kernel(found, length):
-    # Powers by multiplication: 0^0 is one, and no branch of a complex logarithm is taken.
-    step = lambda power, _: (power * found.eigenvalues, power)  # noqa: E731
-    powers = jax.lax.scan(step, jnp.ones_like(found.eigenvalues), length=length)[1]
-    terms = powers[:, None, :] * found.weights[None]
-    return jnp.einsum("nxk,kj->nxj", terms, found.left, precision="highest").real
+def _spectral_kernel(modes, length):
+    # Powers by multiplication: 0^0 is one, and no complex logarithm has to choose its branch.
+    def step(power, _):
+        return power * modes.eigenvalues, power
+
+    powers = jax.lax.scan(step, jnp.ones_like(modes.eigenvalues), length=length)[1]
+    terms = powers[:, None, :] * modes.weights[None]
+    return jnp.einsum("nxk,kj->nxj", terms, modes.left, precision="highest").real
 
 
 @jax.jit
 def _by_kernel(process, kernel, tokens):
-    """Sum over pairs of positions of kernel (l, k, s) at lag and token."""
+    """The sum over pairs of positions of the kernel (l, k, s) at their lag and token."""
     lags = lag_table(tokens.shape[-1])
     pairs = jnp.where((lags >= 0)[..., None, None], kernel[np.maximum(lags, 0)], 0)
     one_hot = pick(jnp.eye(kernel.shape[1], dtype=kernel.dtype), tokens)

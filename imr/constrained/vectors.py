@@ -1,4 +1,4 @@
-"""What single tokens say of the state: the vectors that constrained beliefs add up."""
+"""The contributions of single tokens to constrained beliefs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,16 @@ from imr.processes.process import Process, bare, check_process
 
 
 def token_vectors(process: Process) -> Float[Array, "k s"]:
-    r"""What each token says by itself: $v_x = \pi T_x / (\pi T_x w) - \pi$.
+    r"""The contribution of each token: $v_x = \pi T_x / (\pi T_x w) - \pi$.
 
-    Returns: shape (k, s); $\pi + v_x$ is the posterior after x alone.
-    Raises: ImrError where a token has probability zero, and its posterior no meaning; under a
-      trace that row is NaN.
+    Args:
+      process: the process.
+
+    Returns:
+      Vectors, shape (k, s); $\pi + v_x$ is the posterior given only x.
+
+    Raises:
+      ImrError: if a token has probability zero (under a trace its row is NaN).
 
     >>> from imr.processes import mess3
     >>> token_vectors(mess3(0.15, 0.6))[0].round(4).tolist()
@@ -30,20 +35,25 @@ def token_vectors(process: Process) -> Float[Array, "k s"]:
         names = [name for name, zero in zip(process.tokens, bad, strict=True) if zero]
         raise ImrError(
             f"every token of the process must have positive probability; {names} have none. "
-            "Leave their transitions out; of a process with a begin token take the process without."
+            "Remove their transitions; instead of a process with a begin token pass the one without it."
         )
     return vectors
 
 
 def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
-    r"""A variant, for comparison: $\pi \tilde T_x - \pi$, rows of $T_x$ normalised to sum to one.
+    r"""A variant for comparison: $\pi \tilde T_x - \pi$, rows of $T_x$ normalised to sum to one.
 
-    It is the posterior after x only where x is as likely from every state; for `mess3` it is
-    parallel to `token_vectors`, and shorter or longer.
+    It is the contribution of x only if x is equally likely from every state; for `mess3` it is
+    parallel to `token_vectors` and has another length.
 
-    Returns: shape (k, s).
-    Raises: ImrError where a token cannot be emitted from some state: that row cannot be normalised.
-      Under a trace those vectors are NaN.
+    Args:
+      process: hidden Markov.
+
+    Returns:
+      Vectors, shape (k, s).
+
+    Raises:
+      ImrError: if a token cannot be emitted from some state (under a trace its vector is NaN).
 
     >>> from imr.processes import mess3
     >>> process = mess3(0.15, 0.6)
@@ -53,7 +63,9 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     """
     check_process(process)
     if process.generalised:
-        raise ImrError("process must be hidden Markov: rows of a generalised one are no weights.")
+        raise ImrError(
+            "process must be hidden Markov: the rows of a generalised one are no probabilities."
+        )
     if is_concrete(process):
         rows = np.asarray(process.transitions).sum(-1)
         if np.any(rows == 0):
@@ -66,7 +78,7 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
 
 
 def pick(vectors, tokens):
-    """The vector of each token; NaN of tokens out of range, which only a trace lets pass."""
+    """The vector of each token; NaN for tokens out of range, which pass the checks only under a trace."""
     valid = (tokens >= 0) & (tokens < len(vectors))
     return jnp.where(valid[..., None], vectors[jnp.where(valid, tokens, 0)], jnp.nan)
 
@@ -86,5 +98,5 @@ def _row_normalised(process):
 
 
 def lag_table(length):
-    """d - s of each pair of positions (d, s)."""
+    """The lags d - s of all pairs of positions (d, s)."""
     return np.arange(length)[:, None] - np.arange(length)[None, :]

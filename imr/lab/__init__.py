@@ -4,7 +4,7 @@ from imr._lazy import load_on_use
 
 SUBMODULES = (
     "architecture", "bounds", "cache", "checkpoint", "claims", "console", "data", "experiment", "flags",
-    "folder", "nets", "phases", "plotting", "train",
+    "folder", "idx", "nets", "phases", "plotting", "seeds", "train",
 )  # fmt: skip
 
 __getattr__ = load_on_use(__name__, SUBMODULES)

@@ -45,28 +45,23 @@ def describe(call: Callable[..., Any]) -> dict[str, Any]:
             f"call must be a public name of {' or '.join(MODULES)}; found {function!r}. Describe "
             "another net by a dictionary of your own."
         )
-    arguments = _arguments(function, call)
-    return {"module": module, "name": name, "arguments": arguments}
+    arguments = _arguments(call) if isinstance(call, partial) else {}
+    values = {k: describe(v) if callable(v) else json_ready(k, v) for k, v in arguments.items()}
+    return {"module": module, "name": name, "arguments": values}
 
 
-def _arguments(function: Callable[..., Any], call: Any) -> dict[str, Any]:
-    args, keywords = (call.args, call.keywords) if isinstance(call, partial) else ((), {})
+def _arguments(call: partial) -> dict[str, Any]:
+    """By name, with defaults, and the options of a block among them."""
     # The metaclass of flax's modules hides the arguments of __init__.
-    construct = partial(function.__init__, None) if isinstance(function, type) else function
-    signature = inspect.signature(construct)
-    bound = signature.bind_partial(*args, **keywords)
-    if isinstance(call, partial):
-        bound.apply_defaults()
+    made: Any = call.func
+    signature = inspect.signature(partial(made.__init__, None) if isinstance(made, type) else made)
+    bound = signature.bind_partial(*call.args, **call.keywords)
+    bound.apply_defaults()
     plain = {}
     for name, value in bound.arguments.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            plain.update(value)
-        else:
-            plain[name] = value
-    return {
-        name: describe(value) if callable(value) else json_ready(name, value)
-        for name, value in plain.items()
-    }
+        options = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        plain |= value if options else {name: value}
+    return plain
 
 
 def build(description: Mapping[str, Any]) -> Callable[..., Any]:

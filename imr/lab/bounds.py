@@ -23,14 +23,7 @@ class Bound(NamedTuple):
     by: float = 0.0
 
     def holds(self, number: Any) -> bool:
-        """Whether a number keeps the bound; what is not a number keeps none.
-
-        Args:
-          number: a scalar.
-
-        Returns:
-          True or False.
-        """
+        """Whether a number keeps the bound; what is not a number keeps none."""
         if self.kind in ("near", "far"):
             distance = abs(number - self.value)
             return bool(distance <= self.by if self.kind == "near" else distance > self.by)
@@ -41,14 +34,7 @@ class Bound(NamedTuple):
         return bool(compare[self.kind])
 
     def worst(self, numbers: np.ndarray) -> float:
-        """The number that decides whether all of them keep the bound; NaN if one is NaN.
-
-        Args:
-          numbers: any shape, not empty.
-
-        Returns:
-          One of the numbers.
-        """
+        """The number that decides whether all of them keep the bound; NaN if one is NaN."""
         if self.kind in ("near", "far"):
             distances = np.abs(numbers - self.value)
             decides = np.argmax if self.kind == "near" else np.argmin

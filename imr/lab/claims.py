@@ -16,26 +16,14 @@ Role = Literal["claim", "control"]
 
 
 class Check(NamedTuple):
-    """One number that a claim measures.
-
-    Attributes:
-      name: what the number is.
-      bound: that it must keep.
-    """
+    """One number that a claim measures, and the bound that it must keep."""
 
     name: str
     bound: Bound
 
 
 class Control(NamedTuple):
-    """What must fail a claim.
-
-    Attributes:
-      subject: that is measured instead of the claim's.
-      bound: that it must show; None for what refutes the claim's own bound.
-      measure: None for that of the claim.
-      name: of the number; None for that of the claim.
-    """
+    """What must fail a claim; None stands for what the claim has, and refutes its bound."""
 
     subject: Hashable
     bound: Bound | None = None
@@ -44,15 +32,7 @@ class Control(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One row of a table: a claim, or one of its controls.
-
-    Attributes:
-      role: which of the two.
-      subject: that is measured.
-      name: of the number.
-      bound: that it must keep.
-      measure: from what is known of the subject to the number.
-    """
+    """One row of a table: a claim, or one of its controls."""
 
     role: Role
     subject: Any
@@ -68,10 +48,10 @@ class Claim:
     Attributes:
       id: of the rows of a table.
       statement: in words or as a formula.
-      measure: from one problem, or what was measured of one net, to a number for each check.
+      measure: from one problem, or from what is known of one net, to a number for each check.
       checks: names and bounds of the numbers.
-      subject: whose measurements the claim is about, where an experiment has several.
-      controls: what must fail the claim; of claims with one check.
+      subject: whose measurements the claim is about, if an experiment has several.
+      controls: what must fail the claim, if it has one check.
     """
 
     id: str
@@ -82,30 +62,16 @@ class Claim:
     controls: tuple[Control, ...] = ()
 
     def lines(self) -> Iterator[Line]:
-        """The claim, then its controls.
-
-        Yields:
-          A line for each; what a control leaves out is taken from the claim.
-        """
-        (check,) = self.checks
-        yield Line("claim", self.subject, check.name, check.bound, self.measure)
-        for control in self.controls:
-            yield Line(
-                "control",
-                control.subject,
-                control.name or check.name,
-                control.bound or check.bound.refuted,
-                control.measure or self.measure,
-            )
+        """The claim, then its controls."""
+        ((name, bound),) = self.checks
+        yield Line("claim", self.subject, name, bound, self.measure)
+        for c in self.controls:
+            shows, measure = c.bound or bound.refuted, c.measure or self.measure
+            yield Line("control", c.subject, c.name or name, shows, measure)
 
 
 class Verdict(NamedTuple):
-    """Numbers of all seeds against a bound.
-
-    Attributes:
-      bound: that each of them must keep.
-      values: shape (seeds,).
-    """
+    """The numbers of all seeds, shape (seeds,), against the bound that each of them must keep."""
 
     bound: Bound
     values: np.ndarray
@@ -127,20 +93,12 @@ class Verdict(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Over the seeds."""
+        """The median over the seeds."""
         return float(np.median(self.values))
 
 
 def verdict_words(role: Role, passed: bool) -> str:
-    """What a table says of a claim that holds or fails, and of a control that must fail.
-
-    Args:
-      role: of the row.
-      passed: whether the row is as it must be.
-
-    Returns:
-      A few words, in capitals if it is not.
-    """
+    """What a table says of a claim that holds or fails, and of a control, which must fail."""
     if role == "claim":
         return "holds" if passed else "FAILS"
     return "fails, as it must" if passed else "DOES NOT FAIL"

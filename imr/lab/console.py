@@ -18,17 +18,7 @@ _PLAIN_SECONDS = 15.0
 
 
 def optional_package(package: str) -> Any:
-    """An optional package of experiments, imported.
-
-    Args:
-        package: its name.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingPackageError: if it is not installed; the message holds the line to type.
-    """
+    """An optional package of experiments, or a MissingPackageError with the line to type."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -44,12 +34,12 @@ def markdown_table(
     """Rows as a Markdown table whose columns line up in plain text too.
 
     Args:
-        rows: one mapping a row, column name to value; None and what is missing shows as `-`.
-        columns: which and in what order; by default all, as they first appear.
-        formats: column name to format specification; `.3f` by default for floats.
+      rows: one mapping a row, column name to value; None and what is missing shows as `-`.
+      columns: which and in what order; by default all, as they first appear.
+      formats: column name to format specification; `.3f` by default for floats.
 
     Returns:
-        The table, without a newline at its end; columns of numbers are aligned right.
+      The table, without a newline at its end; columns of numbers are aligned right.
 
     >>> print(markdown_table([{"data": "digits", "accuracy": 0.95}, {"data": "noise"}]))
     | data   | accuracy |
@@ -84,10 +74,10 @@ class Progress:
     """Progress on standard error: one live line on a terminal, else a plain line now and then.
 
     Args:
-        total: how many units make the whole.
-        label: what is going on.
-        unit: what is counted.
-        initial: how many were done before, by the run that this one resumes.
+      total: how many units make the whole.
+      label: what is going on.
+      unit: what is counted.
+      initial: how many were done before, by the run that this one resumes.
 
     Use it as a context manager, and call `update` as often as you like. On a terminal it needs
     tqdm, and raises `MissingPackageError` without it.
@@ -131,11 +121,7 @@ class Progress:
 
 
 def say(words: str) -> None:
-    """Writes a line to standard error; of several processes the first one does.
-
-    Args:
-        words: the line.
-    """
+    """Writes a line to standard error; of several processes the first one does."""
     if not is_first():
         return
     sys.stderr.write(f"{words}\n")

@@ -1,8 +1,5 @@
 """Labelled images: digits, MNIST and Fashion-MNIST, from a folder or by download, and noise."""
 
-import gzip
-import math
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +10,7 @@ import numpy as np
 from imr._checks import check_at_least, check_choice, check_floating, check_rank
 from imr._typing import Array, PRNGKeyArray
 from imr.errors import DataError, ImrError, missing_package
+from imr.lab.idx import read_idx as read_idx
 
 DATASETS = ("digits", "fashion_mnist", "mnist")
 
@@ -22,8 +20,6 @@ _STEMS = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-_RANKS = {2049: 1, 2051: 3}
-_AGAIN = "Copy or download it again."
 
 
 class Source(NamedTuple):
@@ -72,85 +68,14 @@ class ImageData(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_idx(path: str | Path) -> np.ndarray:
-    """One IDX file of unsigned bytes, gzip or plain, told apart by content.
-
-    The format: a big-endian magic number (2049 labels, 2051 images), one count for each axis, the
-    bytes. No more memory is taken than the file has data, whatever its header promises.
-
-    Args:
-        path: the file.
-
-    Returns:
-        uint8 array, (n, rows, cols) for images or (n,) for labels.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty, not gzip under a `.gz` name, a damaged
-            gzip file, or its header does not agree with its bytes.
-
-    Reference: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as raw:
-            start = raw.read(2)
-            raw.seek(0)
-            zipped = start == b"\x1f\x8b"
-            if path.suffix == ".gz" and start and not zipped:
-                raise DataError(
-                    f"{path} is not a gzip file: it starts with {start.hex(' ')}, not 1f 8b. "
-                    "Download it again, or take .gz off its name if it is a plain IDX file."
-                )
-            with gzip.GzipFile(fileobj=raw) if zipped else raw as stream:
-                return _parse_idx(path, stream)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        what = "truncated" if isinstance(error, EOFError) else "corrupt"
-        raise DataError(f"{path} is a {what} gzip file ({error}). {_AGAIN}") from error
-    except OSError as error:
-        what = error.strerror or error
-        raise DataError(f"{path} cannot be read: {what}. Give a file that can be.") from error
-
-
-def _parse_idx(path: Path, stream: Any) -> np.ndarray:
-    """The array in an open IDX stream; it is read to its end, where gzip checks its CRC."""
-    start = stream.read(4)
-    if not start:
-        raise DataError(f"{path} is empty (0 bytes). {_AGAIN}")
-    magic = int.from_bytes(start, "big")
-    if len(start) < 4 or magic not in _RANKS:
-        raise DataError(
-            f"{path} has magic {magic} (bytes {start.hex(' ')}); expected four bytes with 2051 "
-            "(images) or 2049 (labels). Is it an IDX file?"
-        )
-    size = 4 * _RANKS[magic]
-    counts = stream.read(size)
-    if len(counts) < size:
-        what = f"ends within its header: {4 + len(counts)} of {4 + size} bytes"
-        raise DataError(f"{path} {what}. {_AGAIN}")
-    shape = tuple(int.from_bytes(counts[i : i + 4], "big") for i in range(0, size, 4))
-    if 0 in shape:
-        raise DataError(f"{path} holds nothing: its header gives shape {shape}. {_AGAIN}")
-    promised, found, body = math.prod(shape), 0, bytearray()
-    # In chunks: the header alone must not decide how much is allocated.
-    while chunk := stream.read(1 << 20):
-        found += len(chunk)
-        body += chunk[: promised - len(body)]
-    if found != promised:
-        raise DataError(
-            f"{path} holds too {'few' if found < promised else 'many'} bytes: its header promises "
-            f"{promised} for shape {shape}, and {found} are there. {_AGAIN}"
-        )
-    return np.frombuffer(body, np.uint8).reshape(shape)
-
-
 def load_digits() -> ImageData:
     """scikit-learn's bundled 8 x 8 digits, pixels / 16, with a fixed stratified split.
 
     Returns:
-        1437 training and 360 test images of 64 pixels, classes "0" to "9".
+      1437 training and 360 test images of 64 pixels, classes "0" to "9".
 
     Raises:
-        MissingPackageError: scikit-learn is not installed.
+      MissingPackageError: scikit-learn is not installed.
 
     >>> load_digits().train_images.shape
     (1437, 64)
@@ -180,20 +105,20 @@ def load_images(
     """A data set by name, from a local folder or by download.
 
     Args:
-        name: one of `DATASETS`.
-        data_dir: folder with the four official files (`train-images-idx3-ubyte.gz` and so on; also
-            without .gz, or spelt `train-images.idx3-ubyte`); it may hold fewer images than the
-            official set. None downloads from the mirrors in `SOURCES`; digits are bundled.
-        cache_dir: where downloads are kept, in a folder `name` of their own; the cache of the
-            operating system by default. A file there with the right checksum needs no network.
-        train_limit: only the first so many training images.
-        test_limit: only the first so many test images.
+      name: one of `DATASETS`.
+      data_dir: folder with the four official files (`train-images-idx3-ubyte.gz` and so on; also
+        without .gz, or spelt `train-images.idx3-ubyte`); it may hold fewer images than the
+        official set. None downloads from the mirrors in `SOURCES`; digits are bundled.
+      cache_dir: where downloads are kept, in a folder `name` of their own; the cache of the
+        operating system by default. A file there with the right checksum needs no network.
+      train_limit: only the first so many training images.
+      test_limit: only the first so many test images.
 
     Raises:
-        ImrError: an unknown name, a limit that is not from 1 to the number of images there, or a
-            `data_dir` for digits.
-        DataError: a file that is missing, damaged, or at odds with its partner; a failed download.
-        MissingPackageError: scikit-learn or pooch is needed and not installed.
+      ImrError: an unknown name, a limit that is not from 1 to the number of images there, or a
+        `data_dir` for digits.
+      DataError: a file that is missing, damaged, or at odds with its partner; a failed download.
+      MissingPackageError: scikit-learn or pooch is needed and not installed.
     """
     check_choice("name", name, DATASETS)
     limits = {"train": train_limit, "test": test_limit}
@@ -319,15 +244,15 @@ def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float)
     """images + std * N(0, 1), independent for every pixel and not clipped; fresh for every key.
 
     Args:
-        key: a JAX random key.
-        images: floating array of any shape.
-        std: standard deviation of the noise in units of the pixels, a number >= 0.
+      key: a JAX random key.
+      images: floating array of any shape.
+      std: standard deviation of the noise in units of the pixels, a number >= 0.
 
     Returns:
-        An array of the shape and dtype of `images`.
+      An array of the shape and dtype of `images`.
 
     Raises:
-        ImrError: images that are not floating, or a concrete `std` that is negative or NaN.
+      ImrError: images that are not floating, or a concrete `std` that is negative or NaN.
 
     >>> add_noise(jax.random.key(0), np.zeros((2, 3), np.float32), 0.5).shape
     (2, 3)
@@ -348,16 +273,16 @@ def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, n
     round(share * n) are held back, and of each class its share rounded down or up.
 
     Args:
-        labels: (n,) integers.
-        share: part to hold back, in (0, 1).
-        seed: integer >= 0; the same seed gives the same split.
+      labels: (n,) integers.
+      share: part to hold back, in (0, 1).
+      seed: integer >= 0; the same seed gives the same split.
 
     Returns:
-        fit_indices and held_back_indices, each in increasing order; together 0..n-1.
+      fit_indices and held_back_indices, each in increasing order; together 0..n-1.
 
     Raises:
-        ImrError: a `share` outside (0, 1) or that leaves one part empty, labels of the wrong shape
-            or dtype, a bad seed.
+      ImrError: a `share` outside (0, 1) or that leaves one part empty, labels of the wrong shape
+        or dtype, a bad seed.
 
     >>> fit, held_back = held_back_split([0, 0, 0, 0, 1, 1], 0.5, seed=0)
     >>> len(fit), len(held_back)

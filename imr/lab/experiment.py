@@ -11,7 +11,7 @@ from typing import Any, Generic
 import jax
 
 from imr.errors import ImrError
-from imr.lab.cache import compilation_cache
+from imr.lab.cache import compilation_cache, compile_quickly
 from imr.lab.console import optional_package, say
 from imr.lab.flags import C, check_bounds, resolve_paths
 from imr.lab.folder import RunFolder, open_run
@@ -62,6 +62,7 @@ class Experiment(Generic[C]):
         Raises:
           SystemExit: by tyro, after `--help` or for flags that do not fit.
         """
+        compile_quickly()
         return run_main(self.run, self.config, argv, description=self.question)
 
     def run(self, config: C) -> int:
@@ -83,17 +84,16 @@ class Experiment(Generic[C]):
         config = resolve_paths(config)
         small = self.shrink is not None and config.smoke
         actual = self.shrink(config) if small else config  # pyright: ignore[reportOptionalCall]
-        with compilation_cache(config.compilation_cache):
+        with compilation_cache(config.compilation_cache), jax.enable_x64(self.float64):
             with phase("data"):
                 data = () if self.data is None else (self.data(actual),)
             run = open_run(self.name, config, out=config.out, overwrite=config.overwrite)
 
             def work():
-                with jax.enable_x64(self.float64):
-                    with phase("evaluate"):
-                        results = self.measure(actual, run, *data)
-                    with phase("figures"):
-                        self.report(actual, run, results)
+                with phase("evaluate"):
+                    results = self.measure(actual, run, *data)
+                with phase("figures"):
+                    self.report(actual, run, results)
 
             run_once(run, work)
         return 0 if self.verdict is None else self.verdict(run.summary())

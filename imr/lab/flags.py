@@ -44,51 +44,33 @@ C = TypeVar("C", bound=RunFlags)
 
 
 def check_bounds(config: Any) -> None:
-    """Refuses a configuration in which a flag breaks the bounds of its field.
+    """Refuses a configuration in which a flag breaks a `Bound` of its field, or is not finite.
 
     Args:
-      config: a dataclass instance whose fields may be `Annotated` with `Bound`s.
+      config: a dataclass instance whose fields may be `Annotated` with bounds.
 
     Raises:
-      ImrError: if a value breaks a bound, or is not finite; the flag, the bounds, the value and the
-        default are named.
+      ImrError: if there is such a flag; bounds, value and default are named.
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         metadata = getattr(hints[field.name], "__metadata__", ())
         bounds = [each for each in metadata if isinstance(each, Bound)]
         value = getattr(config, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers if bounds else ():
-            if number is None:
+        for number in value if isinstance(value, tuple) else (value,):
+            if not bounds or number is None:
                 continue
-            if not (math.isfinite(number) and all(bound.holds(number) for bound in bounds)):
-                words = [bound.words for bound in bounds]
-                if isinstance(number, float) and len(bounds) == 1:
-                    words.append("finite")
-                raise flag_error(
-                    field.name, f"must be {' and '.join(words)}", value, _remedy(field)
-                )
-
-
-def _remedy(field: dataclasses.Field) -> str:
-    """The default of a field, for the end of an error message."""
-    if field.default in (dataclasses.MISSING, None, ()):
-        return ""
-    return f"The default is {field.default}."
+            if math.isfinite(number) and all(bound.holds(number) for bound in bounds):
+                continue
+            words = [bound.words for bound in bounds]
+            words += ["finite"] if isinstance(number, float) and len(bounds) == 1 else []
+            known = field.default not in (dataclasses.MISSING, None, ())
+            remedy = f"The default is {field.default}." if known else ""
+            raise flag_error(field.name, f"must be {' and '.join(words)}", value, remedy)
 
 
 def flag_error(name: str, rule: str, value: Any, remedy: str = "") -> ImrError:
     """The error for a flag whose value breaks a rule.
-
-    Args:
-      name: of the field.
-      rule: what the flag must be, such as `must be at least 1`.
-      value: the value found.
-      remedy: a sentence that says what to do.
-
-    Returns:
-      The error, to be raised.
 
     >>> str(flag_error("train_noise", "must be at least 0", -1.0, "Try 0.5."))
     '--train-noise must be at least 0; found -1.0. Try 0.5.'
@@ -98,18 +80,8 @@ def flag_error(name: str, rule: str, value: Any, remedy: str = "") -> ImrError:
 
 
 def resolve_paths(config: C) -> C:
-    """The same configuration with absolute paths, so that one folder is one configuration.
-
-    Args:
-      config: whose fields of type `Path` are resolved, without `out`.
-
-    Returns:
-      A new configuration.
-    """
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    paths = {
-        name: path for name, path in fields.items() if isinstance(path, Path) and name != "out"
-    }
-    return dataclasses.replace(
-        config, **{name: path.expanduser().resolve() for name, path in paths.items()}
-    )
+    """The same configuration with absolute paths, but for `out`: one folder is one configuration."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    paths = {name: p for name, p in values.items() if isinstance(p, Path) and name != "out"}
+    resolved: Any = {name: path.expanduser().resolve() for name, path in paths.items()}
+    return dataclasses.replace(config, **resolved)

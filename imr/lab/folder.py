@@ -63,13 +63,13 @@ def config_dict(config: Any) -> dict[str, Any]:
     """A configuration as JSON has it, without the control fields (`imr.lab.flags.CONTROL`).
 
     Args:
-        config: a dataclass instance of numbers, strings, paths, tuples, dicts and dataclasses.
+      config: a dataclass instance of numbers, strings, paths, tuples, dicts and dataclasses.
 
     Returns:
-        Field name to value: tuples as lists, paths and non-finite floats as strings.
+      Field name to value: tuples as lists, paths and non-finite floats as strings.
 
     Raises:
-        ImrError: for anything else, or a value that JSON cannot hold.
+      ImrError: for anything else, or a value that JSON cannot hold.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Config:
@@ -156,18 +156,18 @@ def open_run(
     Asks jax for its devices: a multi-process program is started before, and one process opens.
 
     Args:
-        name: of the experiment.
-        config: a dataclass instance; see `config_dict`.
-        out: the folder, `runs/<name>/<config_hash>` by default.
-        overwrite: whether an earlier run there, of any configuration, is removed first: only what
-            a run writes, and only where config.json says that imr wrote it.
+      name: of the experiment.
+      config: a dataclass instance; see `config_dict`.
+      out: the folder, `runs/<name>/<config_hash>` by default.
+      overwrite: whether an earlier run there, of any configuration, is removed first: only what
+        a run writes, and only where config.json says that imr wrote it.
 
     Returns:
-        The run folder, with config.json written.
+      The run folder, with config.json written.
 
     Raises:
-        RunError: if the folder holds a run of another configuration, or is not empty and no run
-            folder, or cannot be written.
+      RunError: if the folder holds a run of another configuration, or is not empty and no run
+        folder, or cannot be written.
     """
     if not is_first():
         # The first process opens the folder; this one writes checkpoints into it, with the others.
@@ -220,7 +220,7 @@ class RunFolder:
     """The folder of one run; made by `open_run`. Of several processes the first one writes.
 
     Attributes:
-        path, figures, checkpoints: the folder and its two subfolders, absolute.
+      path, figures, checkpoints: the folder and its two subfolders, absolute.
     """
 
     def __init__(self, path: Path) -> None:
@@ -257,9 +257,9 @@ class RunFolder:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.
 
         Args:
-            summary: JSON-ready, or numpy and jax arrays; the tables as lists of flat rows. What is
-                not finite is written as null.
-            table: the results to read, in Markdown.
+          summary: JSON-ready, or numpy and jax arrays; the tables as lists of flat rows. What is
+            not finite is written as null.
+          table: the results to read, in Markdown.
         """
         with phase("summary"):
             ready = json_ready("summary", summary)
@@ -273,8 +273,8 @@ class Metrics:
     """A file of flat JSON objects, one a line, `step` first; made by `RunFolder.metrics`.
 
     Args:
-        path: the file; a last line that a killed process left half-written is cut off.
-        **tags: stand on every line after `step`, and say which lines `rows` and `rewind` mean.
+      path: the file; a last line that a killed process left half-written is cut off.
+      **tags: stand on every line after `step`, and say which lines `rows` and `rewind` mean.
     """
 
     def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
@@ -291,11 +291,11 @@ class Metrics:
         """Writes a line, there for any reader on return; do it before that step's checkpoint.
 
         Args:
-            step: of training.
-            **values: scalars and strings; what is not finite is written as null.
+          step: of training.
+          **values: scalars and strings; what is not finite is written as null.
 
         Raises:
-            ImrError: for a value that is no scalar.
+          ImrError: for a value that is no scalar.
         """
         row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
         for key, value in row.items():
@@ -313,11 +313,11 @@ class Metrics:
         """Drops the lines with these tags that come after `step`, all at once or not at all.
 
         Args:
-            step: of the checkpoint from which the run goes on.
-            **tags: beside those of this object.
+          step: of the checkpoint from which the run goes on.
+          **tags: beside those of this object.
 
         Raises:
-            RunError: if a line is damaged.
+          RunError: if a line is damaged.
         """
         if self.path == Path(os.devnull):
             return

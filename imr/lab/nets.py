@@ -16,26 +16,12 @@ Call = Callable[..., nnx.Module]
 
 
 def graph_of(call: Call) -> nnx.GraphDef:
-    """The static part of a net, without drawing its parameters.
-
-    Args:
-      call: makes the net from `rngs=`.
-
-    Returns:
-      What `flax.nnx.merge` needs beside the parameters.
-    """
+    """The static part of a net, without drawing its parameters."""
     return nnx.split(nnx.eval_shape(lambda: call(rngs=nnx.Rngs(0))), nnx.Param)[0]
 
 
 def initialiser(call: Call) -> Callable[[PRNGKeyArray], PyTree]:
-    """The function from a key to the parameters of a new net, as `init_states` takes it.
-
-    Args:
-      call: makes the net from `rngs=`.
-
-    Returns:
-      The function.
-    """
+    """The function from a key to the parameters of a new net, as `init_states` takes it."""
 
     def init(key: PRNGKeyArray) -> PyTree:
         return nnx.state(call(rngs=nnx.Rngs(key)), nnx.Param)
@@ -68,15 +54,7 @@ class SavedNets(NamedTuple):
         return init_states(initialiser(self.call), optax.identity(), keys).params
 
     def net(self, index: int, params: PyTree | None = None) -> nnx.Module:
-        """One of the nets.
-
-        Args:
-          index: of its run.
-          params: with a leading axis of runs; the trained ones by default.
-
-        Returns:
-          The net.
-        """
+        """One of the nets."""
         states = self.params if params is None else params
         return nnx.merge(graph_of(self.call), jax.tree.map(lambda x: x[index], states))
 

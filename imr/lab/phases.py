@@ -15,15 +15,6 @@ _current: ContextVar[str | None] = ContextVar("phase", default=None)
 def phase(name: str) -> Iterator[None]:
     """Within it `current_phase` returns the name; phases may be nested, and the inner one counts.
 
-    Args:
-      name: one of `PHASES`.
-
-    Yields:
-      None.
-
-    Raises:
-      ImrError: if the name is none of `PHASES`.
-
     >>> with phase("train"):
     ...     current_phase()
     'train'

@@ -19,6 +19,31 @@ def new_figure(**options: Any) -> Any:
     return Figure(layout="constrained", **options)
 
 
+def panels(
+    rows: int, columns: int, size: tuple[float, float], *, title: str = "", **share: Any
+) -> tuple[Any, np.ndarray]:
+    """A Figure of several axes with a title above them.
+
+    Args:
+      rows, columns: of axes.
+      size: width and height of the whole, in inches.
+      title: above it all.
+      share: `sharex`, `sharey` of matplotlib.
+
+    Returns:
+      The Figure, and its axes, shape (rows, columns).
+    """
+    figure = new_figure(figsize=size)
+    figure.suptitle(title, fontsize=10)
+    return figure, figure.subplots(rows, columns, squeeze=False, **share)
+
+
+def band(axis: Any, x: Any, runs: np.ndarray, label: str, colour: str, **style: Any) -> None:
+    """Draws the median of several runs, shape (runs, s), and their range as a band."""
+    axis.plot(x, np.median(runs, axis=0), color=colour, label=label, **style)
+    axis.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
 def iteration_strip(image: Any, states: Any, *, title: str = "", trained: int | None = None) -> Any:
     """One image on its way through the blocks: X, Z(0), ..., Z(L), and below Z(l) - Z(0).
 

@@ -204,14 +204,7 @@ class Training(NamedTuple):
 
 
 def mean_loss(losses: Array) -> list[dict[str, Any]]:
-    """One line of metrics for each chunk: the mean loss over runs and steps.
-
-    Args:
-      losses: shape (runs, steps).
-
-    Returns:
-      A list of one mapping.
-    """
+    """One line of metrics for each chunk: the mean of the losses, shape (runs, steps)."""
     return [{"loss": losses.mean()}]
 
 

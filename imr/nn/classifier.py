@@ -86,7 +86,7 @@ class Classifier(nnx.Module):
         if len(theta) == self.num_classes:
             return Linear(theta, bias)(z)
         group = np.repeat(np.arange(self.num_classes), len(theta) // self.num_classes)
-        return Latent(theta, group, bias)(z)
+        return Latent(theta, group, bias, num_classes=self.num_classes)(z)
 
     def trajectory(self, x: Features, iterations: int | None = None) -> Float[Array, "l n f"]:
         """The features Z_0 ... Z_L, shape (iterations + 1, n, f).

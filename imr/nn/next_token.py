@@ -1,4 +1,4 @@
-"""Learning a process by predicting its next token, and how far from the optimum that came."""
+"""The loss of next-token prediction on a process, and the exact distance from the optimum."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,25 +24,23 @@ def next_token_loss(
     length: int = 10,
     soft: bool = False,
 ) -> Scalar:
-    r"""Mean cross-entropy, in nats, of a model's predictions along fresh sequences.
+    r"""Mean cross-entropy, in nats, of a model's predictions along freshly sampled sequences.
 
-    Hard: $-\frac{1}{Bl}\sum \log q(x_{d+1} | x_1 \dots x_d)$. Soft: the sampled next token gives way
-    to its distribution given the tokens before it, the exact Bayes prediction p:
-    $-\frac{1}{Bl}\sum_{d,x} p(x) \log q(x)$, of the same expected gradient and far less noise.
+    Hard: $-\frac{1}{Bl}\sum \log q(x_{d+1} | x_1 \dots x_d)$. Soft: the sampled next token is replaced
+    by its distribution given the tokens before it, the exact Bayes prediction p:
+    $-\frac{1}{Bl}\sum_{d,x} p(x) \log q(x)$. The expected gradient is the same, with far less noise.
 
     Args:
       model: from tokens (b, l) to logits (b, l, k).
-      process: that is learned.
-      key: of this batch.
+      process: the process to learn.
+      key: random key of this batch.
       batch_size, length: B sequences of l positions; l + 1 tokens are drawn.
       soft: whether the targets are Bayes predictions.
-    Returns: a scalar.
-    Raises: ImrError where batch_size or length is no positive integer, key is no random key, or the
-      logits are not of shape (b, l, k), k the tokens of the process.
 
     >>> from imr.processes import mess3
-    >>> model = lambda tokens: jnp.zeros((*tokens.shape, 3))
-    >>> round(next_token_loss(model, mess3(0.15, 0.6), jax.random.key(0)).item(), 4)
+    >>> def uniform(tokens):
+    ...     return jnp.zeros((*tokens.shape, 3))
+    >>> round(next_token_loss(uniform, mess3(0.15, 0.6), jax.random.key(0)).item(), 4)
     1.0986
     """
     check_count("batch_size", batch_size)
@@ -61,21 +59,24 @@ def next_token_loss(
 def exact_kl(
     model: Callable[[Array], Array], process: Process, length: int, *, block: int = 6561
 ) -> Float[Array, "l"]:
-    r"""How far a model's predictions are from the optimum, over all prefixes there are.
+    r"""Divergence of a model's predictions from the optimum at each position, over all prefixes.
 
     $KL_d = \sum_{x_1 \dots x_d} P(x_1 \dots x_d) \,
-    KL(\text{Bayes}(\cdot | x_1 \dots x_d) \| q(\cdot | x_1 \dots x_d))$, in nats. A sampled loss
-    cannot see what this sees: the whole signal of `mess3(0.15, 0.6)` is 0.0094 nats. Of a model in
-    float32 it is right to about 3e-8.
+    KL(\text{Bayes}(\cdot | x_1 \dots x_d) \| q(\cdot | x_1 \dots x_d))$, in nats. A sampled loss is too
+    noisy to measure it: the whole signal of `mess3(0.15, 0.6)` is 0.0094 nats. For a model in float32
+    the result is accurate to about 3e-8.
 
     Args:
       model: causal, from tokens (b, l) to logits (b, l, k).
-      process: that it predicts.
-      length: l. All k^l words are run, in blocks.
+      process: hidden Markov.
+      length: l; all k^l words, at most 2^24, are run.
       block: words at a time.
-    Returns: shape (l,), d = 1 to l.
-    Raises: ImrError where length is no positive integer, the words are more than 2^24, or the logits
-      are not of shape (b, l, k), k the tokens of the process.
+
+    Returns:
+      Divergences for d = 1 to l, shape (l,).
+
+    Raises:
+      ImrError: if the process is generalised.
 
     >>> from imr.processes import coin
     >>> exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 2)), coin(0.5), 3).tolist()
@@ -85,7 +86,7 @@ def exact_kl(
     check_count("length", length)
     check_count("block", block)
     if process.generalised:
-        # Tiny negative probabilities have no logarithm.
+        # Its tiny negative probabilities have no logarithm.
         raise ImrError("process must be hidden Markov; found a generalised one.")
     words = all_words(process.num_tokens, length)
 
@@ -98,8 +99,8 @@ def exact_kl(
         log_q = jax.nn.log_softmax(_logits(model, process, word[None])[0].astype(p.dtype), axis=-1)
         log_p = jnp.log(jnp.where(p > 0, p, 1))
         kl = jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0), axis=-1)
-        kl = jnp.where(alive[:, 0], kl, 0)  # whatever the model makes of what cannot be
-        # The sum over all that follows a prefix is the weight of the prefix.
+        kl = jnp.where(alive[:, 0], kl, 0)  # impossible words have no weight
+        # The probability of a prefix is the sum over its continuations.
         return jnp.exp(filtered.log_probability[-1]), kl
 
     weights, kl = jax.lax.map(terms, words, batch_size=min(block, len(words)))
@@ -111,6 +112,6 @@ def _logits(model, process, tokens):
     if logits.shape != (*tokens.shape, process.num_tokens):
         raise ImrError(
             f"model must give logits of shape {(*tokens.shape, process.num_tokens)}, one for each "
-            f"token of the process; found {logits.shape}. A begin or end token is one more."
+            f"token of the process; found {logits.shape}. A begin or end token counts as a token."
         )
     return logits

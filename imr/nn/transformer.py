@@ -1,4 +1,4 @@
-"""A small transformer of the standard kind that hands out all it computes."""
+"""A small decoder-only transformer that records all intermediate activations."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,15 +19,15 @@ Edit = Callable[[str, int, Array], Array]
 
 
 class Record(NamedTuple):
-    """All that a `Transformer` computes, layers first; `*b` are the leading axes of the tokens.
+    """All activations of a `Transformer`, layers first; `*b` are the leading axes of the tokens.
 
     Attributes:
       before, middle, after: residual stream before the attention of each layer, between attention
         and MLP, and after the MLP, shape (layers, ..., l, d).
-      attention: weights, rows are positions that look, shape (layers, ..., heads, l, l).
-      values: what a position writes into the stream where a head looks at it with weight one, its
-        OV vector, shape (layers, ..., heads, l, d).
-      normed: after the last norm, what the unembedding reads, shape (..., l, d).
+      attention: weights, rows are queries, shape (layers, ..., heads, l, l).
+      values: OV vectors, what a head adds to the residual stream for a position that it attends to
+        with weight one, shape (layers, ..., heads, l, d).
+      normed: output of the last norm, the input of the unembedding, shape (..., l, d).
       logits: shape (..., l, k).
     """
 
@@ -44,7 +44,9 @@ class _Layer(nnx.Module):
     """Norm, causal attention, add; norm, MLP, add."""
 
     def __init__(self, features, heads, head_features, mlp_width, rngs):
-        draw = lambda *shape: nnx.Param(_SMALL(rngs.params(), shape, jnp.float32))  # noqa: E731
+        def draw(*shape):
+            return nnx.Param(_SMALL(rngs.params(), shape, jnp.float32))
+
         self.query, self.key, self.value = (draw(heads, features, head_features) for _ in range(3))
         self.output = draw(heads, head_features, features)
         self.attention_norm = nnx.LayerNorm(features, rngs=rngs)
@@ -69,29 +71,25 @@ class _Layer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Decoder-only, norms before each part, learned positions, ReLU, no biases in the attention.
+    """A decoder-only transformer: pre-norm, learned positions, ReLU, no biases in the attention.
 
     Parameters and activations are float32. Weights and embeddings are drawn from N(0, 0.02^2).
 
     Args:
-      num_tokens: k, the vocabulary.
-      length: the most positions.
-      layers, heads: how many.
-      features: d, the width of the residual stream.
-      head_features: of queries, keys and values of one head.
-      mlp_width: hidden units.
+      num_tokens: k, size of the vocabulary.
+      length: largest number of positions.
+      layers, heads: numbers of layers, and of heads in each.
+      features: d, width of the residual stream.
+      head_features: width of queries, keys and values of one head.
+      mlp_width: hidden units of the MLP.
       rngs: random streams of flax nnx.
-
-    Raises:
-      ImrError: where a size is no positive integer.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> model = Transformer(3, 10, rngs=nnx.Rngs(0))
-    >>> model(jnp.array([[0, 2, 1]])).shape
-    (1, 3, 3)
-    >>> model.record(jnp.array([0, 2, 1])).attention.shape
-    (1, 1, 3, 3)
+    >>> record = model.record(jnp.array([0, 2, 1]))
+    >>> record.logits.shape, record.attention.shape
+    ((3, 3), (1, 1, 3, 3))
 
     Reference: arXiv 2502.01954, section 3.
     """
@@ -126,26 +124,23 @@ class Transformer(nnx.Module):
         )
 
     def __call__(self, tokens: Any, edit: Edit | None = None) -> Float[Array, "*b l k"]:
-        """Logits of the token after each position; see `record`."""
+        """Logits of the token after each position; arguments as in `record`."""
         return self.record(tokens, edit).logits
 
     def record(self, tokens: Any, edit: Edit | None = None) -> Record:
-        """Runs the model, and returns all that it computes on the way.
+        """Runs the model and returns all activations.
 
         Args:
-          tokens: integers, shape (..., l), l at most `length`.
-          edit: `edit(site, layer, residual)` gives what takes the residual's place at the site
-            "before", "middle" or "after" of that layer: the place for interventions, such as
+          tokens: integers, shape (..., l), l at most `length`. Under a trace a token out of range
+            makes its sequence NaN.
+          edit: `edit(site, layer, residual)` returns the replacement of the residual stream at site
+            "before", "middle" or "after" of a layer, for interventions such as
             `imr.nn.replace_along`.
-
-        Raises:
-          ImrError: for tokens that are no integers, out of range (under a trace these make NaN of
-            their sequence), or too many, and for an edit that changes shapes.
         """
         tokens = self._checked(tokens)
-        edit = _shaped(edit) if edit else (lambda site, layer, residual: residual)
+        edit = _shaped(edit) if edit else _unchanged
         embedded = self.embedding(jnp.clip(tokens, 0, self.num_tokens - 1))
-        # Only a trace lets tokens out of range pass.
+        # Under a trace tokens out of range pass the checks.
         wrong = (tokens < 0) | (tokens >= self.num_tokens)
         embedded = jnp.where(wrong[..., None], jnp.nan, embedded)
         x = embedded + self.position[...][: tokens.shape[-1]].reshape(
@@ -165,23 +160,26 @@ class Transformer(nnx.Module):
 
     def _checked(self, tokens):
         tokens = as_tokens(tokens, self.num_tokens)
-        if not 1 <= (found := tokens.shape[-1]) <= self.length:
-            raise ImrError(f"tokens must have 1 to {self.length} positions; found {found}.")
+        if not 1 <= (positions := tokens.shape[-1]) <= self.length:
+            raise ImrError(f"tokens must have 1 to {self.length} positions; found {positions}.")
         return tokens
 
 
+def _unchanged(site, layer, residual):
+    return residual
+
+
 def _shaped(edit):
-    """The edit, held to the shape of what it edits."""
+    """The edit, with a check that it keeps the residual's shape."""
 
     def checked(site, layer, residual):
-        found = edit(site, layer, residual)
-        shape = getattr(found, "shape", None)
+        edited = edit(site, layer, residual)
+        shape = getattr(edited, "shape", None)
         if shape != residual.shape:
             raise ImrError(
                 f"edit must return the residual's shape, {residual.shape}; found {shape} at site "
-                f"{site!r} of layer {layer}. "
-                "Return the residual where nothing is to change."
+                f"{site!r} of layer {layer}. Return the residual itself to leave it unchanged."
             )
-        return found
+        return edited
 
     return checked

@@ -1,4 +1,4 @@
-"""Several devices and several processes, and what a computation costs on them."""
+"""Several devices and several processes, and the cost of computations on them."""
 
 from imr.parallel import cost as cost
 from imr.parallel.hosts import Preempted as Preempted

@@ -1,8 +1,8 @@
-r"""What a field costs: FLOPs, exponentials and bytes, and how long that takes on a machine.
+r"""The cost of a field: FLOPs, exponentials and bytes, and the time that they take on a machine.
 
-A product of (a, b) by (b, c) counts 2 a b c FLOPs, everything else that is done to each of N numbers
-N. Bytes are those that cross from main memory where blocks stay in cache: each array read or written
-once for each time that it is gone through.
+A product of (a, b) by (b, c) counts 2 a b c FLOPs, and any other operation on N numbers counts N.
+Bytes are the traffic with main memory if blocks stay in cache: each array is read or written once
+for each pass over it.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from imr.errors import ImrError
 
 
 class Cost(NamedTuple):
-    """Of one evaluation, on all devices together; `exchanged` bytes leave each device."""
+    """The cost of one evaluation, summed over devices; `exchanged` is the bytes that each sends."""
 
     flops: float
     exponentials: float
@@ -20,21 +20,22 @@ class Cost(NamedTuple):
     exchanged: float = 0.0
 
     def times(self, count: float) -> "Cost":
-        """That many of it."""
+        """The cost of `count` evaluations."""
         return Cost(*(count * each for each in self))
 
     def plus(self, other: "Cost") -> "Cost":
-        """Both."""
+        """The sum of two costs."""
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Machine(NamedTuple):
-    """One device: what it does in a second at best, and what it holds.
+    """The peak rates and the memory of one device.
 
     Attributes:
-      name: in words.
+      name: of the device.
       flops, exponentials, bytes: per second; FLOPs are those of float32 products.
-      memory: bytes. exchanged: bytes per second to a neighbour.
+      memory: in bytes.
+      exchanged: bytes per second to a neighbour.
     """
 
     name: str
@@ -45,17 +46,22 @@ class Machine(NamedTuple):
     exchanged: float
 
 
-# H100 and H200 (SXM), from NVIDIA's data sheets: float32 without tensor cores, and 132 multiprocessors
-# whose 16 special functions a clock run at the 1.98 GHz that those 67 TFLOP/s come to. For TPU v5e Google gives 197 TFLOP/s in bfloat16, of which
-# float32 products take 6 passes, 819 GB/s, 16 GB and 1.6 Tbit/s over 4 links; its rate of
-# exponentials is not published: 4 x 1024 lanes at 1.5 GHz and 10 operations each are assumed.
+# H100 and H200 (SXM) from NVIDIA's data sheets: float32 without tensor cores, and 132 multiprocessors
+# that evaluate 16 special functions per clock at 1.98 GHz, the clock of the 67 TFLOP/s. TPU v5e from
+# Google: 197 TFLOP/s in bfloat16, of which float32 products take 6 passes, 819 GB/s, 16 GB and
+# 1.6 Tbit/s over 4 links; its rate of exponentials is not published: 4 x 1024 lanes at 1.5 GHz and
+# 10 operations each are assumed.
 H100 = Machine("NVIDIA H100", 67e12, 132 * 16 * 1.98e9, 3.35e12, 80e9, 450e9)
 H200 = Machine("NVIDIA H200", 67e12, 132 * 16 * 1.98e9, 4.8e12, 141e9, 450e9)
 V5E = Machine("TPU v5e", 197e12 / 6, 4 * 1024 * 1.5e9 / 10, 819e9, 16e9, 50e9)
 
 
 def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
-    """The linear model's field on features, by automatic differentiation: logits, softmax, back.
+    """The linear model's field on features, by automatic differentiation.
+
+    Args:
+      n, f, k: rows, features and classes.
+      itemsize: bytes of a number.
 
     >>> linear_field_cost(8000, 784, 10).flops / 1e6
     251.2
@@ -65,7 +71,10 @@ def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
 
 
 def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
-    """The same field in the coordinates of `linear_flow`: k x k by k x n, and a softmax.
+    """The linear model's field in the coordinates of `imr.solve_reduced`.
+
+    Args:
+      n, k, itemsize: as in `linear_field_cost`.
 
     >>> linear_flow_cost(8000, 10).flops / 1e6
     2.4
@@ -77,33 +86,33 @@ def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
 def attention_cost(
     n: int, r: int, *, way: str = "whole", block: int = 256, devices: int = 1, itemsize: int = 4
 ) -> Cost:
-    r"""Both products of `imr.attention.attention_products`, $P K$ and $P^T Q$, of n rows.
+    r"""Both products of `imr.attention.attention_products`, $P K$ and $P^T Q$.
+
+    Products take 6 n^2 r FLOPs, or 8 n^2 r in the ring, which computes the logits twice; the ring
+    takes 2 n^2 exponentials, the other ways n^2.
 
     Args:
-      n, r: rows, and columns of Q.
-      way: "whole" (P is made and held), "strips", "tiles" or "ring".
+      n, r: rows and columns of Q.
+      way: "whole" (P is held in memory), "strips", "tiles" or "ring".
       block: rows of a strip or tile.
       devices: of the ring.
       itemsize: bytes of a number.
-    Returns: a `Cost`. Products take 6 n^2 r FLOPs, in the ring, which makes the logits twice, 8 n^2 r;
-      whole, strips and tiles take n^2 exponentials, the ring 2 n^2.
-    Raises: ImrError for a way that is none of these, or a number that is no positive integer.
 
     >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
     [1.03125, 2.0]
     """
     check_choice("way", way, ("whole", "strips", "tiles", "ring"))
     _counts(n=n, r=r, block=block, devices=devices)
-    ends = itemsize * 5.0 * n * r  # Q, K in; both products out; the columns once more
+    ends = itemsize * 5.0 * n * r  # reads Q and K, writes both products, reads the columns again
     if way == "tiles":
         pairs = n * (n + min(block, n)) / 2.0
-        # Each of two sweeps: logits, and both of a tile and its mirror image.
+        # Two sweeps, each with the logits and both products of a tile and its mirror image.
         flops = 2 * pairs * (2 * r + 2) + 2 * pairs * (2 * r) * 2 + 4 * pairs
         return Cost(flops, 2 * pairs, ends + 2 * itemsize * pairs / block * 4 * r)
     pairs = float(n) * n
     if way == "ring":
         flops = pairs * (4 * r + 2 * (r + 1) + 2 * r + 6)
-        # Keys twice round, and once what they collect.
+        # Keys go round twice, and the sums that they collect once.
         sent = 3.0 * r * n * itemsize if devices > 1 else 0.0
         held = itemsize * pairs / block * 6 * r
         return Cost(flops, 2 * pairs, ends * devices + held, sent)
@@ -116,7 +125,11 @@ def quadratic_field_cost(
     n: int, f: int, r: int, *, way: str = "tiles", block: int = 256, devices: int = 1,
     itemsize: int = 4,
 ) -> Cost:  # fmt: skip
-    """`quadratic_field` of a symmetric theta without targets: projections there and back as well.
+    """The field of a symmetric `imr.Quadratic` without targets: its projections and `attention_cost`.
+
+    Args:
+      n, f, r: rows, features and columns of Q.
+      way, block, devices, itemsize: as in `attention_cost`.
 
     >>> round(quadratic_field_cost(8192, 16, 16).flops / 1e9, 2)
     6.93
@@ -127,12 +140,12 @@ def quadratic_field_cost(
 
 
 def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -> Cost:
-    """A step of an explicit Runge-Kutta solver: its stages, and what combines them.
+    """A step of an explicit Runge-Kutta solver: its stages and their linear combinations.
 
     Args:
-      field: of one evaluation.
+      field: cost of one evaluation.
       size: numbers in the state.
-      stages: new evaluations of a step; 6 for Tsit5, which reuses its last.
+      stages: evaluations per step; 6 for Tsit5, which reuses the last one.
       itemsize: bytes of a number.
 
     >>> step_cost(Cost(10.0, 1.0, 0.0), 0).flops
@@ -144,10 +157,14 @@ def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -
 
 
 def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
-    r"""The least time: products, exponentials and memory each at full speed, one after the other.
+    r"""The time of products, exponentials and memory traffic at peak rates, one after the other.
 
-    $t = \frac{1}{p}(F / \dot F + E / \dot E + B / \dot B) + X / \dot X$ on p devices. What is
-    measured is longer by what is not overlapped, and shorter by what is.
+    $t = \frac{1}{p}(F / \dot F + E / \dot E + B / \dot B) + X / \dot X$ on p devices. Measured times
+    are shorter if the parts overlap, and longer if a rate stays below its peak.
+
+    Args:
+      cost: of the computation, on all devices.
+      machine, devices: p devices of this kind.
 
     >>> round(1e3 * seconds(attention_cost(65_536, 16, way="tiles", block=4096), H100), 2)
     7.99
@@ -161,13 +178,15 @@ def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
 def largest_n(
     machine: Machine, numbers_per_row: float, *, devices: int = 1, itemsize: int = 4
 ) -> int:
-    """Rows that fit: memory over the numbers that a solve holds of each row.
+    """The number of rows that fit in memory.
 
     Args:
-      machine, devices: whose memories.
-      numbers_per_row: of the state, of a step's stages, and of what the field makes.
+      machine, devices: as in `seconds`.
+      numbers_per_row: numbers of the state, the stages of a step and the field's temporaries.
       itemsize: bytes of a number.
-    Raises: ImrError where numbers_per_row is not positive.
+
+    Raises:
+      ImrError: if numbers_per_row is not positive.
 
     >>> largest_n(H100, 9 * 16 + 6 * 16)
     83333333

@@ -17,7 +17,7 @@ _VARIABLES = ("IMR_COORDINATOR", "IMR_NUM_PROCESSES", "IMR_PROCESS_ID")
 
 
 class Preempted(Exception):
-    """Training was asked to stop, and has saved its state; the same command goes on from there."""
+    """Training was asked to stop and has saved its state; the same command resumes it."""
 
 
 def initialize(
@@ -27,22 +27,19 @@ def initialize(
     *,
     timeout: float = 300.0,
 ) -> None:
-    """Joins this process to the others of a program that runs on several hosts.
+    """Connects this process with the other processes of a program that runs on several hosts.
 
-    To be called before anything asks jax for its devices; experiments do it themselves, see
+    Call it before anything asks jax for its devices. Experiments call it themselves, see
     `initialize_from_environment`.
 
     Args:
-      coordinator: host:port of process 0. Without arguments, jax finds the others itself: on Cloud
-        TPU, under SLURM and where GKE sets its variables.
-      num_processes: of the program.
-      process_id: of this one, from 0.
-      timeout: seconds to wait for the others. Where they do not come jax ends process 0 itself, with
-        a report of its own.
+      coordinator: host:port of process 0. Without arguments jax looks up the cluster: Cloud TPU,
+        SLURM or GKE.
+      num_processes, process_id: number of processes, and number of this one, from 0.
+      timeout: seconds to wait for the others; after that jax ends process 0 with its own report.
 
     Raises:
-      ImrError: for values that do not fit, or a coordinator that does not answer in time; the
-        address is named.
+      ImrError: if the values do not fit, or the coordinator does not answer in time.
     """
     given = (coordinator, num_processes, process_id)
     if any(x is not None for x in given) and None in given:
@@ -62,23 +59,23 @@ def initialize(
             )
         if process_id:
             _wait_for(host, int(port), timeout)
-    # Takes effect on CPU alone, where it is what processes talk through.
+    # It affects only CPUs, whose processes communicate through it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(*given, initialization_timeout=max(1, int(timeout)))
         if not jax.local_devices():
-            raise RuntimeError("this process has no device of its own: there are too many of them.")
+            raise RuntimeError("this process has no device: there are too many processes.")
     except (RuntimeError, ValueError) as error:
         where = "the cluster that was looked up" if coordinator is None else coordinator
         raise ImrError(
-            f"the processes could not be joined through {where}: {' '.join(str(error).split())} "
-            "Each process must run, with the same coordinator and number of processes and an id of "
-            "its own, and nothing may have asked jax for devices before."
+            f"the processes could not be connected through {where}: {' '.join(str(error).split())} "
+            "Each process must run, with the same coordinator, the same number of processes and a "
+            "different id, and nothing may have asked jax for devices before."
         ) from error
 
 
 def _wait_for(host, port, timeout):
-    """Until somebody listens there; jax itself would end the process without a word of this."""
+    """Waits until the coordinator listens; jax would end the process without naming the address."""
     end, problem = time.monotonic() + timeout, None
     while time.monotonic() < end:
         try:
@@ -89,21 +86,21 @@ def _wait_for(host, port, timeout):
             time.sleep(min(0.2, timeout))
     raise ImrError(
         f"coordinator {host}:{port} did not answer in {timeout:g} s ({problem}). Check that process 0 "
-        "runs, that the address is its own as seen from here, and that no firewall closes the port."
+        "runs, that this host reaches it under this address, and that no firewall closes the port."
     )
 
 
 def initialize_from_environment() -> None:
-    """Joins the other processes where a launcher says that there are some.
+    """Calls `initialize` if a launcher has set the environment variables for it.
 
-    `IMR_COORDINATOR`, `IMR_NUM_PROCESSES` and `IMR_PROCESS_ID` are the arguments of `initialize`;
-    `IMR_DISTRIBUTED=1` calls it without any. Where none is set this process is alone.
+    `IMR_COORDINATOR`, `IMR_NUM_PROCESSES`, `IMR_PROCESS_ID` and `IMR_TIMEOUT` are its arguments;
+    `IMR_DISTRIBUTED=1` calls it without arguments. If none is set, this is the only process.
 
     Raises:
-      ImrError: as `initialize`, and where only some are set or one is no number.
+      ImrError: if only some are set, or one is no number.
     """
-    found = [os.environ.get(name) for name in _VARIABLES]
-    if not any(found):
+    given = [os.environ.get(name) for name in _VARIABLES]
+    if not any(given):
         joined = os.environ.get("IMR_DISTRIBUTED", "0")
         if joined not in ("0", "1"):
             raise ImrError(f"IMR_DISTRIBUTED must be 0 or 1; found {joined!r}.")
@@ -112,25 +109,29 @@ def initialize_from_environment() -> None:
         return
     wait = None
     try:
-        coordinator, *numbers = found
+        coordinator, *numbers = given
         count, number = map(int, numbers)  # pyright: ignore[reportArgumentType]
         timeout = float(wait := os.environ.get("IMR_TIMEOUT", "300"))
     except (TypeError, ValueError):
         raise ImrError(
             f"{', '.join(_VARIABLES)} must be an address and two integers, IMR_TIMEOUT seconds; found "
-            f"{found} and {wait!r}."
+            f"{given} and {wait!r}."
         ) from None
     check_positive("IMR_TIMEOUT", timeout)
     initialize(coordinator, count, number, timeout=timeout)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is process 0, the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def agreed(flag: bool) -> bool:
-    """Whether any process says so; the same answer in all, which have to ask together."""
+    """Whether the flag is set in any process; all processes must call this together.
+
+    Args:
+      flag: of this process.
+    """
     if jax.process_count() == 1:
         return bool(flag)
     from jax.experimental import multihost_utils
@@ -143,9 +144,9 @@ _asked_to_stop = _answered = False
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM asks training to save and stop; a second one ends the process at once.
+    """A context in which SIGTERM asks training to save and stop; a second one ends the process.
 
-    What nobody has looked at by its end is sent again, and then ends the process.
+    If nobody has called `preempted` after the signal, it is sent again on leaving the context.
     """
     global _asked_to_stop, _answered
 
@@ -171,7 +172,7 @@ def stop_on_sigterm() -> Iterator[None]:
 
 
 def preempted() -> bool:
-    """Whether any process was asked to stop; all have to ask together."""
+    """Whether any process was asked to stop; all processes must call this together."""
     global _answered
     stop = agreed(_asked_to_stop)
     _answered = _answered or stop

@@ -1,4 +1,4 @@
-"""Meshes of devices: making one, placing arrays on it, and what functions with `mesh=` need."""
+"""Meshes of devices, and the placement of arrays on them."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from imr.errors import ImrError
 
 
 def mesh_axis(mesh: Any) -> tuple[str, int]:
-    """Name and size of the one axis that rows are spread over."""
+    """Name and size of the one axis of the mesh."""
     if not isinstance(mesh, Mesh):
         raise ImrError(
             f"mesh must be a jax.sharding.Mesh; found {type(mesh).__name__}. "
@@ -20,19 +20,19 @@ def mesh_axis(mesh: Any) -> tuple[str, int]:
         )
     if len(mesh.axis_names) != 1:
         raise ImrError(
-            f"mesh must have one axis, over which rows are spread; found {dict(mesh.shape)}. "
+            f"mesh must have one axis, over which rows are distributed; found {dict(mesh.shape)}. "
             "imr.parallel.make_mesh() makes one of all devices."
         )
     return mesh.axis_names[0], mesh.size
 
 
 def padding(n: int, parts: int) -> int:
-    """Rows that n lacks of a multiple of the parts."""
+    """The number of rows that fill n up to a multiple of parts."""
     return -n % parts
 
 
 def pad_axis(x: jax.Array, count: int, axis: int = 0, value: Any = 0) -> jax.Array:
-    """The array with so many entries more at the end of an axis."""
+    """The array with `count` more entries at the end of an axis."""
     if not count:
         return x
     widths = [(0, count if i == axis % x.ndim else 0) for i in range(x.ndim)]
@@ -40,20 +40,24 @@ def pad_axis(x: jax.Array, count: int, axis: int = 0, value: Any = 0) -> jax.Arr
 
 
 def split_over(mesh: Mesh, x: jax.Array, axis: int = 0) -> jax.Array:
-    """The array with an axis spread over the devices of the mesh, which must divide it."""
+    """The array with an axis distributed over the devices of the mesh, whose number divides it."""
     spec: list[Any] = [None] * x.ndim
     spec[axis] = mesh.axis_names[0]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
-    """A mesh of one axis over the devices of all processes, or the first so many of them.
+    """A mesh of one axis over the devices of all processes.
 
-    A CPU pretends to be several devices with XLA_FLAGS=--xla_force_host_platform_device_count=8; set
-    NPROC to several times as many threads then, or collectives may wait for each other forever.
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of a CPU; set NPROC to
+    several times as many threads then, or collectives may wait for each other forever.
+
+    Args:
+      num_devices: takes the first so many devices; None takes all.
+      axis: its name.
 
     Raises:
-      ImrError: where there are not as many.
+      ImrError: if there are fewer devices.
 
     >>> dict(make_mesh(1).shape)
     {'rows': 1}
@@ -63,7 +67,7 @@ def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
         check_count("num_devices", num_devices)
         if num_devices > len(devices):
             raise ImrError(
-                f"num_devices must be at most the {len(devices)} devices there are; found "
+                f"num_devices must be at most the {len(devices)} devices available; found "
                 f"{num_devices}. On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} "
                 f"and NPROC={4 * num_devices} make as many."
             )
@@ -72,25 +76,30 @@ def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
 
 
 def mesh_of_all() -> Mesh | None:
-    """The mesh of all devices, or None where there is only one."""
+    """The mesh of all devices, or None if there is only one."""
     return make_mesh() if jax.device_count() > 1 else None
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays, the same in every process, on all devices of the mesh; without one, as they are."""
+    """Copies arrays to all devices of a mesh.
+
+    Args:
+      tree: arrays, the same in every process.
+      mesh: None leaves the arrays as they are.
+    """
     return tree if mesh is None else _placed(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def from_local_rows(tree: Any, mesh: Mesh) -> Any:
-    """Arrays spread by rows over the mesh, of which each process hands in its own.
+    """Arrays distributed by rows over the mesh; each process contributes its rows.
 
     Args:
-      tree: arrays (n_local, ...); rows of process 0 come first. The devices of a process must
-        divide them, and all processes must have as many.
+      tree: arrays (n_local, ...), as many rows in each process; rows of process 0 come first. The
+        number of devices of a process must divide n_local.
       mesh: of all devices.
 
     Raises:
-      ImrError: where the devices do not divide the rows; fill them up.
+      ImrError: if the numbers of rows do not fit.
     """
     axis, size = mesh_axis(mesh)
     parts = max(1, size // jax.process_count())
@@ -100,16 +109,19 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
 
         every = multihost_utils.process_allgather(np.asarray(counts))
         if np.any(every != every[:1]):
-            raise ImrError(f"every process must have as many rows; found {every.tolist()}.")
+            raise ImrError(
+                f"every process must have the same number of rows; found {every.tolist()}."
+            )
     for count in counts:
         if count < 0 or count % parts:
             raise ImrError(
-                f"tree must have rows that the {parts} devices of a process divide; found "
-                f"{'a scalar' if count < 0 else count}. Fill them up, or leave some out."
+                f"tree must have a number of rows that is divisible by {parts}, the devices of a "
+                f"process; found {'a scalar' if count < 0 else count}. Add or remove rows."
             )
     sharding = NamedSharding(mesh, PartitionSpec(axis))
-    place = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
-    return jax.tree.map(place, tree)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
 
 
 def _placed(tree, sharding):
@@ -125,7 +137,11 @@ def _placed(tree, sharding):
 
 
 def local(tree: Any) -> Any:
-    """What this process holds of replicated arrays, for computations of its own."""
+    """The local copies of replicated arrays, for computations within this process.
+
+    Args:
+      tree: arrays, replicated or local.
+    """
 
     def one(x):
         if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:

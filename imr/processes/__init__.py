@@ -1,4 +1,4 @@
-"""Hidden Markov processes, and generalised ones: by name, from matrices, composed; sampling."""
+"""Hidden Markov and generalised processes: by name, from matrices, composed; sampling."""
 
 from imr.processes.compose import conditional_product as conditional_product
 from imr.processes.compose import mixture as mixture
@@ -23,6 +23,6 @@ from imr.processes.named import tom_quantum as tom_quantum
 from imr.processes.named import z1r as z1r
 from imr.processes.named import zero_one_random as zero_one_random
 from imr.processes.process import Process as Process
-from imr.processes.process import Sample as Sample
 from imr.processes.process import is_unifilar as is_unifilar
-from imr.processes.process import sample as sample
+from imr.processes.sampling import Sample as Sample
+from imr.processes.sampling import sample as sample

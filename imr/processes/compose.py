@@ -1,4 +1,4 @@
-"""Processes from processes: mixtures, products of factors, begin and end tokens."""
+"""Composed processes: mixtures, products of factors, begin and end tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,16 @@ def mixture(
     $T_x = \bigoplus_i \sum_{y : m_i(y) = x} T^i_y$, $\mu = (c_1 \mu_1, \dots, c_n \mu_n)$
 
     Args:
-      processes: n of them, hidden Markov.
-      weights: probabilities c, shape (n,); equal unless given.
-      vocabulary: for each process the tokens of the mixture that its own become, a sequence of
-        different integers; unless given each keeps its numbers. Names are kept where they agree.
-    Returns: a Process whose states are those of all, one process after the other, named `i:state`.
-    Raises: ImrError for weights that are no distribution and maps that do not fit.
+      processes: n hidden Markov processes.
+      weights: probabilities c, shape (n,); None is uniform.
+      vocabulary: for each process a sequence m of different integers: its token y is token m[y] of
+        the mixture. None keeps the numbers. A token keeps its name if all processes agree on it.
+
+    Returns:
+      A `Process` with the states of all processes, one process after the other, named `i:state`.
+
+    Raises:
+      ImrError: if weights are no distribution, or vocabulary does not fit the processes.
 
     >>> from imr.processes import coin
     >>> both = mixture([coin(0.5), coin(0.9)], vocabulary=[[0, 1], [1, 2]])
@@ -72,24 +76,25 @@ def mixture(
 def _map(name, m):
     """A map of tokens as a list of integers."""
     try:
-        found = np.asarray([] if isinstance(m, dict | str) else m)
+        tokens = np.asarray([] if isinstance(m, dict | str) else m)
     except ValueError:
-        found = np.asarray([])
-    if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
-        raise ImrError(f"{name} must be a sequence of integers, a token for each; found {m!r}.")
-    return found.tolist()
+        tokens = np.asarray([])
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        raise ImrError(f"{name} must be a sequence of integers, one for each token; found {m!r}.")
+    return tokens.tolist()
 
 
 def product(factors: Sequence[Process]) -> Process:
-    r"""Independent factors side by side: $T_{(x,y)} = T^1_x \otimes T^2_y$.
+    r"""Independent processes in parallel: $T_{(x,y)} = T^1_x \otimes T^2_y$.
 
-    A token is the tuple of the factors' tokens, a state that of their states; the first factor is
-    the most significant digit of the index. It starts from the product of the factors' starts.
+    A token is the tuple of the factors' tokens, a state the tuple of their states; the first factor
+    is the most significant digit of the index. The start is the product of the factors' starts.
 
     Args:
       factors: hidden Markov processes, at least one.
-    Returns: a Process of $\prod k_i$ tokens and $\prod s_i$ states.
-    Raises: ImrError without a factor, or for a generalised one.
+
+    Returns:
+      A `Process` of $\prod k_i$ tokens and $\prod s_i$ states.
 
     >>> from imr.processes import coin, z1r
     >>> product([coin(0.5), z1r(0.5)]).transitions.shape
@@ -97,21 +102,25 @@ def product(factors: Sequence[Process]) -> Process:
     """
     factors = list(factors)
     _check_hidden("factors", factors)
-    made = factors[0]
+    result = factors[0]
     for factor in factors[1:]:
-        made = conditional_product(made, [factor] * made.num_tokens)
-    return made
+        result = conditional_product(result, [factor] * result.num_tokens)
+    return result
 
 
 def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
-    r"""A factor whose dynamics the token of another chooses: $T_{(x,y)} = T^1_x \otimes T^{2|x}_y$.
+    r"""A process whose token selects the dynamics of another: $T_{(x,y)} = T^1_x \otimes T^{2|x}_y$.
 
     Args:
-      first: the factor that leads, k tokens.
-      seconds: k processes on the same tokens and states; at each step the one that the token of
-        `first` names moves the second state. The second state starts as the first of them does.
-    Returns: a Process; the index of `first` is the most significant digit of tokens and states.
-    Raises: ImrError where seconds are not k processes of one shape, or one is generalised.
+      first: the process that selects, of k tokens.
+      seconds: k processes on the same tokens and states; if `first` emits x, the second state moves
+        by seconds[x]. It starts from the start distribution of seconds[0].
+
+    Returns:
+      A `Process`; the index of `first` is the most significant digit of tokens and states.
+
+    Raises:
+      ImrError: if seconds are not k hidden Markov processes of one shape.
 
     >>> from imr.processes import coin, z1r
     >>> conditional_product(coin(0.5), [z1r(0.1), z1r(0.9)]).num_tokens
@@ -130,20 +139,23 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
     follow = np.stack([np.asarray(p.transitions) for p in seconds])
     (k, s, _), (_, m, r, _) = lead.shape, follow.shape
     transitions = np.einsum("xij,xyab->xyiajb", lead, follow).reshape(k * m, s * r, s * r)
-    pairs = lambda a, b: [f"{x},{y}" for x in a for y in b]  # noqa: E731
     return Process(
         transitions,
         np.kron(np.asarray(first.initial), np.asarray(seconds[0].initial)),
-        tokens=pairs(first.tokens, seconds[0].tokens),
-        states=pairs(first.states, seconds[0].states),
+        tokens=[f"{x},{y}" for x in first.tokens for y in seconds[0].tokens],
+        states=[f"{x},{y}" for x in first.states for y in seconds[0].states],
     )
 
 
 def with_begin_token(process: Process, name: str = "BOS") -> Process:
-    """Every sequence begins with one more token, number k, which says nothing else.
+    """Puts a begin-of-sequence token, number k, in front of every sequence.
 
-    One more state, number s, where the process starts: it emits the token and goes to
-    `process.initial`. `stationary` is that of the process.
+    The process starts in a new state, number s, which emits the token and moves to
+    `process.initial`. The stationary distribution stays as it is.
+
+    Args:
+      process: hidden Markov, of k tokens and s states.
+      name: of the token.
 
     >>> from imr.processes import coin
     >>> with_begin_token(coin(0.5)).tokens
@@ -162,16 +174,17 @@ def with_begin_token(process: Process, name: str = "BOS") -> Process:
 def with_end_token(
     process: Process, probability: float, name: str = "EOS", *, restart: bool = True
 ) -> Process:
-    """Before each token the sequence ends with the given probability, and says so by token k.
+    """Ends the sequence with the given probability at each step, by an end token, number k.
 
     Args:
-      process: hidden Markov.
-      probability: of ending, in (0, 1).
+      process: hidden Markov, of k tokens.
+      probability: of the end, in (0, 1).
       name: of the token.
-      restart: whether another sequence follows, from `process.initial`; otherwise the token is
-        repeated for ever, from one more state.
-    Returns: a Process of one more token.
-    Raises: ImrError for a probability out of range.
+      restart: whether another sequence follows, from `process.initial`; if not, the end token is
+        repeated forever, from a new state.
+
+    Raises:
+      ImrError: if probability is out of range.
 
     >>> from imr.processes import coin
     >>> with_end_token(coin(0.5), 0.5).transitions.ravel().tolist()
@@ -198,6 +211,6 @@ def _check_hidden(name, processes):
     if not processes:
         raise ImrError(f"{name} must hold at least one process; found none.")
     if not is_concrete(processes):
-        raise ImrError(f"{name} must have values: compose processes outside of jax.jit.")
+        raise ImrError(f"{name} must be concrete; compose processes outside of jax.jit.")
     if any(p.generalised for p in processes):
         raise ImrError(f"{name} must be hidden Markov; found a generalised process.")

@@ -1,4 +1,4 @@
-"""Processes of the literature by name. Anything not listed in a formula is zero."""
+"""Processes of the literature by name. Transitions not listed in a formula are zero."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def _number(name, value, low, high, *, open_low=False, open_high=False):
     """The value as a float within its range; the error names the range."""
     if not is_concrete(value):
         raise ImrError(
-            f"{name} must be a number, for its range is checked; found a traced value. Make the "
-            "process outside of jax.jit, vmap and grad (a Process may be passed in), or build its transitions."
+            f"{name} must be a concrete number, because its range is checked; found a traced value. "
+            "Construct the process outside of jax.jit, vmap and grad and pass it in as an argument."
         )
     try:
         value = float(value)
@@ -40,7 +40,10 @@ def _process(states, edges, *, tokens=None):
 
 
 def coin(p: float) -> Process:
-    """Independent tokens: 0 with probability p in [0, 1], else 1.
+    """Independent tokens: 0 with probability p, otherwise 1.
+
+    Args:
+      p: in [0, 1].
 
     >>> coin(0.25).transitions.ravel().tolist()
     [0.25, 0.75]
@@ -50,9 +53,12 @@ def coin(p: float) -> Process:
 
 
 def even_ones(p: float) -> Process:
-    """Runs of ones have even length; p in [0, 1]: a run begins. States E, O.
+    """Runs of ones have even length.
 
-    T[0]: E->E 1-p. T[1]: E->O p, O->E 1.
+    States E, O. T[0]: E->E 1-p. T[1]: E->O p, O->E 1.
+
+    Args:
+      p: probability that a run begins, in [0, 1].
 
     >>> even_ones(0.5).transitions[1].tolist()
     [[0.0, 0.5], [1.0, 0.0]]
@@ -62,9 +68,12 @@ def even_ones(p: float) -> Process:
 
 
 def no_consecutive_ones(p: float) -> Process:
-    """The golden mean process, without 11; p in [0, 1] is P(1) where allowed. States A, B.
+    """The golden mean process: a one never follows a one.
 
-    T[0]: A->A 1-p, B->A 1. T[1]: A->B p.
+    States A, B. T[0]: A->A 1-p, B->A 1. T[1]: A->B p.
+
+    Args:
+      p: probability of a one after a zero, in [0, 1].
 
     >>> no_consecutive_ones(0.5).transitions[1].tolist()
     [[0.0, 0.5], [0.0, 0.0]]
@@ -74,9 +83,12 @@ def no_consecutive_ones(p: float) -> Process:
 
 
 def sns(p: float, q: float) -> Process:
-    """Simple non-unifilar source; p, q in (0, 1]. States A, B.
+    """The simple non-unifilar source.
 
-    T[0]: A->A 1-p, A->B p, B->B 1-q. T[1]: B->A q.
+    States A, B. T[0]: A->A 1-p, A->B p, B->B 1-q. T[1]: B->A q.
+
+    Args:
+      p, q: in (0, 1].
 
     >>> sns(0.5, 0.25).transitions[0].tolist()
     [[0.5, 0.5], [0.0, 0.75]]
@@ -87,9 +99,12 @@ def sns(p: float, q: float) -> Process:
 
 
 def zero_one_random(p: float) -> Process:
-    """Z1R: a zero, a one, then a random bit, one with probability p in [0, 1]; of period 3.
+    """Z1R: a zero, a one, then a random bit, again and again (period 3).
 
     States 0, 1, R. T[0]: 0->1 1, R->0 1-p. T[1]: 1->R 1, R->0 p.
+
+    Args:
+      p: probability that the random bit is one, in [0, 1].
 
     >>> zero_one_random(0.5).stationary.round(3).tolist()
     [0.333, 0.333, 0.333]
@@ -100,10 +115,13 @@ def zero_one_random(p: float) -> Process:
 
 
 def rrxor(p1: float, p2: float) -> Process:
-    """Two random bits, then their exclusive or; of period 3; p1, p2 in [0, 1].
+    """Two random bits, then their exclusive or, again and again (period 3).
 
     States S, 0, 1, T, F. T[0]: S->0 p1, 0->F p2, 1->T p2, F->S 1. T[1]: S->1 1-p1, 0->T 1-p2,
     1->F 1-p2, T->S 1.
+
+    Args:
+      p1, p2: probabilities that the first and the second bit are zero, in [0, 1].
 
     >>> rrxor(0.5, 0.5).num_states
     5
@@ -115,9 +133,11 @@ def rrxor(p1: float, p2: float) -> Process:
 
 
 def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
-    """`rrxor` that with probability epsilon in [0, 1] goes and emits anywhere, uniformly.
+    """`rrxor` with uniform noise: every entry becomes (1 - epsilon) T + epsilon / 10.
 
-    (1 - epsilon) T + epsilon / 10 on every entry.
+    Args:
+      p1, p2: as in `rrxor`.
+      epsilon: in [0, 1].
 
     >>> round(leaky_rrxor(0.5, 0.5, 0.1).transitions[0, 0, 0].item(), 4)
     0.01
@@ -129,10 +149,14 @@ def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
 
 
 def mess3(x: float, a: float) -> Process:
-    r"""Three states, three tokens, each token the noisy name of the state arrived at.
+    r"""Three states and three tokens; each token is a noisy observation of the state just reached.
 
     $T_{x,i,j} = M_{ij} E_{jx}$; M has 1-2x on the diagonal and x elsewhere, E has a and (1-a)/2.
-    $A = \lambda I + x 1 1^T$ with $\lambda = 1 - 3x$. x in (0, 1/2], a in [0, 1].
+    $A = \lambda I + x 1 1^T$ with $\lambda = 1 - 3x$.
+
+    Args:
+      x: probability of a move to each other state, in (0, 1/2].
+      a: probability of the token of the state, in [0, 1].
 
     >>> round(mess3(0.15, 0.6).transitions[0, 0, 0].item(), 4)
     0.42
@@ -148,15 +172,23 @@ def mess3(x: float, a: float) -> Process:
 def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
     """Balanced parentheses of bounded depth; the state is the depth.
 
-    At depth d token 0, open, with probability open_probs[d], else token 1, close. The first
-    probability is 1, the others lie in [0, 1), and at the deepest depth, one more, it is 0.
+    At depth d token 0, open, has probability open_probs[d], and token 1, close, the rest. At the
+    greatest depth, d = len(open_probs), only close is possible.
+
+    Args:
+      open_probs: the first is 1, the others lie in [0, 1).
+
+    Raises:
+      ImrError: if the first is not 1 or another is out of range.
 
     >>> matching_parens([1.0, 0.5]).num_states
     3
     """
     probs = [_number(f"open_probs[{d}]", p, 0, 1) for d, p in enumerate(np.atleast_1d(open_probs))]
     if not probs or probs[0] != 1:
-        raise ImrError(f"open_probs must begin with 1, nothing can be closed yet; found {probs}.")
+        raise ImrError(
+            f"open_probs must begin with 1, as nothing is open at depth 0; found {probs}."
+        )
     if 1 in probs[1:]:
         raise ImrError(f"open_probs after the first must lie in [0, 1); found {probs}.")
     depths = [str(d) for d in range(len(probs) + 1)]
@@ -166,10 +198,16 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
 
 
 def mr_name(p: float, q: float) -> Process:
-    """Sentences on Mr. name: tokens are states, the token is where one goes; p, q > 0, p + q <= 1.
+    """Sentences about Mr. name; the tokens are the states, and each token names the next state.
 
     Mr.->name 1; name->Something, Blah 1/2 each; Something->Mr. q, Something 1-p-q, Blah p;
     Blah->Mr. q, Something p, Blah 1-p-q.
+
+    Args:
+      p, q: positive, p + q at most 1.
+
+    Raises:
+      ImrError: if p + q exceeds 1.
 
     >>> mr_name(0.4, 0.3).tokens
     ('Mr.', 'Something', 'Blah', 'name')
@@ -185,10 +223,10 @@ def mr_name(p: float, q: float) -> Process:
 
 
 def days_of_week() -> Process:
-    """Days by name and by Tmrw, Yest, Wknd, Wkdy; the state is the day.
+    """Days of the week, named or described by Tmrw, Yest, Wknd and Wkdy; the state is the day.
 
-    Weights before each row is normalised: any day named 1, the next day named 5, Tmrw to the next
-    day 1, Yest to the day before 1, Wkdy to each weekday 1/5, Wknd to each weekend day 1/2.
+    Weights before each row is normalised: the name of the next day 5, of any other day 1, Tmrw to
+    the next day 1, Yest to the day before 1, Wkdy to each weekday 1/5, Wknd to each weekend day 1/2.
 
     >>> days_of_week().num_tokens
     11
@@ -208,12 +246,16 @@ def days_of_week() -> Process:
 
 
 def fanizza(alpha: float, lamb: float) -> Process:
-    r"""A generalised process of 4 states that no finite hidden Markov process is; lamb in (0, 1/2].
+    r"""A generalised process of 4 states that equals no finite hidden Markov process.
 
     With $D = 1 - 2 l \cos\alpha + l^2$, $u = (1 - l\cos\alpha + l\sin\alpha)/D$,
     $v = (1 - l\cos\alpha - l\sin\alpha)/D$: $T_0 = w p_0^T$, $p_0 = (1 - (2/(1-l) - u - v)/4,
     1/(2(1-l)), -u/4, -v/4)$, $w = (1, 1-l, 1 + l(\sin\alpha - \cos\alpha),
     1 - l(\sin\alpha + \cos\alpha))$; $T_1 = l \cdot \mathrm{diag}(0, 1, \mathrm{rot}(\alpha))$.
+
+    Args:
+      alpha: angle.
+      lamb: l, in (0, 1/2].
 
     >>> fanizza(2.0, 0.49).right.round(3).tolist()
     [1.0, 1.0, 1.0, 1.0]
@@ -234,11 +276,17 @@ def fanizza(alpha: float, lamb: float) -> Process:
 
 
 def post_quantum(log_alpha: float, beta: float) -> Process:
-    r"""A generalised process of 3 states that no quantum memory of finite dimension has.
+    r"""A generalised process of 3 states that no quantum memory of finite dimension generates.
 
     $T_0 = (1,1,0)^T (1,-1,-1)$; $T_1, T_2 = [[v,0,0],[0,1,0],[0,\ln v,1]]$ for $v = \alpha, \beta$;
-    all divided by the largest absolute eigenvalue of the sum. $\alpha = e^{\text{log\_alpha}} > 1 >
-    \beta > 0$, $\alpha + \beta \ne 2$, $\ln\alpha / \ln\beta$ no integer.
+    all divided by the largest absolute eigenvalue of the sum.
+
+    Args:
+      log_alpha: $\ln\alpha$, positive.
+      beta: in (0, 1); $\alpha + \beta \ne 2$, and $\ln\alpha / \ln\beta$ is no integer.
+
+    Raises:
+      ImrError: if the two do not fit together.
 
     >>> post_quantum(1.0, 0.5).num_tokens
     3
@@ -259,11 +307,17 @@ def post_quantum(log_alpha: float, beta: float) -> Process:
 
 
 def tom_quantum(alpha: float, beta: float) -> Process:
-    r"""Measurements of a qubit, a generalised process of 3 states and 4 tokens; beta is not zero.
+    r"""Measurements of a qubit: a generalised process of 3 states and 4 tokens.
 
     With $g = 1/(4(\alpha^2+\beta^2))$, $m = (\alpha^2-\beta^2) g$, $o = 2\alpha\beta g$:
     $[[1/4, 0, \pm o], [0, m, 0], [\pm o, 0, 1/4]]$ and $[[1/4, \pm o, 0], [\pm o, 1/4, 0],
     [0, 0, m]]$.
+
+    Args:
+      alpha, beta: real, beta not zero.
+
+    Raises:
+      ImrError: if beta is zero.
 
     >>> tom_quantum(1.0, 4.0).stationary.round(3).tolist()[1:]
     [0.0, 0.0]

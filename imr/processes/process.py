@@ -1,42 +1,43 @@
-"""A process: labelled transition matrices, checked, with its stationary distribution; sampling."""
+"""A process: labelled transition matrices, checked, with their stationary distribution."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
-from imr._checks import check_count, check_finite, check_key, is_concrete
+from imr._checks import check_finite, is_concrete
 from imr.errors import ImrError
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class Process:
-    r"""A hidden Markov process, or a generalised one, as labelled transition matrices.
+    r"""A hidden Markov process, or a generalised one, given by labelled transition matrices.
 
     $T_{x,i,j} = P(\text{emit } x, \text{go to } j \mid i)$, $A = \sum_x T_x$, $\pi A = \pi$,
     $P(x_1 \dots x_d) = \mu T_{x_1} \cdots T_{x_d} w$ with $A w = w$; w is all ones unless the
-    process is generalised. States are row vectors. A pytree, so it passes through `jax.jit`,
-    `jax.vmap` and `jax.grad`; names and the flag are static.
+    process is generalised. Distributions are row vectors. A process is a pytree, so it passes
+    through `jax.jit`, `jax.vmap` and `jax.grad`; names and the flag are static. Under a trace values
+    are not checked, and the stationary distribution is assumed to be unique.
 
     Args:
       transitions: shape (k, s, s).
-      initial: start distribution, shape (s,); the stationary one unless given. Needed where the
+      initial: start distribution, shape (s,); None is the stationary one. It is needed if the
         stationary distribution is not unique; `stationary` is then the long-run average from it.
-      tokens, states: names, k and s of them; numbers unless given.
-      generalised: entries may be negative, and w is computed; it is scaled to sum to s where that
-        is possible, and distributions are normalised by $\mu w = 1$. Probabilities of longer words
-        than one token are not checked.
+      tokens, states: k and s names; None is numbers.
+      generalised: whether entries may be negative. w is then computed and scaled to sum to s if
+        possible; distributions are normalised by $\mu w = 1$. Only words of one token are checked
+        to have probabilities.
 
-    Attributes: transitions (k, s, s), stationary (s,), initial (s,), right (s,), tokens, states,
-      generalised.
-    Raises: ImrError for shapes that do not fit, a negative entry, a row whose probabilities do not
-      sum to one (naming the row and by how much), and a stationary distribution that is not unique
-      where no start is given. Under a trace values are not checked, and the stationary distribution
-      is taken to be unique.
+    Attributes:
+      transitions, stationary, initial, right: T (k, s, s), $\pi$ (s,), $\mu$ (s,), w (s,).
+      tokens, states, generalised: as given.
+
+    Raises:
+      ImrError: if shapes do not fit, an entry is negative, the probabilities of a row do not sum to
+        one (the message names row and excess), or the stationary distribution is not unique and no
+        start is given.
 
     >>> process = Process([[[0.5, 0.0], [1.0, 0.0]], [[0.0, 0.5], [0.0, 0.0]]])
     >>> [round(p, 4) for p in process.stationary.tolist()]
@@ -95,7 +96,7 @@ class Process:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise ImrError(
-            f"a Process does not change; found an assignment to {name}. Make another one: "
+            f"a Process is immutable; found an assignment to {name}. Construct a new one: "
             "Process(process.transitions, initial, tokens=process.tokens, ...)."
         )
 
@@ -128,48 +129,8 @@ class Process:
         return self
 
 
-class Sample(NamedTuple):
-    """tokens (..., length); states (..., length) AFTER each token, None of a generalised process."""
-
-    tokens: Int[Array, "*keys length"]
-    states: Int[Array, "*keys length"] | None
-
-
-def sample(process: Process, key: Any, length: int) -> Sample:
-    r"""Draws tokens, and the hidden states they lead to: $x_d, j_d \sim T_{\cdot, j_{d-1}, \cdot}$.
-
-    The state before the first token is drawn from `process.initial`. A generalised process has no
-    hidden states: its tokens are drawn from the prediction $\eta T_x w$ of its belief $\eta$.
-
-    Args:
-      process: the process.
-      key: a key, or an array of keys of any shape, one for each sequence.
-      length: number of tokens.
-    Returns: tokens and states, each of shape (..., length).
-    Raises: ImrError where length is no positive integer, or key no random key.
-
-    >>> from imr.processes import coin
-    >>> sample(coin(1.0), jax.random.key(0), 3).tokens.tolist()
-    [0, 0, 0]
-    """
-    check_process(process)
-    check_count("length", length)
-    check_key(key)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    uniforms = _uniforms(key, length + 1, process.transitions.dtype)
-    return _sample(bare(process), uniforms)
-
-
-# Apart from `_sample`, so that it is compiled once for all processes.
-@partial(jax.jit, static_argnames=("count", "dtype"))
-def _uniforms(key, count, dtype):
-    draw = jax.vmap(lambda key: jax.random.uniform(key, (count,), dtype))
-    return draw(key.reshape(-1)).reshape(*key.shape, count)
-
-
 def check_process(process: Any) -> None:
-    """Demands a `Process`."""
+    """Raises an `ImrError` unless it is a `Process`."""
     if not isinstance(process, Process):
         hint = (
             f" Call it with its parameters: {process.__name__}(...)." if callable(process) else ""
@@ -178,58 +139,26 @@ def check_process(process: Any) -> None:
 
 
 def bare(process: Process) -> Process:
-    """Without names: jitted programs are then shared between processes of one shape."""
+    """The process without names: processes of one shape then share jitted programs."""
     leaves, _ = jax.tree.flatten(process)
     return Process.tree_unflatten(((), (), process.generalised), leaves)
 
 
-@jax.jit
-def _sample(process, uniforms):
-    draw = partial(_sample_one, process)
-    for _ in uniforms.shape[1:]:
-        draw = jax.vmap(draw)
-    return draw(uniforms)
-
-
-def _sample_one(process, uniforms):
-    def pick(weights, u):
-        """Inverse of the cumulative sum: an entry of weight zero is never picked."""
-        edges = jnp.cumsum(weights)
-        # u times the total may round up to the total.
-        u = jnp.minimum(u * edges[-1], jnp.nextafter(edges[-1], jnp.zeros_like(u)))
-        return jnp.sum(edges <= u)
-
-    if process.generalised:
-        readout = process.transitions @ process.right
-
-        def observe(belief, u):
-            # Cancellation leaves tiny negative probabilities.
-            token = pick(jnp.maximum(readout @ belief, 0), u)
-            belief = belief @ process.transitions[token]
-            return belief / (belief @ process.right), token
-
-        return Sample(jax.lax.scan(observe, process.initial, uniforms[1:])[1], None)
-
-    weights = jnp.swapaxes(process.transitions, 0, 1).reshape(process.num_states, -1)
-
-    def step(state, u):
-        both = pick(weights[state], u)
-        state = both % process.num_states
-        return state, (both // process.num_states, state)
-
-    start = pick(process.initial, uniforms[0])
-    return Sample(*jax.lax.scan(step, start, uniforms[1:])[1])
-
-
 def is_unifilar(process: Process) -> bool:
     """Whether state and token determine the next state.
+
+    Args:
+      process: the process.
+
+    Raises:
+      ImrError: if the process is traced.
 
     >>> from imr.processes import sns, z1r
     >>> is_unifilar(z1r(0.5)), is_unifilar(sns(0.5, 0.5))
     (True, False)
     """
     if not is_concrete(process):
-        raise ImrError("is_unifilar needs the values of the process; call it outside of jax.jit.")
+        raise ImrError("is_unifilar needs a concrete process; call it outside of jax.jit.")
     return bool(np.all(np.sum(np.asarray(process.transitions) != 0, axis=-1) <= 1))
 
 
@@ -242,78 +171,83 @@ def _names(what, names, count):
     return names
 
 
+# The rows of float32 matrices sum to one only up to rounding.
+_TOLERANCE = 1e-5
+
+
 def _concrete(transitions, initial, process):
-    """Stationary, initial, right in float64, of values that are checked first."""
+    """Stationary, initial and right vectors in float64; the values are checked first."""
     check_finite("transitions", transitions)
-    # float32 matrices sum to one within their rounding only.
-    tolerance = 1e-5
-    matrix = transitions.sum(0)
-    eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
-    if not process.generalised:
-        _check_entries(transitions, matrix, process, tolerance)
-        # Entries of a few digits: what is left of the sum would pass for a way out of a class.
-        matrix = matrix / matrix.sum(1, keepdims=True)
-    u, scales, vh = np.linalg.svd(matrix - eye)
-    if process.generalised:
-        fixed = max(int(np.sum(scales < 1e-7 * max(1.0, scales[0]))), 1)
-        values = np.linalg.eigvals(matrix)
-        if scales[-1] > tolerance or fixed > 1 or np.abs(values).max() > 1 + tolerance:
-            raise ImrError(
-                "the sum of the transitions of a generalised process must have the eigenvalue 1 "
-                f"once and none above it; found the eigenvalues {np.round(values, 6).tolist()}. "
-                "Divide the transitions by the largest of them."
-            )
-    else:
-        fixed = _closed_classes(matrix)
     if initial is not None:
         initial = np.asarray(initial, np.float64)
         check_finite("initial", initial)
-    right = ones
     if process.generalised:
-        right = vh[-1]
-        total = right.sum()
-        right = right * (len(ones) / total if abs(total) > 1e-9 else 1.0)
-    elif initial is not None and (initial.min() < 0 or abs(initial.sum() - 1) > tolerance):
+        stationary, right = _generalised_vectors(transitions, initial)
+    else:
+        stationary, right = _hidden_vectors(transitions, initial, process)
+    return stationary, stationary if initial is None else initial, right
+
+
+def _hidden_vectors(transitions, initial, process):
+    """Stationary and right vector of a hidden Markov process."""
+    matrix = transitions.sum(0)
+    _check_entries(transitions, matrix, process)
+    # If entries have few digits, a deficit of the row sum would look like a way out of a class.
+    matrix = matrix / matrix.sum(1, keepdims=True)
+    if initial is not None and (initial.min() < 0 or abs(initial.sum() - 1) > _TOLERANCE):
         raise ImrError(
             f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} "
             f"and the sum {initial.sum():g}."
         )
-    if initial is not None and abs(initial @ right - 1) > tolerance:
+    eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
+    if (classes := _closed_classes(matrix)) == 1:
+        equations = np.concatenate([matrix.T - eye, ones[None]])
+        stationary = np.linalg.lstsq(equations, np.append(0 * ones, 1.0), rcond=None)[0]
+    elif initial is None:
+        raise ImrError(
+            f"the chain is reducible: it has {classes} closed classes of states, hence no unique "
+            "stationary distribution. Give the start distribution as initial=..."
+        )
+    else:
+        u, _, vh = np.linalg.svd(matrix - eye)
+        left, rights = u[:, -classes:].T, vh[-classes:].T
+        stationary = (initial @ rights) @ np.linalg.solve(left @ rights, left)
+    # Transient states come out as rounding errors of either sign.
+    stationary = np.where(stationary > 1e-14, stationary, 0.0)
+    return stationary / stationary.sum(), ones
+
+
+def _generalised_vectors(transitions, initial):
+    """Stationary and right vector of a generalised process."""
+    matrix = transitions.sum(0)
+    u, scales, vh = np.linalg.svd(matrix - np.eye(len(matrix)))
+    fixed, values = np.sum(scales < 1e-7 * max(1.0, scales[0])), np.linalg.eigvals(matrix)
+    if scales[-1] > _TOLERANCE or fixed > 1 or np.abs(values).max() > 1 + _TOLERANCE:
+        raise ImrError(
+            "the sum of the transitions of a generalised process must have the eigenvalue 1 "
+            f"once and none above it; found the eigenvalues {np.round(values, 6).tolist()}. "
+            "Divide the transitions by the largest of them."
+        )
+    right = vh[-1]
+    total = right.sum()
+    right = right * (len(right) / total if abs(total) > 1e-9 else 1.0)
+    if initial is not None and abs(initial @ right - 1) > _TOLERANCE:
         raise ImrError(
             f"initial must be normalised by the right eigenvector, initial @ right = 1; "
             f"found {initial @ right:g}."
         )
-    if fixed > 1:
-        if initial is None:
-            raise ImrError(
-                f"the chain is reducible: it has {fixed} closed classes of states, and as many "
-                "stationary distributions. Give the start distribution as initial=..."
-            )
-        left = u[:, -fixed:].T
-        rights = vh[-fixed:].T
-        stationary = (initial @ rights) @ np.linalg.solve(left @ rights, left)
-    elif process.generalised:
-        stationary = u[:, -1] / (u[:, -1] @ right)
-    else:
-        equations = np.concatenate([matrix.T - eye, ones[None]])
-        stationary = np.linalg.lstsq(equations, np.append(0 * ones, 1.0), rcond=None)[0]
-    if process.generalised:
-        start = stationary if initial is None else initial
-        chances = start @ transitions @ right
-        if chances.min() < -tolerance or chances.max() > 1 + tolerance:
-            raise ImrError(
-                "words of one token of a generalised process must have probabilities in [0, 1]; "
-                f"found {np.round(chances, 6).tolist()}."
-            )
-    else:
-        # Transient states come out as rounding errors of either sign.
-        stationary = np.where(stationary > 1e-14, stationary, 0.0)
-        stationary = stationary / stationary.sum()
-    return stationary, stationary if initial is None else initial, right
+    stationary = u[:, -1] / (u[:, -1] @ right)
+    chances = (stationary if initial is None else initial) @ transitions @ right
+    if chances.min() < -_TOLERANCE or chances.max() > 1 + _TOLERANCE:
+        raise ImrError(
+            "words of one token of a generalised process must have probabilities in [0, 1]; "
+            f"found {np.round(chances, 6).tolist()}."
+        )
+    return stationary, right
 
 
 def _closed_classes(matrix):
-    """The number of classes of states that are never left, from what can be reached at all."""
+    """The number of closed classes, from the states that each state can reach."""
     reached = (matrix > 0) | np.eye(len(matrix), dtype=bool)
     for _ in range(int(np.ceil(np.log2(max(len(matrix), 2))))):
         reached = (reached.astype(np.float32) @ reached.astype(np.float32)) > 0
@@ -321,17 +255,17 @@ def _closed_classes(matrix):
     return len(np.unique(reached[closed], axis=0))
 
 
-def _check_entries(transitions, matrix, process, tolerance):
+def _check_entries(transitions, matrix, process):
     if transitions.min() < 0:
         x, i, j = np.unravel_index(np.argmin(transitions), transitions.shape)
         raise ImrError(
             f"transitions must not be negative; found {transitions[x, i, j]:g} for token "
             f"{process.tokens[x]!r} from state {process.states[i]!r} to {process.states[j]!r}. "
-            "A generalised process is made with generalised=True."
+            "For a generalised process pass generalised=True."
         )
     excess = matrix.sum(1) - 1
     i = int(np.argmax(np.abs(excess)))
-    if abs(excess[i]) > tolerance:
+    if abs(excess[i]) > _TOLERANCE:
         raise ImrError(
             f"transitions out of each state must sum to 1 over tokens and next states; row {i} "
             f"(state {process.states[i]!r}) sums to {excess[i] + 1:.9g}, off by {excess[i]:.3g}."
@@ -339,20 +273,20 @@ def _check_entries(transitions, matrix, process, tolerance):
 
 
 def _traced(transitions, initial, generalised):
-    """The same under a trace, where the stationary distribution is taken to be unique."""
+    """Stationary, initial and right vectors under a trace; the stationary one is assumed unique."""
     size = transitions.shape[1]
     matrix, ones = transitions.sum(0), jnp.ones(size, transitions.dtype)
     right = ones
     if generalised:
         right = jnp.linalg.svd(matrix - jnp.eye(size, dtype=matrix.dtype))[2][-1]
         right = right * (size / right.sum())
-    # pi (I - A + w w^T) = w^T for pi w = 1: the derivative of a solve is stable, that of least
-    # squares by singular values is not.
+    # pi (I - A + w w^T) = w^T if pi w = 1. The derivative of this solve is stable; that of a least
+    # squares solution by singular values is not.
     square = jnp.eye(size, dtype=matrix.dtype) - matrix + jnp.outer(right, right)
     stationary = jnp.linalg.solve(square.T, right)
     return stationary, stationary if initial is None else jnp.asarray(initial), right
 
 
 def least_probability(process, dtype):
-    """Probabilities up to this are zero: in a generalised process zeros come from cancellation."""
+    """Probabilities up to this count as zero: in a generalised process zeros are cancellations."""
     return 64 * float(jnp.finfo(dtype).eps) if process.generalised else 0.0

@@ -1,23 +1,86 @@
-"""From solved flows to rows of tables, in numpy."""
+"""The flows solved, and rows of tables, in numpy."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.tokens.config import Config
-from experiments.tokens.flows import Flows, Setting
+from experiments.tokens.flows import SETTINGS, Flows, Setting, solve_setting, start
 from imr import Result
+from imr.lab.console import Progress
+from imr.lab.folder import RunFolder
+from imr.lab.seeds import std
 
-# Of a unit field, below this, rounding in float32 takes part in its direction.
+LATER = 1.0
+"""The time of the second look at the Jacobian: tokens have moved, and are not merged."""
 SLOW = 1e-3
+"""Speed of a field of unit features below which rounding in float32 changes its direction."""
+
+
+class Results(NamedTuple):
+    """All that the tables and figures show."""
+
+    betas: np.ndarray
+    ts: np.ndarray
+    solved: dict[Setting, Flows]
+    rows: list[dict[str, Any]]
+    changes: list[dict[str, Any]]
+    later: float
+
+
+def measure(config: Config, run: RunFolder) -> Results:
+    """Solves every setting, and writes the course of its means into the run folder."""
+    betas = np.geomspace(config.beta_min, config.beta_max, config.betas)
+    ts = np.geomspace(config.time_min, config.time_max, config.times)
+    later = jnp.asarray(np.abs(np.log(ts / LATER)).argmin())
+    z0, phi, keys = start(config)
+    solved, rows = {}, []
+    with Progress(len(SETTINGS), "tokens", "flow") as progress:
+        for count, setting in enumerate(SETTINGS):
+            device = jax.device_put((betas.astype(z0.dtype), ts.astype(z0.dtype)))
+            flows = solve_setting(setting, phi, device[0], z0, device[1], later, config, keys)
+            flows = jax.tree.map(np.asarray, flows)
+            solved[setting] = flows
+            rows += setting_rows(config, setting, betas, ts, flows)
+            write_metrics(config, run, setting, betas, ts, flows)
+            progress.update(count + 1)
+    pairs = [
+        (s, solved[Setting(s.sign, s.sphere, False)], solved[s]) for s in SETTINGS if s.column_term
+    ]
+    changes = column_rows(config, ts, betas, pairs)
+    return Results(betas, ts, solved, rows, changes, float(ts[int(later)]))
+
+
+def write_metrics(config: Config, run: RunFolder, setting: Setting, betas, ts, flows) -> None:
+    """The mean over seeds at every time, for the inverse temperatures that are shown."""
+    metrics = run.metrics(**setting.tags)
+    metrics.rewind(-1)  # of a run that was broken off
+    m = flows.measures
+    for b in nearest(betas, config.shown):
+        for step, time in enumerate([0.0, *ts]):
+            there = np.isfinite(m.clusters[b, :, step])
+            if there.any():
+                metrics.append(
+                    step, beta=float(betas[b]), time=float(time), seeds=int(there.sum()),
+                    mean_cosine=m.mean_cosine[b, there, step].mean(),
+                    clusters=m.clusters[b, there, step].mean(),
+                    attention_energy=m.attention_energy[b, there, step].mean(),
+                )  # fmt: skip
+
+
+def nearest(betas, shown) -> list[int]:
+    """Indices of the inverse temperatures nearest in log to those to be shown, in order."""
+    distance = np.abs(np.log(np.asarray(betas))[:, None] - np.log(np.asarray(shown))[None, :])
+    return sorted({int(i) for i in distance.argmin(axis=0)})
 
 
 def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> list[dict[str, Any]]:
     """One row for each inverse temperature."""
     m = flows.measures
     last = np.isfinite(m.mean_cosine).sum(axis=2) - 1  # of the times 0, ts
-    final = lambda x: np.take_along_axis(x, last[..., None], axis=2)[..., 0]  # noqa: E731
     times = np.concatenate([[0.0], ts])
     half = crossing_times(m.clusters, ts, config.tokens / 2)
     one = crossing_times(m.clusters, ts, 1)
@@ -25,7 +88,8 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
     gradient = np.where(m.speed > SLOW, m.gradient_cosine, np.nan)
     rows = []
     for b, beta in enumerate(betas):
-        cosine, clusters, long = final(m.mean_cosine)[b], final(m.clusters)[b], decades[b] > 0
+        cosine, clusters = at(m.mean_cosine, last)[b], at(m.clusters, last)[b]
+        long = decades[b] > 0
         row = {
             **setting.tags,
             "beta": float(beta),
@@ -44,7 +108,7 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
             "antisymmetric_share_later": finite_mean(flows.antisymmetric_later[b]),
             "gradient_cosine_mean": finite_mean(gradient[b]),
             "gradient_cosine_min": finite_min(gradient[b]),
-            "norm": float(final(m.norm)[b].mean()),
+            "norm": float(at(m.norm, last)[b].mean()),
             "norm_error": float(np.nanmax(m.norm_error[b])) if setting.sphere else None,
             "last_time": float(np.median(times[last[b]])),
             "seeds": config.seeds,
@@ -58,6 +122,11 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
             row[code.name.lower()] = int(np.sum(flows.result[b] == code))
         rows.append(row)
     return rows
+
+
+def at(values, index) -> np.ndarray:
+    """values at an index of the last axis, one for each entry of the others."""
+    return np.take_along_axis(values, index[..., None], -1)[..., 0]
 
 
 def violations(energy, rtol: float) -> tuple[float, float]:
@@ -82,8 +151,7 @@ def crossing_times(counts, ts, level: float) -> np.ndarray:
     """
     below = counts <= level
     first = np.argmax(below, axis=-1)
-    take = lambda index: np.take_along_axis(counts, index[..., None], -1)[..., 0]  # noqa: E731
-    before, after = take(np.maximum(first - 1, 0)), take(first)
+    before, after = at(counts, np.maximum(first - 1, 0)), at(counts, first)
     # From time 0 to the first of ts there is no log time: the first of ts counts then.
     log = np.log(np.concatenate([[ts[0]], ts]))
     share = (before - level) / np.where(before > after, before - after, 1)
@@ -132,14 +200,13 @@ def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
         a, b = without.measures, with_term.measures
         reached = np.isfinite(a.clusters) & np.isfinite(b.clusters)
         last = reached.sum(axis=2) - 1  # the last time that both got to
-        final = lambda x, last=last: np.take_along_axis(x, last[..., None], 2)[..., 0]  # noqa: E731
         slow = crossing_times(a.clusters, ts, config.tokens / 2)
         fast = crossing_times(b.clusters, ts, config.tokens / 2)
         both = np.isfinite(slow) & np.isfinite(fast) & (fast > 0)
         for i, beta in enumerate(betas):
             ratio = slow[i][both[i]] / fast[i][both[i]]
-            change = final(b.clusters)[i] - final(a.clusters)[i]
-            cosines = final(b.mean_cosine)[i] - final(a.mean_cosine)[i]
+            change = at(b.clusters, last)[i] - at(a.clusters, last)[i]
+            cosines = at(b.mean_cosine, last)[i] - at(a.mean_cosine, last)[i]
             rows.append(
                 {
                     "sign": setting.sign,
@@ -155,11 +222,6 @@ def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def std(values) -> float:
-    """Standard deviation over seeds; of one seed there is none."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def median(values) -> float | None:

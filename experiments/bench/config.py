@@ -1,0 +1,59 @@
+"""The flags of the benchmark."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from imr.lab.bounds import above, at_least
+from imr.lab.flags import RunFlags, flag_error
+
+PARTS: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunFlags):
+    """Flags of the benchmark."""
+
+    parts: tuple[str, ...] = PARTS
+    """What to measure: linear (the flow of the linear model), attention (its field, by size), training,
+    beliefs, devices (a ring of them, results and bytes), rates (of the machine, and the cost model)."""
+    n: Annotated[int, at_least(1)] = 8000
+    """Rows of Z."""
+    features: Annotated[int, at_least(1)] = 784
+    """Features f of a row."""
+    classes: Annotated[int, at_least(1)] = 10
+    """Classes k."""
+    t1: Annotated[float, above(0)] = 5.0
+    """The end of the flow."""
+    rtol: Annotated[float, above(0)] = 1e-5
+    """Relative tolerance."""
+    atol: Annotated[float, above(0)] = 1e-7
+    """Absolute tolerance."""
+    scales: Annotated[tuple[float, ...], above(0)] = (1.0, 4.0, 16.0)
+    """Root mean square lengths of the rows of theta: longer rows make a faster, stiffer flow."""
+    tokens: Annotated[tuple[int, ...], at_least(2)] = (2048, 4096, 8192, 16384, 32768, 65536)
+    """Numbers of tokens of the self-attention field."""
+    most_dense: int = 8192
+    """The most of them whose n x n matrix is made at once, to compare."""
+    depth: Annotated[int, at_least(1)] = 9
+    """Length of the words, all 3^depth of them, whose constrained beliefs are timed."""
+    repetitions: Annotated[int, at_least(1)] = 7
+    """Rounds; in each, every way runs once, warm, one after the other."""
+    all_cores: bool = False
+    """Use every core instead of one."""
+
+
+def shrink(config: Config) -> Config:
+    """The smoke version."""
+    return replace(
+        config, n=200, features=50, repetitions=2, scales=config.scales[:1], depth=4,
+        tokens=(1100, 2048), most_dense=1100,
+    )  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Refuses unknown parts and empty lists."""
+    if not config.parts or not set(config.parts) <= set(PARTS):
+        raise flag_error("parts", f"must be among {', '.join(PARTS)}", config.parts)
+    for name in ("tokens", "scales"):
+        if not getattr(config, name):
+            raise flag_error(name, "must hold at least one number", getattr(config, name))

@@ -1,0 +1,314 @@
+"""What is measured: accuracy at every iteration, and how far it lies beyond regression's frontier."""
+
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.images import figures
+from experiments.images.config import REGRESSION, Config, level_name
+from experiments.images.models import (
+    build,
+    fit_penalties,
+    groups,
+    schedule,
+    train_model,
+)  # fmt: skip
+from imr import cross_entropy
+from imr.lab.console import say
+from imr.lab.data import ImageData, add_noise, held_back_split
+from imr.lab.folder import RunFolder
+from imr.lab.nets import graph_of
+from imr.lab.seeds import std
+from imr.regression import fit_noisy_regression
+
+
+class Result(NamedTuple):
+    """One model, train noise and penalty.
+
+    Attributes:
+      model: its name.
+      train_noise, l2, trained_iterations: what it was trained with.
+      accuracy, cross_entropy: on test images, shape (seeds, levels of test noise, iterations + 1).
+      tau: learned step sizes, shape (seeds,); None for regression.
+    """
+
+    model: str
+    train_noise: float
+    l2: float
+    trained_iterations: int
+    accuracy: np.ndarray
+    cross_entropy: np.ndarray
+    tau: np.ndarray | None = None
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What tells its rows from those of others."""
+        return {k: getattr(self, k) for k in ("model", "train_noise", "l2", "trained_iterations")}
+
+    @property
+    def at_depth(self) -> np.ndarray:
+        """Accuracies at the trained depth, shape (seeds, levels)."""
+        return self.accuracy[:, :, self.trained_iterations]
+
+
+class Curve(NamedTuple):
+    """Multinomial regression at every penalty: accuracies, shape (penalties, seeds, levels)."""
+
+    train_noise: float
+    accuracy: np.ndarray
+
+
+class Margin(NamedTuple):
+    """Points beyond the frontier; `beyond` says whether those of every seed are positive."""
+
+    result: Result
+    test_noise: float
+    margin: float
+    margin_std: float
+    beyond: bool
+
+
+class Results(NamedTuple):
+    """All that the report shows."""
+
+    data: ImageData
+    results: list[Result]
+    curves: list[Curve]
+    selection: list[dict[str, Any]]
+    margins: list[Margin]
+
+
+def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
+    """Trains and tests every model; says each row and draws each image's way as soon as it is there.
+
+    Args:
+      config: the flags.
+      run: the run folder.
+      data: the images.
+
+    Returns:
+      The results, in the order of the tables.
+    """
+    say(plan_words(config, data))
+    arrays = jax.device_put((data.train_images, data.train_labels))
+    test = jax.device_put((data.test_images, data.test_labels))
+    keys = [jax.random.key(config.seed + s) for s in range(config.seeds)]
+
+    results, curves, selection = [], [], []
+    for noise in config.train_noise:
+        result, curve, rows = measure_regression(config, noise, arrays, test, keys, data)
+        results.append(result)
+        curves.append(curve)
+        selection += rows
+        say(row_words(config, result))
+    for name, depth in product(config.models, config.iterations):
+        model = build(config, name, depth, data)
+        states = train_model(config, run, name, depth, model, arrays, keys)
+        new, states_of_image = measure_model(config, name, depth, model, states, data, test, keys)
+        results += new
+        for result in new:
+            say(row_words(config, result))
+        path = figures.draw_strip(config, run, name, depth, states_of_image, data)
+        say(f"figure: {path}")
+    margins = frontier_margins(config, results, curves)
+    return Results(data, results, curves, selection, margins)
+
+
+def plan_words(config: Config, data: ImageData) -> str:
+    """What the run will do, and about how long that takes."""
+    n, f = data.train_images.shape
+    plan, k = schedule(config, n), len(data.class_names)
+    noisy = sum(noise > 0 for noise in config.train_noise)
+    # Multiplications and additions; a softmax of k entries counts as ten for each entry.
+    work = noisy * (2 * len(config.penalties) + config.seeds) * 1000 * k * (4 * n * f + 30 * 8192)
+    for name, depth in product(config.models, config.iterations):
+        width = 0 if name in ("attention", "latent_attention") else config.mlp_width
+        rows = k * config.prototypes if name == "latent_attention" else k
+        steps = plan.num_steps * len(groups(config)) * config.seeds
+        twice = 2 * config.flow_steps if name == "flow" else 1
+        work += 12 * twice * depth * steps * plan.batch_size * f * (rows + width)
+    # As measured on one core of a server: 5e10 of them a second, and 4 s to compile a model.
+    seconds = work / 5e10 + 4 * (2 + len(config.models) * len(config.iterations))
+    about = f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    trained = ", ".join(config.models) or "no other model"
+    return (
+        f"{data.name}: {n:,} training and {len(data.test_labels):,} test images of "
+        f"{data.image_shape[0]} x {data.image_shape[1]} pixels\n"
+        f"multinomial regression at {len(config.penalties)} penalties, then {trained}, each with "
+        f"{len(groups(config))} noises and penalties x {config.seeds} seeds for {plan.num_steps:,} "
+        f"steps: about {about} on two CPU cores, less if the programs are compiled already"
+    )
+
+
+def row_words(config: Config, result: Result) -> str:
+    """A result in one line, as soon as it is there."""
+    means = result.at_depth.mean(axis=0)
+    scores = ", ".join(
+        f"{level_name(level)} {mean:.3f}"
+        for level, mean in zip(config.test_noise, means, strict=True)
+    )
+    return (
+        f"{result.model}, trained with noise {result.train_noise:g}, l2 {result.l2:g}, "
+        f"{result.trained_iterations} iterations: {scores}"
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def noisy_test(levels: tuple[float, ...], key, x):
+    """Test images at each level of noise, shape (levels, n, f): the same for every model."""
+
+    def at_level(index, level):
+        return add_noise(jax.random.fold_in(key, 1_000_000 + index), x, level)
+
+    return jax.vmap(at_level)(jnp.arange(len(levels)), jnp.array(levels, x.dtype))
+
+
+def score(logits, labels):
+    """Accuracy and mean cross-entropy."""
+    accuracy = jnp.mean(jnp.argmax(logits, axis=1) == labels)
+    return accuracy, jnp.mean(cross_entropy(logits, labels))
+
+
+@jax.jit
+def regression_scores(theta, bias, z, y):
+    """Accuracy and cross-entropy of each theta (leading axis) at each level (that of z)."""
+
+    def one(theta, bias):
+        return jax.lax.map(lambda z: score(z @ theta.T + bias[None, :], y), z)
+
+    return jax.lax.map(lambda each: one(*each), (theta, bias))
+
+
+@jax.jit
+def held_back_scores(theta, bias, x, y, noise):
+    """Accuracy and cross-entropy at each penalty on held-back images with the noise of training."""
+    z = add_noise(jax.random.key(0), x, noise)
+    return jax.vmap(lambda theta, bias: score(z @ theta.T + bias[None, :], y))(theta, bias)
+
+
+def measure_regression(config: Config, noise: float, arrays, test, keys, data: ImageData):
+    """Multinomial regression trained with that noise: at its validated penalty, and at every one."""
+    (x, y), k, penalties = arrays, len(data.class_names), sorted(config.penalties)
+    kept, held = held_back_split(data.train_labels, config.held_back, config.seed)
+    # Masks instead of slices: the fits to a part and to all rows are then one program.
+    part, every = np.isin(np.arange(len(y)), kept), np.full(len(y), True)
+    fits = fit_penalties(x, y, k, penalties, noise, keys[0], part)
+    scores = held_back_scores(
+        fits.theta, fits.bias, data.train_images[held], data.train_labels[held], noise
+    )
+    accuracies, losses = (np.asarray(score) for score in scores)
+    best = int(np.argmin(losses))
+
+    fits = fit_penalties(x, y, k, penalties, noise, keys[0], every)
+    chosen = [(fits.theta[best], fits.bias[best])] * len(keys)
+    if noise > 0:  # the optimum without noise is the same for all seeds
+        fit = jax.vmap(lambda key: fit_noisy_regression(key, x, y, k, penalties[best], noise))
+        own = jax.device_get(fit(jnp.stack(keys)))
+        chosen = list(zip(own.theta, own.bias, strict=True))
+    scores = [
+        regression_scores(
+            np.stack([*fits.theta, theta]),
+            np.stack([*fits.bias, bias]),
+            noisy_test(config.test_noise, key, test[0]),
+            test[1],
+        )
+        for key, (theta, bias) in zip(keys, chosen, strict=True)
+    ]
+    accuracy, loss = (np.stack(each) for each in zip(*jax.device_get(scores), strict=True))
+    curve = Curve(noise, accuracy[:, :-1].swapaxes(0, 1))
+    result = Result(
+        REGRESSION, noise, penalties[best], 0, accuracy[:, -1, :, None], loss[:, -1, :, None]
+    )
+    rows = [
+        {"train_noise": noise, "l2": l2, "chosen": p == best,
+         "held_back_cross_entropy": float(losses[p]), "held_back_accuracy": float(accuracies[p]),
+         "largest_gradient": float(fits.gradient[p]), "converged": bool(fits.converged[p])}
+        for p, l2 in enumerate(penalties)
+    ]  # fmt: skip
+    return result, curve, rows
+
+
+def measure_model(config: Config, name, depth: int, model, states, data: ImageData, test, keys):
+    """A result for each train noise and penalty, and the states of one test image on its way.
+
+    The image is the first one, with the most noise; its states are those of the first seed, shape
+    (iterations + 1, f).
+    """
+    graph, count = graph_of(model), depth + config.extra_iterations
+    most = max(config.train_noise)
+    shown = [group.train_noise for group in groups(config)].index(most)
+
+    @jax.jit
+    def evaluate(params, z, y):  # the images closed over would be constants
+        def one_run(params):
+            classifier = nnx.merge(graph, params)
+
+            def iterate(z, _):
+                return classifier.blocks[0](z), (*score(classifier.read_out(z[:-1]), y), z[-1])
+
+            def scores(z):
+                return jax.lax.scan(iterate, z, length=count + 1)[1]
+
+            return *jax.lax.map(scores, z), classifier.blocks[0].tau
+
+        return jax.lax.map(one_run, params)
+
+    # The image that is shown goes along as one more row, for rows do not meet.
+    image = add_noise(jax.random.key(config.seed), data.test_images[:1], most or 0.5)
+    image = np.broadcast_to(image, (len(config.test_noise), *image.shape))
+    params, each = jax.device_get(states.params), []
+    for seed, key in enumerate(keys):
+        of_seed = jax.tree.map(lambda p: p[seed :: config.seeds], params)  # noqa: B023
+        z = np.concatenate([noisy_test(config.test_noise, key, test[0]), image], axis=1)
+        each.append(jax.device_get(evaluate(of_seed, z, test[1])))
+    states_of_image = each[0][2][shown, 0, : depth + min(config.extra_iterations, 2) + 1]
+    accuracy, loss, tau = (
+        np.stack(of_seeds, axis=1)
+        for of_seeds in zip(*((a, c, t) for a, c, _, t in each), strict=True)
+    )
+    results = [
+        Result(name, group.train_noise, group.l2, depth, a, c, t)
+        for group, a, c, t in zip(groups(config), accuracy, loss, tau, strict=True)
+    ]
+    return results, states_of_image
+
+
+def frontier_margins(config: Config, results: list[Result], curves: list[Curve]) -> list[Margin]:
+    """How far each trained model lies beyond what regression of the same noise reaches.
+
+    The margin of a point (clean, noisy) is the least d such that a point of the curve over
+    penalties, with straight lines between them, is as good as (clean - d, noisy - d) in both. A
+    model and the curve are tested with the same noise, seed by seed; the curve is of one fit.
+    """
+    clean = config.test_noise.index(0.0)
+    found = []
+    for result in results:
+        if result.model == REGRESSION:
+            continue
+        curve = next(c for c in curves if c.train_noise == result.train_noise).accuracy
+        at = result.at_depth
+        for index, level in enumerate(config.test_noise):
+            if level == 0:
+                continue
+            margins = [
+                margin(at[s, clean], at[s, index], curve[:, s, clean], curve[:, s, index])
+                for s in range(config.seeds)
+            ]
+            found.append(
+                Margin(result, level, float(np.mean(margins)), std(margins), bool(min(margins) > 0))
+            )
+    return found
+
+
+def margin(clean: float, noisy: float, curve_clean, curve_noisy) -> float:
+    """Signed distance of a point beyond a curve, in accuracy; see `frontier_margins`."""
+    # A whole number of points to a stretch, so that the corners are among them.
+    t = np.linspace(0, len(curve_clean) - 1, 50 * (len(curve_clean) - 1) + 1)
+    grid = np.arange(len(curve_clean))
+    p, q = np.interp(t, grid, curve_clean), np.interp(t, grid, curve_noisy)
+    return float(np.min(np.maximum(clean - p, noisy - q)))

@@ -1,0 +1,88 @@
+"""From claims to the rows of the table."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.theorems import closed_forms, fields, flows, splitting
+from experiments.theorems.config import Config
+from experiments.theorems.problems import Problem, make_problems
+from imr.lab.claims import Claim, Verdict
+from imr.lab.console import Progress
+from imr.lab.flags import flag_error
+from imr.lab.folder import RunFolder
+
+
+class Results(NamedTuple):
+    """All that the table and the figures show."""
+
+    rows: list[dict[str, Any]]
+    arrays: dict[str, dict[str, np.ndarray]]
+
+
+def chosen(config: Config) -> tuple[Claim, ...]:
+    """The claims whose id begins with one of `config.only`, or all of them."""
+    claims = (
+        *fields.CLAIMS,
+        *flows.claims(forward=config.smoke),
+        *closed_forms.CLAIMS,
+        *splitting.CLAIMS,
+    )
+    for prefix in config.only:
+        if not any(claim.id.startswith(prefix) for claim in claims):
+            sections = ", ".join(dict.fromkeys(claim.id.split(".")[0] for claim in claims))
+            rule = f"takes beginnings of row ids, such as {sections} or {claims[0].id}"
+            raise flag_error("only", rule, f"{prefix!r}, with which none begins")
+    return tuple(c for c in claims if not config.only or c.id.startswith(config.only))
+
+
+def measure(config: Config, run: RunFolder, claims: Sequence[Claim]) -> Results:
+    """Checks every claim, and writes each row to the metrics as soon as it is there."""
+    metrics = run.metrics()
+    metrics.rewind(-1)  # of a run that was cut off: it starts afresh
+    results = Results([], {})
+    with Progress(len(claims), "theorems", "claim") as progress:
+        for done, (claim, measured) in enumerate(evaluate(claims, make_problems(config)), start=1):
+            results.arrays[claim.id] = measured.arrays
+            for row in _rows(claim, measured.values):
+                metrics.append(len(results.rows), **row)
+                results.rows.append(row)
+            progress.update(done, failed=sum(not row["passed"] for row in results.rows))
+    return results
+
+
+def evaluate(claims: Sequence[Claim], problems: Problem) -> Iterator[tuple[Claim, Any]]:
+    """Measures every claim on all problems, in a program for each claim."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[tuple[Claim, Any]] = []
+        for claim in claims:
+            # Traced here, while the one before it compiles there.
+            lowered = jax.jit(jax.vmap(claim.measure)).lower(problems)
+            waiting.append((claim, pool.submit(lowered.compile)))
+            if len(waiting) == 2:
+                yield _result(*waiting.pop(0), problems)
+        yield _result(*waiting.pop(), problems)
+
+
+def _result(claim, program, problems):
+    return claim, jax.tree.map(np.asarray, program.result()(problems))
+
+
+def _rows(claim: Claim, values: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+    for check, seeds in zip(claim.checks, values, strict=True):
+        verdict, (kind, value, by) = Verdict(check.bound, seeds), check.bound
+        yield {
+            "id": claim.id,
+            "statement": claim.statement,
+            "check": check.name,
+            "worst": verdict.worst,
+            "median": verdict.median,
+            "seeds": len(seeds),
+            "kind": kind,
+            "expected": value if kind == "near" else None,
+            "limit": by if kind == "near" else value,
+            "passed": verdict.passed,
+        }
