@@ -86,9 +86,6 @@ def gradient_shares(
 
     Returns:
       Shape (l, h).
-
-    Raises:
-      ImrError: as `measure_text`.
     """
     check_key(key)
     check_count("probes", probes)
