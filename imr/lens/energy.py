@@ -24,8 +24,7 @@ class EnergyGradient(NamedTuple):
 
     Attributes:
       energy: E, shape (h,).
-      rows: the row term $P K W_Q^T / \sqrt r$, shape (h, n, d).
-      columns: the column term $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
+      rows, columns: $P K W_Q^T / \sqrt r$ and $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
     """
 
     energy: Float[Array, "h"]
