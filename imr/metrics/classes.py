@@ -38,8 +38,7 @@ def margins(logits: Logits, labels: Labels) -> Rows:
     r"""The label's logit minus the largest other: $N_{i y_i} - \max_{j \neq y_i} N_{ij}$.
 
     Args:
-      logits: shape (n, m), m at least 2.
-      labels: integers from 0, shape (n,).
+      logits, labels: as in `accuracy`, with m at least 2.
 
     Returns:
       Shape (n,), positive where the row is classified as its label.
@@ -94,9 +93,7 @@ def class_scatter(z: Features, labels: Labels, num_classes: int) -> ClassScatter
     Population covariances: they are divided by n, and a class counts once for each of its rows.
 
     Args:
-      z: features, shape (n, f).
-      labels: integers from 0, shape (n,).
-      num_classes: k, static under `jax.jit`.
+      z, labels, num_classes: as in `class_means`.
 
     >>> scatter = class_scatter(jnp.array([[0.0], [2.0], [5.0]]), jnp.array([0, 0, 1]), 2)
     >>> [covariance.round(2).item() for covariance in scatter]

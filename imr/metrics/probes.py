@@ -123,9 +123,7 @@ def encoding(
     Targets whose entries sum to one span one dimension less; the solution of least norm is taken.
 
     Args:
-      features: activations, shape (n, d).
-      targets: shape (n, s), such as beliefs.
-      weights: of the rows, shape (n,), not negative.
+      features, targets, weights: as in `fit_probe`.
 
     Returns:
       A direction for each entry of the targets, shape (s, d).
