@@ -41,14 +41,7 @@ def dimensions(config: Config) -> tuple[int, ...]:
 
 
 def check(config: Config) -> None:
-    """Refuses dimensions that are given twice.
-
-    Args:
-      config: whose flags are within their bounds.
-
-    Raises:
-      ImrError: if a dimension stands twice.
-    """
+    """Refuses dimensions that are given twice."""
     if len(set(config.dimensions)) < len(config.dimensions):
         raise flag_error("dimensions", "must hold each number once", config.dimensions)
 

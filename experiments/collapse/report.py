@@ -17,13 +17,7 @@ _SHOWN_SEEDS = 5
 
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
-    """Writes the figures, the tables and the summary into the run folder.
-
-    Args:
-      config: the flags.
-      run: the folder.
-      results: of `measure`.
-    """
+    """Writes the figures, the tables and the summary into the run folder."""
     draw(config, run, results.ts, results.runs, results.labels, results.rows)
     run.finish({"table": results.rows}, tables(config, results.rows))
 

@@ -94,15 +94,7 @@ class Config(RunFlags):
 
 
 def check(config: Config) -> None:
-    """Refuses flags that are within their bounds and still make no run.
-
-    Args:
-      config: as parsed.
-
-    Raises:
-      ImrError: if a list is empty or repeats a value, a model is unknown, tau is not positive without
-        `--signed-step`, or clean test images are left out.
-    """
+    """Refuses flags that are within their bounds and still make no run."""
     for name in ("iterations", "train_noise", "test_noise", "l2", "penalties", "models"):
         values = getattr(config, name)
         if not values and name != "models":
@@ -120,14 +112,7 @@ def check(config: Config) -> None:
 
 
 def shrink(config: Config) -> Config:
-    """The smoke version: every part, as small as it goes; tighter limits of the user's stay.
-
-    Args:
-      config: as parsed.
-
-    Returns:
-      A new configuration.
-    """
+    """The smoke version: every part, as small as it goes; tighter limits of the user's stay."""
 
     def least(value: int | None, limit: int) -> int:
         return limit if value is None else min(value, limit)

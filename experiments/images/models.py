@@ -32,14 +32,7 @@ class Group(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How long the models are trained.
-
-    Attributes:
-      batch_size: images of a step.
-      steps_per_epoch: of whole minibatches.
-      epochs: in all.
-      epochs_per_chunk: in one dispatch: small data take several, about 50 steps.
-    """
+    """How long the models are trained; one dispatch trains several epochs of small data."""
 
     batch_size: int
     steps_per_epoch: int

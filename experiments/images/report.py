@@ -11,13 +11,7 @@ from imr.lab.seeds import plus_minus, std
 
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
-    """Writes figures, tables and the summary into the run folder.
-
-    Args:
-      config: the flags.
-      run: the run folder.
-      results: of `measure`.
-    """
+    """Writes figures, tables and the summary into the run folder."""
     draw_iterations(config, run, results.results, results.data)
     draw_frontier(config, run, results.results, results.curves, results.data)
     summary = {
