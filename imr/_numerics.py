@@ -39,3 +39,12 @@ def softmax(logits: Array, where: Array | None = None, axis: int = -1) -> Array:
     """Softmax along an axis, accumulated in float32 or wider, in the dtype of the logits."""
     wide = jax.nn.softmax(mask_logits(widen(logits), where), axis=axis)
     return wide.astype(logits.dtype)
+
+
+def pseudo_inverse(directions: Array) -> Array:
+    """(d, p) of directions (p, d): a vector times it has the coefficients of its part in the span.
+
+    Beliefs sum to one, so that their directions span one dimension fewer than there are: the
+    singular value that rounding makes of the last one must not be inverted.
+    """
+    return jnp.linalg.pinv(directions, rtol=1e-5)

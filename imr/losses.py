@@ -85,7 +85,9 @@ class FeatureLoss(Module):
         heads = logits if jnp.ndim(logits) == 3 else logits[None]
         targets = self.operator(z, heads.shape[1:])
         loss = jnp.sum(jax.vmap(lambda one: _cross_entropy(one, targets, self.where))(heads))
-        return loss if self.anchor is None else loss + 0.5 * self.anchor[0] * self.pull(z)
+        if self.anchor is None:
+            return loss
+        return loss + 0.5 * self.anchor[0] * jnp.sum(self.offset(z) ** 2)
 
     def operator(self, z: Features, shape: tuple[int, ...] | None = None) -> Targets | None:
         """The targets as an operator, held against the shape that the logits of z have."""
@@ -93,10 +95,6 @@ class FeatureLoss(Module):
             shape = tuple(jax.eval_shape(self.model, z).shape[-2:])
         square = isinstance(self.model, Model) and self.model.square
         return checked_targets(self.targets, shape, self.where, square=square)
-
-    def pull(self, z: Features) -> Array:
-        """The squared distance from the anchor."""
-        return jnp.sum(self.offset(z) ** 2)
 
     def offset(self, z: Features) -> Features:
         """z less the anchor's x."""

@@ -5,6 +5,7 @@ with the products $C Y$ (`mv`), $C^T Y$ (`rmv`), $\langle C_i, N_i \rangle$ (`in
 """
 
 import abc
+import contextlib
 from typing import Any
 
 import jax
@@ -328,16 +329,19 @@ def same_class_targets(labels: LabelsLike, num_classes: int | None = None) -> Lo
 
 
 def _as_int32(name: str, x: Any) -> Int[Array, "n"]:
-    x = jnp.asarray(x)
-    check_rank(name, x, 1, "(n,)")
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ImrError(
-            f"{name} of shape (n,) must be integers; found dtype {x.dtype}. Distributions have shape "
-            "(n, m)."
-        )
-    # What int32 cannot hold is out of range for any number of columns, and stays so.
-    has, holds = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
-    return jnp.clip(x, max(has.min, holds.min), min(has.max, holds.max)).astype(jnp.int32)
+    # Cast inside a trace, concrete labels would be traced, and escape the checks of their values.
+    eager = jax.ensure_compile_time_eval() if is_concrete(x) else contextlib.nullcontext()
+    with eager:
+        x = jnp.asarray(x)
+        check_rank(name, x, 1, "(n,)")
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ImrError(
+                f"{name} of shape (n,) must be integers; found dtype {x.dtype}. Distributions have "
+                "shape (n, m)."
+            )
+        # What int32 cannot hold is out of range for any number of columns, and stays so.
+        has, holds = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
+        return jnp.clip(x, max(has.min, holds.min), min(has.max, holds.max)).astype(jnp.int32)
 
 
 def _check_shape(targets: tuple[int, ...], logits: tuple[int, ...]) -> None:

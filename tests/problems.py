@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+TIGHT = {"rtol": 1e-11, "atol": 1e-11}  # tolerances of solves that are compared with one another
+TIMES = jnp.array([0.3, 1.0, 1.7])
+
 # Real images in IDX format; what needs them says so and skips where they are not there.
 IMAGES = Path(os.environ.get("IMR_TEST_IMAGES", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -23,7 +26,7 @@ def images_folder(name: str) -> Path:
     return IMAGES / name
 
 
-class Linear(NamedTuple):
+class Problem(NamedTuple):
     """Features (n, f), class weights (k, f), bias (k,), labels (n,), soft targets (n, k)."""
 
     z: Any
@@ -33,15 +36,22 @@ class Linear(NamedTuple):
     targets: Any
 
 
-def linear(n=7, f=5, k=3, seed=0, dtype=jnp.float64) -> Linear:
+def linear(n=7, f=5, k=3, seed=0, dtype=jnp.float64) -> Problem:
     random = np.random.default_rng(seed)
     z, theta, bias = (random.normal(size=shape) for shape in ((n, f), (k, f), (k,)))
     labels, targets = random.integers(0, k, n), random.dirichlet(np.ones(k), n)
-    return Linear(
+    return Problem(
         *(jnp.asarray(x, dtype) for x in (z, theta, bias)),
         jnp.asarray(labels),
         jnp.asarray(targets, dtype),
     )
+
+
+def projections(heads=None, f=5, r=2, seed=3) -> tuple[Any, Any]:
+    """Q and K of the quadratic model, each (f, r) or (h, f, r)."""
+    shape = (2, f, r) if heads is None else (2, heads, f, r)
+    q, k = 0.6 * np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(q), jnp.asarray(k)
 
 
 def error(found, wanted) -> float:

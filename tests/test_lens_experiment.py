@@ -2,21 +2,17 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
-from experiments.lens.__main__ import main
-from experiments.lens.config import Config
-from imr.lab.experiment import run_main
+from experiments.lens.__main__ import EXPERIMENT
 from tests.test_lens import H, L, arrays, tokenizer, write
 
 
 def run(*flags):
-    with jax.enable_x64(False):
-        return run_main(main, Config, [str(flag) for flag in flags])
+    return EXPERIMENT.main([str(flag) for flag in flags])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def test_planted_heads_are_told(folder, smoke):
     assert "nan" not in table
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_long_texts_are_split_and_said(folder, capsys):
     flags = "--model-dir", folder / "model", "--texts", folder / "texts.txt", "--draws", 8
     assert run(*flags, "--longest", 6, "--smoke", "--out", folder / "short") == 0
@@ -82,12 +78,8 @@ def test_what_is_no_model(folder, tmp_path, capsys):
     refuses("is no run folder", "--run-dir", folder / "model")
     refuses("--draws must be at least 8; found 1", "--model-dir", tmp_path, "--draws", 1)
     refuses("--texts is for --model-dir", "--run-dir", tmp_path, "--texts", tmp_path / "t")
-    other = write(
-        tmp_path / "other",
-        "bert",
-        arrays(),
-        change={"embeddings.word_embeddings.weight": np.zeros((9, 12), np.float32)},
-    )
+    embeddings = {"embeddings.word_embeddings.weight": np.zeros((9, 12), np.float32)}
+    other = write(tmp_path / "other", "bert", arrays(), change=embeddings)
     config = json.loads((other / "config.json").read_text()) | {"vocab_size": 9}
     (other / "config.json").write_text(json.dumps(config))
     texts = folder / "texts.txt"
@@ -97,13 +89,11 @@ def test_what_is_no_model(folder, tmp_path, capsys):
     refuses("is empty: give a file", "--model-dir", model, "--texts", tmp_path / "empty.txt")
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_nets_of_a_run_trained_and_untrained(tmp_path):
-    from experiments.beliefs.__main__ import main as beliefs
-    from experiments.beliefs.config import Config as BeliefsConfig
+    from experiments.beliefs.__main__ import EXPERIMENT as beliefs
 
-    flags = ["--smoke", "--seeds", "2", "--out", str(tmp_path / "beliefs")]
-    assert run_main(beliefs, BeliefsConfig, flags) == 0
+    assert beliefs.main(["--smoke", "--seeds", "2", "--out", str(tmp_path / "beliefs")]) == 0
     flags = "--run-dir", tmp_path / "beliefs", "--limit", 5, "--draws", 8
     assert run(*flags, "--out", tmp_path / "lens") == 0
     rows = json.loads((tmp_path / "lens" / "summary.json").read_text())["heads"]
@@ -117,21 +107,12 @@ def test_nets_of_a_run_trained_and_untrained(tmp_path):
     assert "± " in (tmp_path / "lens" / "table.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_blocks_of_images_are_the_flow_by_construction(tmp_path):
-    from experiments.images.__main__ import main as images
-    from experiments.images.config import Config as ImagesConfig
+    from experiments.images.__main__ import EXPERIMENT as images
 
-    flags = [
-        "--smoke",
-        "--models",
-        "attention",
-        "self_attention",
-        "--out",
-        str(tmp_path / "images"),
-    ]
-    with jax.enable_x64(False):
-        assert run_main(images, ImagesConfig, flags) == 0
+    models = "--models", "attention", "self_attention"
+    assert images.main(["--smoke", *models, "--out", str(tmp_path / "images")]) == 0
     flags = "--run-dir", tmp_path / "images", "--draws", 8, "--out", tmp_path / "lens"
     assert run(*flags) == 0
     rows = json.loads((tmp_path / "lens" / "summary.json").read_text())["heads"]

@@ -42,12 +42,15 @@ def test_block_is_a_lie_step(attention, mlp_width):
         assert error(imr.lie_step(block.fields(), z, tau), expected) <= 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_a_solve_of_a_blocks_fields_sees_its_later_parameters():
     """Compiled once, and not with the numbers that the block had then."""
     z = linear(6, 4).z
     block = randomised(imr.nn.Block(4, 2, mlp_width=3, rngs=nnx.Rngs(0)))
-    solve = lambda: imr.solve(block.fields(), z, t1=1.0, dt0=0.5).z  # noqa: E731
+
+    def solve():
+        return imr.solve(block.fields(), z, t1=1.0, dt0=0.5).z
+
     solve()
     block.theta[...] = 2 * block.theta[...]
     wanted = imr.strang_step(block.fields(), imr.strang_step(block.fields(), z, 0.5), 0.5)
@@ -63,7 +66,7 @@ def test_a_step_is_positive_unless_its_sign_is_free():
     assert float(signed.tau) == pytest.approx(-0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 @pytest.mark.parametrize("tied", [True, False])
 def test_classifier_reads_out_with_the_theta_of_its_block(tied):
     z = linear(9, 5).z
@@ -75,7 +78,7 @@ def test_classifier_reads_out_with_the_theta_of_its_block(tied):
     for l in range(4):
         expected = model.blocks[0 if tied else l](expected)
     last = model.blocks[-1]
-    logits = imr.linear_logits(expected, last.theta[...], last.bias[...])
+    logits = imr.Linear(last.theta[...], last.bias[...])(expected)
     assert error(model(z), logits) <= 1e-12
     trajectory = model.trajectory(z)
     assert trajectory.shape == (5, 9, 5)
@@ -99,7 +102,7 @@ def test_attention_alone_depends_on_the_logits_alone():
     assert error(with_mlp(p.z + 7 * rows[3:4]), with_mlp(p.z)) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_latent_classes_are_mixtures():
     p = linear(9, 5)
     model = randomised(
@@ -107,19 +110,21 @@ def test_latent_classes_are_mixtures():
     )
     theta, bias = model.blocks[0].theta[...], model.blocks[0].bias[...]
     assert theta.shape == (12, 5)
-    logits = imr.linear_logits(model.trajectory(p.z)[-1], theta, bias)
-    group = jnp.repeat(jnp.arange(3), 4)
-    np.testing.assert_allclose(
-        imr.cross_entropy(model(p.z), p.labels),
-        imr.latent_cross_entropy(logits, p.labels, group),
-        rtol=1e-12,
-    )
+    logits = imr.Linear(theta, bias)(model.trajectory(p.z)[-1])
+    probability = np.asarray(jax.nn.softmax(logits)).reshape(9, 3, 4).sum(axis=2)
+    own = -np.log(probability[np.arange(9), p.labels])
+    np.testing.assert_allclose(imr.cross_entropy(model(p.z), p.labels), own, rtol=1e-12)
+    latent = imr.Latent(theta, np.repeat(np.arange(3), 4), bias)
+    assert error(latent(model.trajectory(p.z)[-1]), model(p.z)) <= 1e-14
 
 
 def test_gradients_reach_every_parameter():
     p = linear(9, 5)
     model = randomised(imr.nn.Classifier(5, 3, iterations=3, mlp_width=6, rngs=nnx.Rngs(0)))
-    loss = lambda m: imr.cross_entropy(m(p.z), p.labels).sum()  # noqa: E731
+
+    def loss(m):
+        return imr.cross_entropy(m(p.z), p.labels).sum()
+
     gradients = nnx.jit(nnx.grad(loss))(model)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert jnp.any(leaf != 0), jax.tree_util.keystr(path)
@@ -145,13 +150,18 @@ def test_errors():
 # The flow in the place of a block
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_a_flow_block_is_the_limit_of_its_lie_steps():
     """Depth is time, for a learned block too: the same parameters, ever shorter steps."""
     z = linear(6, 5).z
     flow = randomised(imr.nn.FlowBlock(5, 3, mlp_width=6, rtol=1e-10, atol=1e-10, rngs=nnx.Rngs(0)))
-    attend = lambda t, z, args: -imr.cross_attention(z, flow.theta, flow.bias[...])  # noqa: E731
-    label = lambda t, z, args: flow.mlp(z)  # noqa: E731
+
+    def attend(t, z, args):
+        return -imr.cross_attention(z, flow.theta, flow.bias[...])
+
+    def label(t, z, args):
+        return flow.mlp(z)
+
     found = imr.depth_is_time([attend, label], z, t1=flow.tau, depths=(64, 128, 256))
     assert error(flow(z), found.z) <= 1e-8
     assert abs(found.order - 1) <= 0.1
@@ -161,13 +171,13 @@ def test_a_flow_block_is_the_limit_of_its_lie_steps():
     ("adjoint", "knots"),
     [
         (None, 1),
-        pytest.param(dfx.BacksolveAdjoint(), 3, marks=pytest.mark.slow),
-        pytest.param(None, 3, marks=pytest.mark.slow),
-        pytest.param(dfx.BacksolveAdjoint(), 1, marks=pytest.mark.slow),
+        pytest.param(dfx.BacksolveAdjoint(), 3, marks=pytest.mark.laws),
+        pytest.param(None, 3, marks=pytest.mark.laws),
+        pytest.param(dfx.BacksolveAdjoint(), 1, marks=pytest.mark.laws),
     ],
     ids=["checkpoints-1", "backsolve-3", "checkpoints-3", "backsolve-1"],
 )
-@pytest.mark.slow
+@pytest.mark.laws
 def test_gradients_through_the_flow(adjoint, knots):
     """To theta (or its knots), bias, MLP and the duration T, against central differences."""
     p = linear(4, 3)
@@ -179,22 +189,28 @@ def test_gradients_through_the_flow(adjoint, knots):
 
     def loss(flat):
         model = nnx.merge(graph, unravel(flat))
-        return imr.cross_entropy(imr.linear_logits(model(p.z), model.theta), p.labels).sum()
+        return imr.cross_entropy(imr.Linear(model.theta)(model(p.z)), p.labels).sum()
 
     differences = jax.jit(lambda flat: central_difference(loss, flat))(flat)
     assert error(jax.jit(jax.grad(loss))(flat), differences) <= 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_constant_steps_are_those_of_diffrax():
     """The midpoint rule in a plain scan: the same features and the same gradients."""
     p = linear(4, 3)
     block = imr.nn.FlowBlock(3, 3, mlp_width=2, knots=3, steps=4, rngs=nnx.Rngs(0))
     graph, params = nnx.split(randomised(block), nnx.Param)
-    plain = lambda params: nnx.merge(graph, params)(p.z)  # noqa: E731
-    field = lambda t, z, params: nnx.merge(graph, params).slope(t, z)  # noqa: E731
-    options = {"t1": 1.0, "dt0": 0.25, "solver": dfx.Midpoint()}
-    solved = lambda params: imr.solve(field, p.z, args=params, **options).z  # noqa: E731
+
+    def plain(params):
+        return nnx.merge(graph, params)(p.z)
+
+    def field(t, z, params):
+        return nnx.merge(graph, params).slope(t, z)
+
+    def solved(params):
+        return imr.solve(field, p.z, args=params, t1=1.0, dt0=0.25, solver=dfx.Midpoint()).z
+
     assert error(plain(params), solved(params)) <= 1e-12
     found, wanted = (
         jax.jit(jax.grad(lambda params, f=f: jnp.sum(f(params) ** 3)))(params)
@@ -204,7 +220,7 @@ def test_constant_steps_are_those_of_diffrax():
         assert error(a, b) <= 1e-10
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_a_path_of_theta_moves_the_flow():
     """Three knots are theta(0), theta(T/2), theta(T); equal ones are the autonomous flow."""
     z = linear(6, 5).z
@@ -229,13 +245,16 @@ def test_a_flow_that_fails_is_nan_and_says_so():
     assert jnp.isnan(block(z)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_a_flow_block_trains_in_one_compilation():
     p = linear(8, 5)
     optimizer = optax.adam(0.05)
-    make = lambda key: imr.nn.Classifier(  # noqa: E731
-        5, 3, iterations=1, block=imr.nn.FlowBlock, mlp_width=6, steps=3, rngs=nnx.Rngs(key)
-    )
+
+    def make(key):
+        return imr.nn.Classifier(
+            5, 3, iterations=1, block=imr.nn.FlowBlock, mlp_width=6, steps=3, rngs=nnx.Rngs(key)
+        )
+
     graph = nnx.split(make(0), nnx.Param)[0]
     traces = []
 
@@ -277,13 +296,15 @@ def test_patches_are_the_patches_of_the_image():
     np.testing.assert_array_equal(block.pixels(tokens)[0], image.ravel())
 
 
-@pytest.mark.parametrize("column_term", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.laws
+@pytest.mark.parametrize("column_term", [True, False])
 def test_a_patch_block_is_a_lie_step_of_the_quadratic_model(column_term):
     """Each image by itself: the gradient of its log-sum-exp, or ordinary attention."""
     z = linear(3, 24).z
     block = patch_block(mlp_width=5, column_term=column_term)
     phi, position = block.phi[...], block.position[...]
-    field = imr.quadratic_field(phi, None, None, beta=2**-0.5, column_term=column_term)
+    loss = imr.feature_loss(imr.Quadratic(phi, None, 2**-0.5), None)
+    field = imr.closed_field(loss, column_term=column_term)
 
     @nnx.jit
     def step(block, image):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import imr
-from imr import metrics, processes
-from imr.beliefs import all_words, belief_level
+from imr import metrics, nn, processes
+from imr.beliefs import all_words, belief_level, unique_prefixes
 from imr.constrained import constrained_level, token_vectors
 from tests.problems import error
 
@@ -86,7 +86,7 @@ def test_encoding_finds_planted_directions():
 
 
 def test_unique_prefixes_are_each_once():
-    word, position = metrics.unique_prefixes(3, 4, 2)
+    word, position = unique_prefixes(3, 4, 2)
     words = np.asarray(all_words(3, 4))
     seen = [tuple(words[w, : p + 1]) for w, p in zip(word, position, strict=True)]
     assert len(seen) == len(set(seen)) == 9 + 27 + 81
@@ -105,21 +105,21 @@ def test_edits_against_projections():
     random = np.random.default_rng(0)
     x, d = jnp.asarray(random.normal(size=(2, 4, 6))), jnp.asarray(random.normal(size=(2, 6)))
     q, _ = np.linalg.qr(np.asarray(d).T)
-    ablated = metrics.ablate_along(x, d)
+    ablated = nn.ablate_along(x, d)
     assert error(ablated, np.asarray(x) - np.asarray(x) @ q @ q.T) < 1e-12
     values = jnp.asarray(random.normal(size=(2, 4, 2)))
-    replaced = metrics.replace_along(x, d, values)
-    assert error(metrics.coordinates(replaced, d), values) < 1e-12
-    assert error(metrics.ablate_along(replaced, d), ablated) < 1e-12
+    replaced = nn.replace_along(x, d, values)
+    assert error(nn.coordinates(replaced, d), values) < 1e-12
+    assert error(nn.ablate_along(replaced, d), ablated) < 1e-12
     assert (
-        error(metrics.add_along(x, d, values), np.asarray(x) + np.asarray(values) @ np.asarray(d))
+        error(nn.add_along(x, d, values), np.asarray(x) + np.asarray(values) @ np.asarray(d))
         < 1e-13
     )
     origin = jnp.asarray(random.normal(size=6))
-    held = metrics.ablate_along(x, d, origin)
-    same = metrics.coordinates(jnp.broadcast_to(origin, x.shape), d)
-    assert error(metrics.coordinates(held, d), same) < 1e-12
-    batched = jax.jit(jax.vmap(metrics.replace_along, (0, None, 0)))(x, d, values)
+    held = nn.ablate_along(x, d, origin)
+    same = nn.coordinates(jnp.broadcast_to(origin, x.shape), d)
+    assert error(nn.coordinates(held, d), same) < 1e-12
+    batched = jax.jit(jax.vmap(nn.replace_along, (0, None, 0)))(x, d, values)
     assert error(batched, replaced) < 1e-13
 
 
@@ -127,7 +127,7 @@ def test_edits_against_projections():
 def test_errors():
     x, y, w = problem()
     with pytest.raises(imr.ImrError, match="residual must be a floating array"):
-        metrics.ablate_along(jnp.array([3, 4]), jnp.array([[2.0, 0.0]]))
+        nn.ablate_along(jnp.array([3, 4]), jnp.array([[2.0, 0.0]]))
     with pytest.raises(imr.ImrError, match="weights must have a positive entry"):
         metrics.fit_probe(x, y, 0 * w)
     with pytest.raises(imr.ImrError, match="words must lie in 0 to 1"):
@@ -139,12 +139,12 @@ def test_errors():
     with pytest.raises(imr.ImrError, match="ridge must be at least 0"):
         metrics.fit_probe(x, y, w, ridge=-1.0)
     with pytest.raises(imr.ImrError, match="first must be at most length, 3; found 4"):
-        metrics.unique_prefixes(2, 3, 4)
+        unique_prefixes(2, 3, 4)
     with pytest.raises(imr.ImrError, match="vectors has 2 columns, but decoded has 3"):
         metrics.lag_gains(y, jnp.ones((3, 2)), jnp.zeros((60, 4), int), w)
     with pytest.raises(imr.ImrError, match="at least 2 positions; found 1"):
         metrics.parity_share(jnp.ones((1, 1)))
     with pytest.raises(imr.ImrError, match=r"values must have shape \(2,\)"):
-        metrics.add_along(jnp.ones(4), jnp.ones((2, 4)), jnp.ones(3))
+        nn.add_along(jnp.ones(4), jnp.ones((2, 4)), jnp.ones(3))
     with pytest.raises(imr.ImrError, match="directions has 5 columns, but residual has 4"):
-        metrics.ablate_along(jnp.ones(4), jnp.ones((2, 5)))
+        nn.ablate_along(jnp.ones(4), jnp.ones((2, 5)))

@@ -20,7 +20,7 @@ from imr.splitting import (
     strang_stages,
     triple_jump,
 )
-from tests.problems import error, linear
+from tests.problems import TIGHT, error, linear
 
 SIXTH = triple_jump(triple_jump(strang_stages(3), 2), 4)
 
@@ -28,21 +28,39 @@ SIXTH = triple_jump(triple_jump(strang_stages(3), 2), 4)
 def three_fields():
     """Label term with a clock, attention and a spring: their sum has no closed form."""
     p = linear(4, 3)
-    label = lambda t, z, args: jnp.cos(t) * p.targets @ p.theta  # noqa: E731
-    attend = lambda t, z, args: -imr.cross_attention(z, p.theta)  # noqa: E731
-    spring = lambda t, z, args: -0.5 * z  # noqa: E731
+
+    def label(t, z, args):
+        return jnp.cos(t) * p.targets @ p.theta
+
+    def attend(t, z, args):
+        return -imr.cross_attention(z, p.theta)
+
     return p, (label, attend, spring)
+
+
+def spring(t, z, args):
+    return -0.5 * z
+
+
+def decay(t, z, args):
+    return -z
 
 
 @pytest.mark.parametrize(
     ("stages", "substep", "order", "depths"),
     [
-        pytest.param(lie_stages(3), euler, 1, (64, 128, 256), marks=pytest.mark.slow),
-        (lie_stages(3), rk4, 1, (64, 128, 256)),
+        pytest.param(lie_stages(3), euler, 1, (64, 128, 256), marks=pytest.mark.laws),
+        pytest.param(lie_stages(3), rk4, 1, (64, 128, 256), marks=pytest.mark.laws),
         (strang_stages(3), midpoint, 2, (64, 128, 256)),
-        (((2, 0.25), (0, 1.0), (1, 1.0), (2, 0.75)), rk4, 1, (64, 128, 256)),
         pytest.param(
-            triple_jump(strang_stages(3), 2), rk4, 4, (16, 24, 32), marks=pytest.mark.slow
+            ((2, 0.25), (0, 1.0), (1, 1.0), (2, 0.75)),
+            rk4,
+            1,
+            (64, 128, 256),
+            marks=pytest.mark.laws,
+        ),
+        pytest.param(
+            triple_jump(strang_stages(3), 2), rk4, 4, (16, 24, 32), marks=pytest.mark.laws
         ),
     ],
     ids=["lie", "lie of exact parts", "strang", "of one's own", "triple jump"],
@@ -54,10 +72,71 @@ def test_measured_order(stages, substep, order, depths):
     assert abs(found.order - order) <= 0.1
 
 
+@pytest.mark.parametrize(
+    ("step", "order"),
+    [pytest.param(imr.lie_step, 1, marks=pytest.mark.laws), (imr.strang_step, 2)],
+    ids=["lie", "strang"],
+)
+def test_measured_order_of_the_named_steps(step, order):
+    """Time-dependent label term, against diffrax alone: the times of the substeps matter too."""
+    p = linear()
+
+    def attend(t, z, args):
+        return -imr.cross_attention(z, p.theta)
+
+    def label(t, z, args):
+        return p.targets @ p.theta * (1 + jnp.sin(3 * t))
+
+    def whole(t, z, args):
+        return attend(t, z, args) + label(t, z, args)
+
+    @jax.jit
+    def ends(z, counts):
+        tight = dfx.diffeqsolve(
+            dfx.ODETerm(whole), dfx.Dopri8(), 0.0, 1.0, 0.01, z,
+            stepsize_controller=dfx.PIDController(rtol=1e-12, atol=1e-12),
+        )  # fmt: skip
+
+        def stack(count):
+            tau = 1.0 / count
+            return jax.lax.fori_loop(
+                0, count, lambda i, z: step((label, attend), z, tau, i * tau), z
+            )
+
+        return tight.ys[0], jax.lax.map(stack, counts)
+
+    counts = np.array([64, 128, 256])
+    exactly, stacks = ends(p.z, jnp.asarray(counts))
+    errors = [error(stack, exactly) for stack in stacks]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - order) <= 0.1
+
+
+def test_lie_of_one_field_is_euler_and_strang_of_three_is_symmetric():
+    z = linear().z
+    np.testing.assert_array_equal(imr.lie_step([spring], z, 0.1), z + 0.1 * spring(0.0, z, None))
+    calls = []
+
+    def recorder(name):
+        def field(t, z, args):
+            calls.append((name, float(t)))
+            return 0 * z
+
+        return field
+
+    imr.strang_step([recorder("a"), recorder("b"), recorder("c")], z, 1.0, 2.0)
+    assert [name for name, _ in calls[::2]] == ["a", "b", "c", "b", "a"]
+    # The second of each pair is the middle of the substep.
+    assert [t for _, t in calls] == [2.0, 2.25, 2.0, 2.25, 2.0, 2.5, 2.5, 2.75, 2.5, 2.75]
+
+
 def test_exact_sub_flows():
     """Label term and spring have known flows; by them only the splitting itself errs."""
-    p, (_, _, spring) = three_fields()
-    push = lambda t, z, args: p.targets @ p.theta  # noqa: E731
+    p, _ = three_fields()
+
+    def push(t, z, args):
+        return p.targets @ p.theta
+
     by_hand = (
         exact(lambda z, tau, t, args: z + tau * p.targets @ p.theta),
         exact(lambda z, tau, t, args: jnp.exp(-0.5 * tau) * z),
@@ -76,7 +155,7 @@ def test_triple_jumps_are_symmetric_and_whole():
     assert abs(np.sum(shares**3)) <= 1e-12  # the error of order 3 cancels
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_a_solver_of_diffrax():
     p, fields = three_fields()
     stages = strang_stages(3)
@@ -103,16 +182,21 @@ def test_backwards_in_time():
     assert abs(end.ys[0] - jnp.exp(0.5)) <= 1e-8
 
 
-@pytest.mark.slow
+@pytest.mark.laws
 def test_the_tied_transformer_is_the_flow():
     """Blocks of attention and label term, tau = T / n: the difference goes as 1 / n."""
     p = linear()
-    attend = lambda t, z, args: -imr.cross_attention(z, p.theta)  # noqa: E731
-    know = lambda t, z, args: p.theta[p.labels]  # noqa: E731
+
+    def attend(t, z, args):
+        return -imr.cross_attention(z, p.theta)
+
+    def know(t, z, args):
+        return p.theta[p.labels]
+
     found = imr.depth_is_time([attend, know], p.z, t1=2.0, depths=(32, 64, 128, 256))
     assert abs(found.order - 1) <= 0.1
     assert error(found.taus * found.depths, jnp.full(4, 2.0)) <= 1e-14
-    flow = imr.linear_flow(p.z, p.theta, p.labels, t1=2.0, rtol=1e-11, atol=1e-11)
+    flow = imr.solve_reduced(imr.feature_loss(imr.Linear(p.theta), p.labels), p.z, t1=2.0, **TIGHT)
     assert error(found.z, flow.z) <= 1e-9
     z = jax.lax.fori_loop(0, 32, lambda l, z: imr.lie_step([attend, know], z, 2.0 / 32), p.z)
     assert abs(found.errors[0] - error(z, flow.z)) <= 1e-9
@@ -120,7 +204,7 @@ def test_the_tied_transformer_is_the_flow():
 
 @pytest.mark.usefixtures("unchecked")
 class TestErrors:
-    field = staticmethod(lambda t, z, args: -z)
+    field = staticmethod(decay)
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -161,6 +245,12 @@ class TestErrors:
             imr.solve_to_steady_state([self.field], z)
         with pytest.raises(imr.ImrError, match=r"scalars; found shapes \(\) and \(2,\)"):
             imr.solve(self.field, z, t1=jnp.array([1.0, 2.0]))
+
+    def test_steps_of_no_fields(self):
+        with pytest.raises(imr.ImrError, match="fields must be a sequence"):
+            imr.lie_step([], jnp.ones(2), 0.1)
+        with pytest.raises(imr.ImrError, match="fields must be a sequence"):
+            imr.strang_step(decay, jnp.ones(2), 0.1)
 
     def test_depths(self):
         with pytest.raises(imr.ImrError, match="a list of integers; found 5"):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from experiments.beliefs.config import LENGTH, ONE, TWO, Net
-from imr import bayes_filter, conditional_entropies, constrained_beliefs, metrics, processes, sample
-from imr.beliefs import all_words, belief_level, count_mixed_states
+from imr import bayes_filter, conditional_entropies, constrained_beliefs, processes, sample
+from imr.beliefs import all_words, belief_level, count_mixed_states, unique_prefixes
 from imr.constrained import (
     additive_filter,
     apply_heads,
@@ -61,7 +61,7 @@ def truth(net: Net) -> Truth:
     """The theory of the process that a net learns."""
     process = net.process
     words = all_words(3, LENGTH)
-    word, position = metrics.unique_prefixes(3, LENGTH)
+    word, position = unique_prefixes(3, LENGTH)
     filtered = bayes_filter(process, words)
     constrained = constrained_beliefs(process, words)
     log_p = np.asarray(filtered.log_probability)

@@ -1,35 +1,39 @@
 """Figures of the lens experiment: functions from arrays to a matplotlib Figure."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imr.lab.plotting import new_figure
 
 
-def heat_maps(measures: Mapping[str, tuple[np.ndarray, ...]], *, title: str = "") -> Any:
-    """A row for each measure: value, mean of its null on the same scale, and z.
+class Measure(NamedTuple):
+    """A measure, its null and z, each (l, h) with NaN left grey, in colours about 0 or from 0 to 1."""
 
-    Args:
-      measures: by title, each (layers, heads) three times; what has no null is NaN and left grey.
-      title: above it all.
-    """
-    l, h = next(iter(measures.values()))[0].shape
-    size = (3 * (1.6 + 0.24 * h), len(measures) * (0.9 + 0.22 * l) + 0.8)
+    title: str
+    signed: bool
+    value: np.ndarray
+    null: np.ndarray
+    z: np.ndarray
+
+
+def heat_maps(panels: Sequence[Measure], *, title: str = "") -> Any:
+    """A row for each measure: value, mean of its null on the same scale, and z."""
+    l, h = panels[0].value.shape
+    size = (3 * (1.6 + 0.24 * h), len(panels) * (0.9 + 0.22 * l) + 0.8)
     figure = new_figure(figsize=size)
-    axes = figure.subplots(len(measures), 3, squeeze=False)
-    for row, (name, (value, null, z)) in zip(axes, measures.items(), strict=True):
-        signed = not name.endswith(("left", "share of theta", "gradient field"))
-        bound = float(np.nanmax(np.abs(np.stack([value, null])))) or 1.0
-        low, high = (-bound, bound) if signed else (0.0, 1.0)
-        scale = {"cmap": "RdBu_r" if signed else "viridis", "vmin": low, "vmax": high}
-        most = max(3.0, float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 3.0)
-        panels = (
-            (name, value, scale), ("null", null, scale),
-            ("z", z, {"cmap": "PuOr_r", "vmin": -most, "vmax": most}),
+    axes = figure.subplots(len(panels), 3, squeeze=False)
+    for row, panel in zip(axes, panels, strict=True):
+        bound = float(np.nanmax(np.abs(np.stack([panel.value, panel.null])))) or 1.0
+        low, high = (-bound, bound) if panel.signed else (0.0, 1.0)
+        scale = {"cmap": "RdBu_r" if panel.signed else "viridis", "vmin": low, "vmax": high}
+        most = max(3.0, float(np.nanmax(np.abs(panel.z))) if np.isfinite(panel.z).any() else 3.0)
+        maps = (
+            (panel.title, panel.value, scale), ("null", panel.null, scale),
+            ("z", panel.z, {"cmap": "PuOr_r", "vmin": -most, "vmax": most}),
         )  # fmt: skip
-        for axis, (label, array, options) in zip(row, panels, strict=True):
+        for axis, (label, array, options) in zip(row, maps, strict=True):
             axis.set_facecolor("0.85")
             image = axis.imshow(array, aspect="auto", **options)
             axis.set_title(label, fontsize=8)
@@ -45,7 +49,7 @@ def heat_maps(measures: Mapping[str, tuple[np.ndarray, ...]], *, title: str = ""
 
 
 def energy(energies: np.ndarray, *, title: str = "") -> Any:
-    """Energy along depth: a line for each layer, (3, layers), before, between and after."""
+    """Energy along depth, a line for each layer."""
     figure = new_figure(figsize=(6.4, 4.0))
     axis = figure.subplots()
     for layer, column in enumerate(energies.T):
@@ -59,7 +63,7 @@ def energy(energies: np.ndarray, *, title: str = "") -> Any:
 
 
 def spectra(values: np.ndarray, *, title: str = "") -> Any:
-    """Singular values (layers, heads, r) by rank: medians over the heads of a layer and their range."""
+    """Singular values by rank: medians and ranges over the heads of each layer."""
     figure = new_figure(figsize=(6.4, 4.0))
     axis = figure.subplots()
     ranks = 1 + np.arange(values.shape[-1])

@@ -8,11 +8,17 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
+from experiments.lens.subjects import Subject
 from imr.lab.console import Progress
+from imr.lab.folder import RunFolder
 from imr.lens import (
-    Model,
+    HeadWeights,
+    LabelCosines,
     Score,
+    Spectra,
+    TermCosines,
     TextMeasures,
+    TransformerWeights,
     fold_norms,
     gradient_shares,
     imr_fits,
@@ -25,192 +31,219 @@ from imr.lens import (
     weight_cosines,
 )
 
-TERMS = ("row", "column", "sum")
-LABELS = ("next", "final")
-PROBED = 8  # texts for the shares of gradient fields
+PROBED_TEXTS = 8  # of the shares of gradient fields
 LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
-LEAST = 8  # draws that make a null
+LEAST_DRAWS = 8  # of a null
 
-
-class Subject(NamedTuple):
-    """A model and what it reads: sequences of tokens; none, and its weights alone are measured."""
-
-    name: str
-    model: Model
-    tokens: list[np.ndarray]
+Columns = dict[str, Any]  # arrays (l, h) or (l,) by the name of their column
 
 
 class Measured(NamedTuple):
-    """Rows by head and by layer, and the spectra."""
+    """What was measured of one model.
 
+    Attributes:
+      subject: the model.
+      heads: a row for each head.
+      layers: a row for each layer, if the model has read texts.
+      spectra: of theta.
+    """
+
+    subject: Subject
     heads: list[dict[str, Any]]
     layers: list[dict[str, Any]]
-    spectra: dict[str, np.ndarray]
+    spectra: Spectra
 
 
-def measure(config: Config, subject: Subject) -> Measured:
-    """Weights, then texts."""
-    heads, spectra = weights(config, subject.model)
-    on_text, layers = texts(config, subject) if subject.tokens else ({}, {})
-    l, h = subject.model.heads.query.shape[:2]
+class Moments(NamedTuple):
+    """Sums over texts of the measures and of their squares."""
 
-    def rows(columns, shape):
-        return [
-            {"model": subject.name, **dict(zip(("layer", "head"), map(int, index), strict=False)),
-             **{name: float(column[index]) for name, column in columns.items()}}
-            for index in np.ndindex(shape)
-        ]  # fmt: skip
+    count: int
+    total: TextMeasures
+    squares: TextMeasures
 
-    return Measured(rows(heads | on_text, (l, h)), rows(layers, (l,)) if layers else [], spectra)
+    def mean(self) -> TextMeasures:
+        """Means over texts."""
+        return jax.tree.map(lambda x: x / self.count, self.total)
+
+    def interval(self) -> TextMeasures:
+        """Half the widths of the 95 % confidence intervals of the means."""
+
+        def one(total, squares):
+            variance = np.maximum(squares / self.count - (total / self.count) ** 2, 0)
+            return _quantile(self.count) * np.sqrt(variance / max(self.count - 1, 1))
+
+        return jax.tree.map(one, self.total, self.squares)
 
 
-def weights(config: Config, model: Model) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Weight measures by name, (l, h), and the spectra of theta."""
-    raw, folded = model.heads, fold_norms(model)
+def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
+    """Measures every model."""
+    del run
+    return [measure_one(config, subject) for subject in subjects]
+
+
+def measure_one(config: Config, subject: Subject) -> Measured:
+    """Measures the weights of one model, then its activations on texts."""
+    spectra = theta_spectra(subject.model.heads)
+    heads, layers = _weight_columns(config, subject.model, spectra), {}
+    if subject.tokens:
+        on_text, layers = _text_columns(config, subject)
+        heads |= on_text
+    shape = subject.model.heads.query.shape[:2]
+    by_layer = _rows(subject.name, layers, shape[:1]) if layers else []
+    return Measured(subject, _rows(subject.name, heads, shape), by_layer, spectra)
+
+
+def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [
+        {"model": model, **dict(zip(("layer", "head"), map(int, index), strict=False)),
+         **{name: float(column[index]) for name, column in columns.items()}}
+        for index in np.ndindex(shape)
+    ]  # fmt: skip
+
+
+def _weight_columns(config: Config, model: TransformerWeights, spectra: Spectra) -> Columns:
+    """The weight measures, columns of shape (l, h)."""
+    raw = model.heads
+    columns = _cosines(config, raw, "") | _cosines(config, fold_norms(model), "folded_")
     l, h = raw.query.shape[:2]
-    shifts = range(1, l * h)
-    some = _spread(l * h, config.draws)
+    shifts = _spread(l * h, config.draws)
+    fits, null = imr_fits(raw), [imr_fits(mismatched(raw, shift)) for shift in shifts]
+    for name, value in fits._asdict().items():
+        columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in null])
+    paired = [theta_spectra(mismatched(raw, shift, ("key",))) for shift in shifts]
+    null = [draw.symmetric_share for draw in paired]
+    return columns | _columns("symmetric_share", spectra.symmetric_share, null)
+
+
+def _cosines(config: Config, heads: HeadWeights, tag: str) -> Columns:
+    """Weight cosines against all other heads' theta and against random rotations of theta."""
+    l, h = heads.query.shape[:2]
+    cosines = weight_cosines(heads)
+    others = [weight_cosines(mismatched(heads, shift)) for shift in range(1, l * h)]
     keys = list(jax.random.split(jax.random.key(config.seed), config.draws))
-    columns: dict[str, Any] = {}
-    for tag, heads in (("", raw), ("folded_", folded)):
-        own = weight_cosines(heads)
-        strange = [weight_cosines(mismatched(heads, s)) for s in shifts]
-        turned = [weight_cosines(rotated(heads, key)) for key in keys]
-        for field, name in (("whole", "weight_cosine"), ("within", "within_cosine")):
-            value, null = getattr(own, field), [getattr(each, field) for each in strange]
-            columns |= _columns(tag + name, value, null)
-            null = [getattr(each, field) for each in turned]
-            columns[f"{tag}{name}_z_rotated"] = _columns("", value, null)["_z"]
-    fits = imr_fits(raw)
-    strange = [imr_fits(mismatched(raw, s)) for s in some]
-    for name in fits._fields:
-        null = [getattr(each, name) for each in strange]
-        columns |= _columns(f"{name}_residual", getattr(fits, name), null)
-    spectra = theta_spectra(raw)
-    paired = [theta_spectra(mismatched(raw, s, ("key",))).symmetric_share for s in some]
-    columns |= _columns("symmetric_share", spectra.symmetric_share, paired)
-    return columns, {
-        "singular_values": spectra.singular_values, "eigenvalues": spectra.eigenvalues,
-    }  # fmt: skip
+    turned = [weight_cosines(rotated(heads, key)) for key in keys]
+    columns: Columns = {}
+    for field, name in (("whole", f"{tag}weight_cosine"), ("within", f"{tag}within_cosine")):
+        value = getattr(cosines, field)
+        columns |= _columns(name, value, [getattr(draw, field) for draw in others])
+        columns[f"{name}_z_rotated"] = _score(value, [getattr(draw, field) for draw in turned]).z
+    return columns
 
 
-def texts(config: Config, subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Activation measures by name, heads (l, h) and layers (l,): means over texts."""
+def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
+    """The activation measures as means over texts, columns of shape (l, h) and (l,)."""
     model, key = subject.model, jax.random.key(config.seed)
-    total: Any = None
-    squares: Any = None
-    shares: list[Any] = []
-    h = model.heads.query.shape[1]
-    strange = [_strange_values(model, shift) for shift in _spread(h, 2)]
-    # Texts of like length together, so that few programs are compiled.
-    for tokens in _bar(sorted(subject.tokens, key=len), subject.name):
-        found = measure_text(model, *_padded(model, tokens), key, config.draws)
-        found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-        square = jax.tree.map(np.square, found)
-        add = lambda a, b: a + b  # noqa: E731
-        total = found if total is None else jax.tree.map(add, total, found)
-        squares = square if squares is None else jax.tree.map(add, squares, square)
-    some = subject.tokens[:: max(1, len(subject.tokens) // PROBED)][:PROBED]
-    for number, tokens in enumerate(some):
-        probes = jax.random.fold_in(key, number)
-        found = [gradient_shares(m, *_padded(model, tokens), probes) for m in (model, *strange)]
-        shares.append(np.stack(list(map(np.asarray, found))))
+    moments = _moments(config, subject, key)
+    probed = subject.tokens[:: max(1, len(subject.tokens) // PROBED_TEXTS)][:PROBED_TEXTS]
+    shares = _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
-    labels = [
+    draws = [
         label_null(model, *_padded(model, tokens), key, LABEL_DRAWS)
-        for tokens in some[:LABEL_TEXTS]
+        for tokens in probed[:LABEL_TEXTS]
     ]
-    null = np.mean(np.stack(list(map(np.asarray, labels))), axis=0)
-    return _summary(total, squares, len(subject.tokens), np.stack(shares), null)
+    null = jax.tree.map(lambda *x: np.mean(np.stack(x), axis=0), *draws)
+    return _head_columns(moments) | shares, _layer_columns(moments, null)
 
 
-def _summary(total: TextMeasures, squares: TextMeasures, count: int, shares: Any, label_draws: Any):
-    mean = jax.tree.map(lambda x: x / count, total)
+def _moments(config: Config, subject: Subject, key: jax.Array) -> Moments:
+    model, texts = subject.model, sorted(subject.tokens, key=len)  # few programs in a row
+    total: Any = None
+    with Progress(len(texts), f"{subject.name}: texts") as progress:
+        for number, tokens in enumerate(texts):
+            measures = measure_text(model, *_padded(model, tokens), key, config.draws)
+            one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
+            moments = Moments(1, one, jax.tree.map(np.square, one))
+            total = moments if total is None else jax.tree.map(np.add, total, moments)
+            progress.update(number + 1)
+    return total
 
-    def interval(name):
-        """Half the width of the 95 % confidence interval of a mean over texts."""
-        m, s = getattr(mean, name), getattr(squares, name) / count
-        variance = np.maximum(s - m**2, 0) / max(count - 1, 1)
-        return _quantile(count) * np.sqrt(variance)
 
-    error = interval("cosines")
-    heads: dict[str, Any] = {}
-    for i, name in enumerate(TERMS):
-        heads |= _columns(f"{name}_cosine", mean.cosines[i], np.moveaxis(mean.mismatched[i], -1, 0))
-        heads[f"{name}_cosine_ci"] = error[i]
-        heads[f"{name}_cosine_z_permuted"] = _columns("", mean.cosines[i], mean.permuted[:, i])[
-            "_z"
-        ]
-    heads |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
-    heads["energy_change_ci"] = interval("energy_change")
-    own = shares[:, 0].mean(axis=0)
-    heads |= _columns("gradient_share", own, _by_layer(shares[:, 1:]))
-    width = shares[:, 0].std(axis=0) / np.sqrt(max(len(shares) - 1, 1))
-    heads["gradient_share_ci"] = _quantile(len(shares)) * width
-    layers: dict[str, Any] = {}
-    error = interval("layers")
-    for i, name in enumerate(TERMS):
-        layers |= _columns(f"{name}_cosine", mean.layers[i], mean.layers_permuted[:, i])
-        layers[f"{name}_cosine_ci"] = error[i]
-    error = interval("labels")
-    for i, name in enumerate(LABELS):
-        layers |= _columns(f"label_{name}_cosine", mean.labels[i], label_draws[:, i])
-        layers[f"label_{name}_cosine_ci"] = error[i]
-    for place, energy in zip(("before", "middle", "after"), mean.energies, strict=True):
-        layers[f"energy_{place}"] = energy
-    return heads, layers
+def _head_columns(moments: Moments) -> Columns:
+    mean, interval = moments.mean(), moments.interval()
+    columns: Columns = {}
+    for term in TermCosines._fields:
+        value, name = getattr(mean.cosines, term), f"{term}_cosine"
+        columns |= _columns(name, value, getattr(mean.mismatched, term))
+        columns[f"{name}_ci"] = getattr(interval.cosines, term)
+        columns[f"{name}_z_permuted"] = _score(value, getattr(mean.permuted, term)).z
+    columns |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
+    return columns | {"energy_change_ci": interval.energy_change}
+
+
+def _layer_columns(moments: Moments, null: LabelCosines) -> Columns:
+    mean, interval = moments.mean(), moments.interval()
+    columns: Columns = {}
+    for term in TermCosines._fields:
+        draws = getattr(mean.layers_permuted, term)
+        columns |= _columns(f"{term}_cosine", getattr(mean.layers, term), draws)
+        columns[f"{term}_cosine_ci"] = getattr(interval.layers, term)
+    for read in LabelCosines._fields:
+        name = f"label_{read}_cosine"
+        columns |= _columns(name, getattr(mean.labels, read), getattr(null, read))
+        columns[f"{name}_ci"] = getattr(interval.labels, read)
+    return columns | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
+
+
+def _gradient_columns(
+    model: TransformerWeights, probed: list[np.ndarray], key: jax.Array
+) -> Columns:
+    """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
+    l, h = model.heads.query.shape[:2]
+    models = [model, *(_other_values(model, shift) for shift in _spread(h, 2))]
+    shares = np.stack([
+        [gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
+        for number, tokens in enumerate(probed)
+    ])  # fmt: skip
+    # All heads of a layer are draws of one null.
+    pooled = np.moveaxis(shares[:, 1:].mean(axis=0), 1, 2).reshape(-1, l)
+    null = np.repeat(pooled[:, :, None], h, axis=2)
+    width = shares[:, 0].std(axis=0) / np.sqrt(max(len(probed) - 1, 1))
+    columns = _columns("gradient_share", shares[:, 0].mean(axis=0), null)
+    return columns | {"gradient_share_ci": _quantile(len(probed)) * width}
 
 
 def _quantile(count: int) -> float:
-    """Of Student's t for a 95 % interval of a mean; NaN for one text."""
+    """Student's t for the 95 % interval of a mean of so many; NaN for one."""
     return float(stats.t.ppf(0.975, count - 1)) if count > 1 else float("nan")
 
 
-def _by_layer(shares):
-    """Shares (texts, shifts, l, h) of strange heads: means over texts, all heads of a layer draws."""
-    means = shares.mean(axis=0)
-    _, l, h = means.shape
-    pooled = np.moveaxis(means, 1, 2).reshape(-1, l)
-    return np.repeat(pooled[:, :, None], h, axis=2)
-
-
-def _columns(name: str, value: Any, null: Any) -> dict[str, Any]:
-    """A measure, the mean and deviation of its null, and z; NaN where draws are too few."""
+def _score(value: Any, null: Any) -> Score:
+    """A measure beside its null; NaN if there are too few draws."""
+    if len(null) >= LEAST_DRAWS:
+        return score(value, null)
     nothing = np.full(np.shape(value), np.nan)
-    found = score(value, null) if len(null) >= LEAST else Score(value, *3 * [nothing])
+    return Score(value, nothing, nothing, nothing)
+
+
+def _columns(name: str, value: Any, null: Any) -> Columns:
+    beside = _score(value, null)
     return {
-        name: value, f"{name}_null": found.null_mean, f"{name}_null_std": found.null_std,
-        f"{name}_z": found.z,
+        name: value, f"{name}_null": beside.null_mean, f"{name}_null_std": beside.null_std,
+        f"{name}_z": beside.z,
     }  # fmt: skip
 
 
-def _strange_values(model: Model, shift: int) -> Model:
-    """The model whose heads write what another head of the layer would."""
-    roll = lambda w: np.roll(np.asarray(w), shift, axis=1)  # noqa: E731
-    parts = ("value", "value_bias", "output")
-    heads = model.heads._replace(**{p: roll(getattr(model.heads, p)) for p in parts})
-    return replace(model, heads=heads)
+def _other_values(model: TransformerWeights, shift: int) -> TransformerWeights:
+    """The model whose heads write what another head of their layer would."""
+    names = ("value", "value_bias", "output")
+    parts = {name: np.roll(np.asarray(getattr(model.heads, name)), shift, axis=1) for name in names}
+    return replace(model, heads=model.heads._replace(**parts))
 
 
 def _spread(count: int, draws: int) -> list[int]:
-    """At most so many shifts, evenly over all there are."""
-    return sorted(
-        set(np.linspace(1, count - 1, min(draws, count - 1)).round().astype(int).tolist())
-    )
+    """At most so many shifts, evenly over all that there are."""
+    shifts = np.linspace(1, count - 1, min(draws, count - 1)).round().astype(int)
+    return sorted(set(shifts.tolist()))
 
 
-def _padded(model: Model, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """Filled up to one of few lengths, two for every doubling, for each is a program; and the length."""
+def _padded(model: TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
+    """The text padded to one of few sizes, two for every doubling, and its length.
+
+    Each size is a compiled program.
+    """
     size = 8
     while size < len(tokens):
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    filled = np.zeros(min(size, len(model.positions)), np.int32)
-    filled[: len(tokens)] = tokens
-    return filled, np.int32(len(tokens))
-
-
-def _bar(tokens: list[np.ndarray], name: str):
-    with Progress(len(tokens), f"{name}: texts") as progress:
-        for number, each in enumerate(tokens):
-            yield each
-            progress.update(number + 1)
+    padded = np.zeros(min(size, len(model.positions)), np.int32)
+    padded[: len(tokens)] = tokens
+    return padded, np.int32(len(tokens))

@@ -1,20 +1,24 @@
 """The lens: is a trained transformer performing multinomial regression? Weights as plain arrays."""
 
-from imr.lens.activations import EnergyGradient as EnergyGradient
-from imr.lens.activations import TextMeasures as TextMeasures
-from imr.lens.activations import energy_gradient as energy_gradient
-from imr.lens.activations import gradient_shares as gradient_shares
-from imr.lens.activations import label_null as label_null
-from imr.lens.activations import measure_text as measure_text
+from imr.lens.activations import Activations as Activations
+from imr.lens.activations import record as record
+from imr.lens.arrays import model_from_arrays as model_from_arrays
+from imr.lens.arrays import model_from_transformer as model_from_transformer
+from imr.lens.energy import EnergyGradient as EnergyGradient
+from imr.lens.energy import energy_gradient as energy_gradient
+from imr.lens.energy import gradient_shares as gradient_shares
 from imr.lens.folder import read_model as read_model
-from imr.lens.model import Heads as Heads
+from imr.lens.labels import LabelCosines as LabelCosines
+from imr.lens.labels import label_null as label_null
+from imr.lens.measures import Energies as Energies
+from imr.lens.measures import TermCosines as TermCosines
+from imr.lens.measures import TextMeasures as TextMeasures
+from imr.lens.measures import measure_text as measure_text
+from imr.lens.model import HeadWeights as HeadWeights
 from imr.lens.model import Mlp as Mlp
-from imr.lens.model import Model as Model
 from imr.lens.model import Norm as Norm
-from imr.lens.model import Record as Record
-from imr.lens.model import record as record
-from imr.lens.own import model_from_arrays as model_from_arrays
-from imr.lens.own import model_from_transformer as model_from_transformer
+from imr.lens.model import TransformerWeights as TransformerWeights
+from imr.lens.model import fold_norms as fold_norms
 from imr.lens.texts import Pieces as Pieces
 from imr.lens.texts import read_texts as read_texts
 from imr.lens.texts import read_tokenizer as read_tokenizer
@@ -24,7 +28,6 @@ from imr.lens.weights import Fits as Fits
 from imr.lens.weights import Score as Score
 from imr.lens.weights import Spectra as Spectra
 from imr.lens.weights import WeightCosines as WeightCosines
-from imr.lens.weights import fold_norms as fold_norms
 from imr.lens.weights import imr_fits as imr_fits
 from imr.lens.weights import mismatched as mismatched
 from imr.lens.weights import rotated as rotated

@@ -1,4 +1,4 @@
-"""Texts as sequences of tokens: the sample that comes along, files, tokenizers, pieces that fit."""
+"""Texts as sequences of tokens: sample texts, files, tokenizers, pieces that fit the model."""
 
 import importlib
 import importlib.resources
@@ -16,9 +16,9 @@ class Pieces(NamedTuple):
     """Token sequences, each of 3 tokens or more.
 
     Attributes:
-      tokens: integer arrays (n,).
-      split: texts that were cut because they were longer than a piece may be.
-      dropped: pieces of fewer than 3 tokens, which say nothing.
+      tokens: integer arrays of shape (n,).
+      split: number of texts that were cut because they were longer than a piece may be.
+      dropped: number of pieces that were left out because they had fewer than 3 tokens.
     """
 
     tokens: list[np.ndarray]
@@ -33,26 +33,32 @@ def sample_texts() -> list[str]:
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a UTF-8 file that are not blank, each a text.
+    """Reads a UTF-8 file with one text a line; blank lines are skipped.
+
+    Args:
+      path: of the file.
 
     Raises:
-      DataError: where it cannot be read, or holds no text.
+      DataError: if it cannot be read, or holds no text.
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from None
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
         raise DataError(f"{path} is empty: give a file with one text a line.")
-    return found
+    return texts
 
 
 def read_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """The `tokenizers.Tokenizer` of a model folder, that cuts and fills up nothing.
+    """Reads the tokenizer of a model folder, with truncation and padding switched off.
+
+    Args:
+      folder: with `tokenizer.json`.
 
     Raises:
-      DataError: where `tokenizer.json` is missing or damaged.
+      DataError: if `tokenizer.json` is missing or damaged.
       MissingPackageError: without tokenizers; the extra `lens` has it.
     """
     try:
@@ -72,15 +78,15 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 
 def tokenize(tokenizer: Any, texts: list[str], longest: int) -> Pieces:
-    """Texts as pieces of at most `longest` tokens, with the special tokens of the model.
+    """Cuts texts into pieces of at most `longest` tokens, with the special tokens of the model.
 
     Args:
-      tokenizer: see `read_tokenizer`.
-      texts: of any length; long ones are cut into pieces, each a text of its own from then on.
-      longest: tokens of a piece, special ones too.
+      tokenizer: of `read_tokenizer`.
+      texts: of any length; the pieces of a long one count as texts.
+      longest: the most tokens of a piece, special tokens included.
 
     Raises:
-      ImrError: where a text is empty, or `longest` leaves no room.
+      ImrError: if a text is empty, or `longest` leaves no room.
     """
     check_count("longest", longest)
     special = tokenizer.num_special_tokens_to_add(False)

@@ -1,30 +1,29 @@
 r"""What the weights of heads say: is the value circuit that of a gradient step?
 
 $\theta = W_Q W_K^T / \sqrt r$. A head that descends the log-sum-exp has $W_V W_O \propto
--\theta^T$; one that climbs it, $+\theta^T$. Everything goes by r x r products, never d x d, in numpy
-and float64: factorisations of many small matrices, done once.
+-\theta^T$; one that climbs it, $+\theta^T$. Everything is computed from r x r products, never d x d,
+in numpy and float64: factorisations of many small matrices, done once.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex128, Float64, Key
 
 from imr._checks import check_key
-from imr._numerics import matmul
 from imr.errors import ImrError
-from imr.lens.model import Heads, Model, input_norms
+from imr.lens.model import HeadWeights
 
 
 class WeightCosines(NamedTuple):
-    r"""Cosines with $+\theta^T$ in the inner product of matrices, shape (l, h).
+    r"""Cosines with $+\theta^T$ in the inner product of matrices.
 
     Attributes:
-      whole: of $W_V W_O$ with $\theta^T$, as they are.
-      within: with the part of $\theta^T$ that lies in the circuit's own subspace: read by $W_V$,
-        written by $W_O$.
+      whole: of $W_V W_O$ with $\theta^T$, shape (l, h).
+      within: of $W_V W_O$ with the part of $\theta^T$ in the circuit's own subspace, which $W_V$
+        reads and $W_O$ writes, shape (l, h).
     """
 
     whole: Float64[np.ndarray, "l h"]
@@ -32,13 +31,13 @@ class WeightCosines(NamedTuple):
 
 
 class Fits(NamedTuple):
-    r"""What the best head of the flow leaves of each head: 0 all the same, 1 nothing, (l, h).
+    r"""What the best single matrix leaves of each head: from 0, nothing, to 1, all of it.
 
     $\min_M \tfrac12 \|\theta/|\theta| - M\|^2 + \tfrac12 \|\pm (W_V W_O)^T/|W_V W_O| - M\|^2$ over
     M of rank r: one matrix that has to be the attention and the value circuit both.
 
     Attributes:
-      descent: where the circuit is to be $-M^T$. climb: where it is to be $+M^T$.
+      descent, climb: if the circuit is to be $-M^T$, or $+M^T$, shape (l, h).
     """
 
     descent: Float64[np.ndarray, "l h"]
@@ -46,11 +45,12 @@ class Fits(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    r"""Of $\theta$.
+    r"""Spectra of $\theta$.
 
     Attributes:
-      singular_values, eigenvalues: those that are not 0 by rank, (l, h, r).
-      symmetric_share: $|S|^2 / |\theta|^2$ of its symmetric part S, (l, h); 1/2 where it is random.
+      singular_values, eigenvalues: those that its rank allows, shape (l, h, r).
+      symmetric_share: $|S|^2 / |\theta|^2$ of its symmetric part S, shape (l, h); about 1/2 for a
+        random matrix.
     """
 
     singular_values: Float64[np.ndarray, "l h r"]
@@ -58,26 +58,20 @@ class Spectra(NamedTuple):
     symmetric_share: Float64[np.ndarray, "l h"]
 
 
-class Score(NamedTuple):
-    """A measure beside its null: z = (value - mean) / std, of the null."""
-
-    value: Any
-    null_mean: Any
-    null_std: Any
-    z: Any
-
-
-def weight_cosines(heads: Heads) -> WeightCosines:
-    r"""How each head's value circuit lies to its own attention.
+def weight_cosines(heads: HeadWeights) -> WeightCosines:
+    r"""Cosine of each head's value circuit with its own $\theta^T$.
 
     $\langle W_V W_O, W_K W_Q^T \rangle = \sum_{ab} (W_V^T W_K)_{ab} (W_O W_Q)_{ab}$.
 
-    For a null hand in heads that `mismatched` or `rotated` gives, and see `score`. Where theta is
-    rotated at both sides at random the cosine's standard deviation is exactly 1/d.
+    For a null, measure the heads that `mismatched` or `rotated` return, and see `score`. If theta is
+    rotated at both sides at random, the cosine's standard deviation is exactly 1/d.
+
+    Args:
+      heads: of all layers.
 
     Reference: arXiv 2509.04653; the measure is imr's own.
     """
-    query, key, value, output = _wide(heads)
+    query, key, value, output = _float64(heads)
     inner = np.sum(_gram(value, key) * _gram(output, query), axis=(-1, -2))
     circuit = _norm(value, output)
     # Orthonormal columns of W_V are W_V (W_V^T W_V)^(-1/2), and of W_O^T likewise.
@@ -90,111 +84,62 @@ def weight_cosines(heads: Heads) -> WeightCosines:
     )
 
 
-def imr_fits(heads: Heads) -> Fits:
-    """The share of each head, attention and circuit alike, that no head of the flow accounts for.
+def imr_fits(heads: HeadWeights) -> Fits:
+    """The share of each head, attention and circuit, that the best matrix does not account for.
+
+    Args:
+      heads: of all layers.
 
     Reference: imr's own; the best M is the truncated singular value decomposition of the mean.
     """
-    query, key, value, output = _wide(heads)
-    scale = lambda x, by: _over(0.5 * x, by[..., None, None])  # noqa: E731
-    left = scale(query, _norm(query, key)), scale(output, _norm(output, value))
-    rank = query.shape[-1]
+    query, key, value, output = _float64(heads)
+    theta = _over(0.5 * query, _norm(query, key)[..., None, None])
+    circuit = _over(0.5 * output, _norm(output, value)[..., None, None])
+    right = np.concatenate([key, value], axis=-1)
 
-    def left_over(sign):
-        core = _core(
-            np.concatenate([left[0], sign * left[1]], -1), np.concatenate([key, value], -1)
-        )
-        kept = np.linalg.svd(core, compute_uv=False)[..., :rank]
+    def residual(sign):
+        core = _core(np.concatenate([theta, sign * circuit], axis=-1), right)
+        kept = np.linalg.svd(core, compute_uv=False)[..., : query.shape[-1]]
         return np.maximum(1 - np.sum(kept**2, axis=-1), 0)
 
-    return Fits(left_over(-1.0), left_over(1.0))
+    return Fits(residual(-1.0), residual(1.0))
 
 
-def theta_spectra(heads: Heads) -> Spectra:
-    r"""Singular values, eigenvalues and symmetric share of $\theta = W_Q W_K^T / \sqrt r$."""
-    query, key, _, _ = _wide(heads)
+def theta_spectra(heads: HeadWeights) -> Spectra:
+    r"""Singular values, eigenvalues and symmetric share of $\theta = W_Q W_K^T / \sqrt r$.
+
+    Args:
+      heads: of all layers.
+    """
+    query, key, _, _ = _float64(heads)
     scale = query.shape[-1] ** -0.5
     inner = _gram(key, query)  # theta's eigenvalues are those of K^T Q
-    own = np.sum(inner * np.swapaxes(inner, -1, -2), axis=(-1, -2))
+    trace = np.sum(inner * np.swapaxes(inner, -1, -2), axis=(-1, -2))  # of theta theta
     return Spectra(
         scale * np.linalg.svd(_core(query, key), compute_uv=False),
         scale * np.linalg.eigvals(inner).astype(complex),
-        0.5 * (1 + _over(own, _norm(query, key) ** 2)),
+        0.5 * (1 + _over(trace, _norm(query, key) ** 2)),
     )
 
 
-def fold_norms(model: Model) -> Heads:
-    r"""Heads in the coordinates of the normalised stream, scale and centring of norms in the weights.
+class Score(NamedTuple):
+    """A measure, mean and standard deviation of its null, and z = (value - null_mean) / null_std."""
 
-    $W \to (I - 1 1^T / d) \, diag(\gamma) W$ for $W_Q$, $W_K$, $W_V$, with the norm that the head
-    reads through, and $W_O \to W_O (I - 1 1^T / d)$, as the next norm takes the mean away. Where norms
-    come after, the stream itself is $\gamma \hat x + \beta$, and $W_O \to W_O \, diag(1 / \gamma) (I - 1
-    1^T / d)$ writes into $\hat x$. Biases take up the norm's.
-    """
-    norm = input_norms(model)
-    centred = lambda x, axis: x - jnp.mean(x, axis=axis, keepdims=True)  # noqa: E731
-    heads = model.heads
-    scale, shift = norm.scale[:, None, :, None], norm.bias[:, None, None, :]
-    fold = lambda w: centred(scale * w, 2)  # noqa: E731
-    bias = lambda w, b: b + matmul(shift, w)[:, :, 0, :]  # noqa: E731
-    inverse = jnp.where(norm.scale == 0, 0, 1 / jnp.where(norm.scale == 0, 1, norm.scale))
-    written = jnp.ones_like(norm.scale) if model.norm_first else inverse
-    return Heads(
-        fold(heads.query),
-        fold(heads.key),
-        fold(heads.value),
-        centred(heads.output * written[:, None, None, :], 3),
-        bias(heads.query, heads.query_bias),
-        bias(heads.key, heads.key_bias),
-        bias(heads.value, heads.value_bias),
-        centred(heads.output_bias * written, 1),
-    )
-
-
-def mismatched(heads: Heads, shift: int, parts: tuple[str, ...] = ("query", "key")) -> Heads:
-    """The heads with some parts of the head `shift` further on, over all layers and round.
-
-    Shifts of 1 to l h - 1 are all there are. With `("key",)` queries meet strange keys.
-
-    Raises:
-      ImrError: where the shift is 0 round the heads, or a part is no field of `Heads`.
-    """
-    l, h = heads.query.shape[:2]
-    if shift % (l * h) == 0:
-        raise ImrError(f"shift must not be a multiple of the {l * h} heads; found {shift}.")
-    if unknown := set(parts) - set(Heads._fields):
-        raise ImrError(f"parts must be fields of Heads; found {sorted(unknown)}.")
-
-    def roll(x):
-        x = np.asarray(x)
-        return np.roll(x.reshape(l * h, *x.shape[2:]), shift, axis=0).reshape(x.shape)
-
-    return heads._replace(**{part: roll(getattr(heads, part)) for part in parts})
-
-
-def rotated(heads: Heads, key: Key[Array, ""]) -> Heads:
-    r"""The heads with $\theta \to U \theta U^T$, U orthogonal and random: all spectra stay.
-
-    Args:
-      heads: of d features; U (d, d) is drawn uniformly, once for all of them.
-      key: a PRNG key.
-    """
-    check_key(key)
-    query, key_weights, _, _ = _wide(heads)
-    d, r = query.shape[-2:]
-    # Only where U takes the 2r columns matters: to an orthonormal frame that is random.
-    upper: Any = np.linalg.qr(np.concatenate([query, key_weights], axis=-1), mode="r")
-    gauss = np.asarray(jax.random.normal(key, (d, upper.shape[-2])), np.float64)
-    frame, sides = np.linalg.qr(gauss)
-    turned = (frame * np.sign(np.diagonal(sides))) @ upper
-    return heads._replace(query=turned[..., :r], key=turned[..., r:])
+    value: Any
+    null_mean: Any
+    null_std: Any
+    z: Any
 
 
 def score(value: Any, null: Any) -> Score:
-    """A measure beside draws of its null, which lie along a leading axis.
+    """Compares a measure with its null.
+
+    Args:
+      value: the measure, of any shape.
+      null: draws of it, with a leading axis of draws.
 
     Raises:
-      ImrError: with fewer than two draws.
+      ImrError: if there are fewer than two draws.
 
     >>> float(score(3.0, [0.0, 2.0]).z.round(3))
     1.414
@@ -207,10 +152,59 @@ def score(value: Any, null: Any) -> Score:
         return Score(value, mean, std, np.asarray((value - mean) / std))
 
 
-def _wide(heads):
+def mismatched(
+    heads: HeadWeights, shift: int, parts: tuple[str, ...] = ("query", "key")
+) -> HeadWeights:
+    """The heads with some weights taken from another head of the model.
+
+    Args:
+      heads: of all layers.
+      shift: how far the other head lies before it, counted through all layers and round; 1 to
+        l h - 1 are all there are.
+      parts: fields of `HeadWeights` to take. With `("key",)`, queries meet the keys of another head.
+
+    Raises:
+      ImrError: if the shift is a multiple of the number of heads, or a part is no field of
+        `HeadWeights`.
+    """
+    l, h = heads.query.shape[:2]
+    if shift % (l * h) == 0:
+        raise ImrError(f"shift must not be a multiple of the {l * h} heads; found {shift}.")
+    if unknown := set(parts) - set(HeadWeights._fields):
+        raise ImrError(f"parts must be fields of HeadWeights; found {sorted(unknown)}.")
+
+    def roll(x):
+        x = np.asarray(x)
+        return np.roll(x.reshape(l * h, *x.shape[2:]), shift, axis=0).reshape(x.shape)
+
+    return heads._replace(**{part: roll(getattr(heads, part)) for part in parts})
+
+
+def rotated(heads: HeadWeights, key: Key[Array, ""]) -> HeadWeights:
+    r"""The heads with $\theta \to U \theta U^T$, U orthogonal and random: all spectra stay.
+
+    Args:
+      heads: of all layers; U (d, d) is drawn uniformly, once for all of them.
+      key: a PRNG key.
+
+    Raises:
+      ImrError: if key is no PRNG key.
+    """
+    check_key(key)
+    query, keys, _, _ = _float64(heads)
+    d, r = query.shape[-2:]
+    # Only where U takes the 2r columns matters: to an orthonormal frame that is random.
+    upper: Any = np.linalg.qr(np.concatenate([query, keys], axis=-1), mode="r")
+    gauss = np.asarray(jax.random.normal(key, (d, upper.shape[-2])), np.float64)
+    frame, sides = np.linalg.qr(gauss)
+    turned = (frame * np.sign(np.diagonal(sides))) @ upper
+    return heads._replace(query=turned[..., :r], key=turned[..., r:])
+
+
+def _float64(heads: HeadWeights) -> Iterator[np.ndarray]:
     """W_Q, W_K, W_V and W_O^T, all (l, h, d, r), in float64."""
-    output = np.swapaxes(np.asarray(heads.output, np.float64), -1, -2)
-    return *(np.asarray(w, np.float64) for w in heads[:3]), output
+    yield from (np.asarray(w, np.float64) for w in heads[:3])
+    yield np.swapaxes(np.asarray(heads.output, np.float64), -1, -2)
 
 
 def _gram(a, b):
@@ -219,15 +213,15 @@ def _gram(a, b):
 
 
 def _over(x, size):
-    """x / size, and 0 where that is 0: a head without weights lies along nothing."""
+    """x / size, and 0 if the size is 0: a head without weights has cosine 0 with everything."""
     return np.where(size > 0, x / np.where(size > 0, size, 1), 0)
 
 
 def _power(gram, exponent):
-    """Of symmetric matrices that are nowhere negative; what is 0 stays 0."""
+    """Powers of positive semidefinite matrices; eigenvalues that are 0 stay 0."""
     values, vectors = np.linalg.eigh(gram)
-    some = values > np.maximum(1e-13 * np.max(values, axis=-1, keepdims=True), 0)
-    powers = np.where(some, np.where(some, values, 1) ** exponent, 0)
+    positive = values > np.maximum(1e-13 * np.max(values, axis=-1, keepdims=True), 0)
+    powers = np.where(positive, np.where(positive, values, 1) ** exponent, 0)
     return (vectors * powers[..., None, :]) @ np.swapaxes(vectors, -1, -2)
 
 
@@ -237,5 +231,5 @@ def _core(a, b):
 
 
 def _norm(a, b):
-    """Of a b^T for each head."""
+    """The norm of a b^T for each head."""
     return np.sqrt(np.sum(_gram(a, a) * _gram(b, b), axis=(-1, -2)))

@@ -1,9 +1,21 @@
 """What the diagnostics share: checks and scaling of arrays."""
 
-import jax.numpy as jnp
+from typing import NamedTuple
 
-from imr._checks import check_at_least, check_floating, check_rank
-from imr._numerics import widen
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import (
+    check_at_least,
+    check_axis,
+    check_count,
+    check_floating,
+    check_rank,
+    is_concrete,
+)
+from imr._numerics import matmul, widen
 from imr.errors import ImrError
 
 
@@ -40,10 +52,57 @@ def unit_rows(z):
     return z / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
-def pseudo_inverse(directions):
-    """(d, p) of directions (p, d): a vector times it has the coefficients of its part in the span.
+def class_members(labels, rows, other, num_classes):
+    """One-hot labels (n, k) in the dtype of `rows`; NaN where a label is out of range."""
+    check_count("num_classes", num_classes)
+    check_rank("labels", labels, 1, "(n,)")
+    check_axis("labels", labels.shape[0], other, rows.shape[0], "rows")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ImrError(f"labels must be integers; found dtype {labels.dtype}. Use .astype(int).")
+    bad = (labels < 0) | (labels >= num_classes)
+    if is_concrete(bad) and bad.any():
+        row = int(jnp.argmax(bad))
+        raise ImrError(
+            f"labels must lie in 0 to {num_classes - 1}; found labels[{row}] = {labels[row]}."
+        )
+    return jnp.where(bad[:, None], jnp.nan, jax.nn.one_hot(labels, num_classes, dtype=rows.dtype))
 
-    Beliefs sum to one, so that their directions are one fewer than they look: what rounding makes of
-    that one must not be inverted.
+
+def mean_of_members(z, members):
+    """Class means (k, f); 0 for a class without rows."""
+    return matmul(members.T, z) / jnp.maximum(members.sum(axis=0), 1)[:, None]
+
+
+class ClassSplit(NamedTuple):
+    """Features as class means and what they leave.
+
+    Attributes:
+      centred: rows less the mean of all rows, shape (n, f).
+      means: class means less the mean of all rows, shape (k, f).
+      rest: rows less their class means, shape (n, f).
+      shares: of the rows in each class, shape (k, 1).
     """
-    return jnp.linalg.pinv(directions, rtol=1e-5)
+
+    centred: Float[Array, "n f"]
+    means: Float[Array, "k f"]
+    rest: Float[Array, "n f"]
+    shares: Float[Array, "k 1"]
+
+
+def split_by_class(z, members):
+    """Splits features by their one-hot labels (n, k)."""
+    # Far from the origin, products of rows that are not centred lose the digits of differences.
+    z = z - z.mean(axis=0, keepdims=True)
+    means = mean_of_members(z, members)
+    return ClassSplit(z, means, z - matmul(members, means), members.mean(axis=0)[:, None])
+
+
+def check_weights(weights, other, rows):
+    """Weights (n,) of the rows of another array, not negative, some positive."""
+    weights = jnp.asarray(weights)
+    check_rank("weights", weights, 1, "(n,)")
+    check_axis("weights", weights.shape[0], other, rows.shape[0], "entries")
+    check_at_least("weights", weights, 0)
+    if is_concrete(weights) and not np.any(np.asarray(weights) > 0):
+        raise ImrError("weights must have a positive entry; found none.")
+    return weights

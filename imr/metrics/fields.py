@@ -1,4 +1,4 @@
-"""Of vector fields: how far from a gradient."""
+"""How far a vector field is from being a gradient."""
 
 from typing import Any
 
@@ -26,13 +26,18 @@ def antisymmetric_share(
     Args:
       field: f(t, z, args), differentiable in both modes.
       z: features, an array or a pytree of arrays.
-      key: of the random probes.
-      num_probes: the number of them.
-      t, args: time and arguments, handed to the field.
-    Returns: a scalar in [0, 1] whatever the probes, exactly 0 for a gradient and 1 for a rotation;
-      0 where J is zero.
-    Raises: ImrError where the field returns other shapes than z has, z is not floating or
-      num_probes is no positive integer.
+      key: for the random probes.
+      num_probes: how many probes.
+      t: time, handed to the field.
+      args: handed to the field.
+
+    Returns:
+      A scalar in [0, 1], whatever the probes: exactly 0 for a gradient or a constant field, and 1
+      for a rotation.
+
+    Raises:
+      ImrError: if the field returns other shapes than z has, z is not floating or num_probes is
+        no positive integer.
 
     >>> field = lambda t, z, args: z @ jnp.array([[0.0, 1.0], [-1.0, 0.0]])
     >>> antisymmetric_share(field, jnp.ones((3, 2)), jax.random.key(0)).item()
@@ -41,11 +46,13 @@ def antisymmetric_share(
     check_count("num_probes", num_probes)
     for leaf in jax.tree.leaves(z):
         check_floating("z", leaf)
-    shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])  # noqa: E731
-    if (found := shapes(jax.eval_shape(lambda z: field(t, z, args), z))) != shapes(z):
-        raise ImrError(f"field must return the shapes of z, {shapes(z)}; found {found}.")
+    if (found := _shapes(jax.eval_shape(lambda z: field(t, z, args), z))) != _shapes(z):
+        raise ImrError(f"field must return the shapes of z, {_shapes(z)}; found {found}.")
     flat, unravel = ravel_pytree(z)
-    flat_field = lambda x: ravel_pytree(field(t, unravel(x), args))[0].astype(x.dtype)  # noqa: E731
+
+    def flat_field(x):
+        return ravel_pytree(field(t, unravel(x), args))[0].astype(x.dtype)
+
     push = jax.linearize(flat_field, flat)[1]
     pull = jax.linear_transpose(push, flat)
 
@@ -56,3 +63,7 @@ def antisymmetric_share(
 
     above, below = (x.sum() for x in jax.lax.map(squares, jax.random.split(key, num_probes)))
     return above / jnp.where(below > 0, 2 * below, 1)
+
+
+def _shapes(tree):
+    return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]

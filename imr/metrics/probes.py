@@ -1,25 +1,24 @@
-"""Linear probes of belief states in activations, and what heads write about them."""
+"""Linear probes of targets, such as belief states, in activations."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from imr._checks import check_at_least, check_axis, check_count, check_rank, is_concrete
-from imr._numerics import matmul, widen
+from imr._checks import check_at_least, check_axis
+from imr._numerics import matmul
 from imr._typing import AnyArray
-from imr.errors import ImrError
-from imr.metrics._arrays import matrix, pseudo_inverse
+from imr.metrics._arrays import check_weights, matrix
 
 
 class Probe(NamedTuple):
-    """An affine map from features to targets, $\\hat y = x W + c$.
+    r"""An affine map from features to targets, $\hat y = x W + c$.
 
     Attributes:
-      weight: W, shape (d, s); bias: c, shape (s,).
-      r_squared: share of the targets' weighted variance that it explains, all targets together.
+      weight: W, shape (d, s).
+      bias: c, shape (s,).
+      r_squared: share of the weighted variance of all targets together that it explains.
     """
 
     weight: Float[Array, "d s"]
@@ -27,7 +26,14 @@ class Probe(NamedTuple):
     r_squared: Float[Array, ""]
 
     def __call__(self, features: Float[AnyArray, "*b d"]) -> Float[Array, "*b s"]:
-        """The decoded targets, shape (..., s)."""
+        """Decodes targets from features.
+
+        Args:
+          features: shape (..., d).
+
+        Raises:
+          ImrError: if features have another number of columns than the probe.
+        """
         check_axis("features", features.shape[-1], "the probe", self.weight.shape[0], "columns")
         linear = matmul(features.astype(self.weight.dtype), self.weight)
         return linear + jnp.broadcast_to(self.bias, linear.shape)
@@ -51,11 +57,15 @@ def fit_probe(
       features: shape (n, d): activations, one row for each unique prefix.
       targets: shape (n, s), such as beliefs.
       weights: shape (n,), not negative: the probabilities of the prefixes. Rows of weight zero
-        take no part, whatever they hold.
+        are ignored, NaN included.
       ridge: $\rho$, in units of the largest eigenvalue of C.
-    Returns: a `Probe`, computed in the wider dtype of features and targets. With the R^2 of
-      constant targets undefined, NaN.
-    Raises: ImrError for shapes that do not fit, negative weights or ridge.
+
+    Returns:
+      A `Probe`, computed in the wider dtype of features and targets. For constant targets its R^2
+      is NaN.
+
+    Raises:
+      ImrError: if shapes do not fit, or weights or ridge are negative.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0]])
     >>> probe = fit_probe(x, 2 * x + 1, jnp.ones(3), ridge=0.0)
@@ -67,19 +77,8 @@ def fit_probe(
     features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
     check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
     check_at_least("ridge", ridge, 0)
-    weights = _weights(weights, "features", features)
+    weights = check_weights(weights, "features", features)
     return _fit(features, targets, weights, ridge)
-
-
-def _weights(weights, other, rows):
-    """Weights (n,) of the rows of another array, not negative, some positive."""
-    weights = jnp.asarray(weights)
-    check_rank("weights", weights, 1, "(n,)")
-    check_axis("weights", weights.shape[0], other, rows.shape[0], "entries")
-    check_at_least("weights", weights, 0)
-    if is_concrete(weights) and not np.any(np.asarray(weights) > 0):
-        raise ImrError("weights must have a positive entry; found none.")
-    return weights
 
 
 @jax.jit
@@ -102,149 +101,13 @@ def _fit(features, targets, weights, ridge):
 
 
 def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
-    """What one probe leaves unexplained, over what the other does: $(1 - R^2) / (1 - R'^2)$.
+    """Variance that one probe leaves unexplained over that of another: $(1 - R^2) / (1 - R'^2)$.
+
+    Args:
+      r_squared: $R^2$ of the one, any shape.
+      other: $R'^2$ of the other, of the same shape.
 
     >>> round(residual_ratio(0.9, 0.98).item(), 6)
     5.0
     """
     return (1 - jnp.asarray(r_squared)) / (1 - jnp.asarray(other))
-
-
-def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Where each prefix stands once in the table of all words, `imr.beliefs.all_words`.
-
-    Args:
-      num_tokens: k.
-      length: l of the words.
-      first: the shortest prefixes, 1 to l.
-    Returns: word and position, each of shape (sum of k^d,) for d = first to l, level by level: so
-      `x[word, position]` are the activations (k^l, l, ...) of all unique prefixes.
-    Raises: ImrError where first is not within 1 to l.
-
-    >>> [index.tolist() for index in unique_prefixes(2, 2)]
-    [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]
-    """
-    for name, value in (("num_tokens", num_tokens), ("length", length), ("first", first)):
-        check_count(name, value)
-    if first > length:
-        raise ImrError(f"first must be at most length, {length}; found {first}.")
-    depths = range(first, length + 1)
-    words = [np.arange(num_tokens**d) * num_tokens ** (length - d) for d in depths]
-    positions = [np.full(num_tokens**d, d - 1) for d in depths]
-    return np.concatenate(words), np.concatenate(positions)
-
-
-def lag_gains(
-    decoded: Float[AnyArray, "n s"],
-    vectors: Float[AnyArray, "k s"],
-    words: Int[AnyArray, "n l"],
-    weights: Float[AnyArray, "n"],
-) -> Float[Array, "l"]:
-    r"""How much of each earlier token's vector a decoded belief holds.
-
-    The weighted least squares fit $\hat\eta = c + \sum_{j<l} g_j v_{x_{l-j}}$. Constrained beliefs
-    of `mess3` have $g_j = \lambda^j$.
-
-    Args:
-      decoded: beliefs read out at the last position of each word, shape (n, s).
-      vectors: v of each token, shape (k, s), see `imr.constrained.token_vectors`.
-      words: tokens, shape (n, l).
-      weights: shape (n,), such as the probabilities of the words.
-    Returns: gains g by lag, shape (l,).
-    Raises: ImrError for shapes that do not fit.
-
-    >>> words = jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-    >>> v = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
-    >>> decoded = v[words[:, 1]] + 0.5 * v[words[:, 0]]
-    >>> lag_gains(decoded, v, words, jnp.ones(4)).round(3).tolist()
-    [1.0, 0.5]
-    """
-    decoded, vectors = matrix("decoded", decoded, "(n, s)"), matrix("vectors", vectors, "(k, s)")
-    check_rank("words", words, 2, "(n, l)")
-    check_axis("words", words.shape[0], "decoded", decoded.shape[0], "rows")
-    weights = _weights(weights, "decoded", decoded)
-    if is_concrete(words) and words.size:
-        low, high = np.min(np.asarray(words)), np.max(np.asarray(words))
-        if low < 0 or high >= len(vectors):
-            raise ImrError(
-                f"words must lie in 0 to {len(vectors) - 1}, rows of vectors; found {low} to {high}."
-            )
-    check_axis("vectors", vectors.shape[1], "decoded", decoded.shape[1], "columns")
-    return _gains(decoded, vectors, words, weights)
-
-
-@jax.jit
-def _gains(decoded, vectors, words, weights):
-    dtype = jnp.result_type(decoded, vectors)
-    w = (weights / jnp.sum(weights)).astype(dtype)
-    by_lag = jnp.swapaxes(vectors.astype(dtype)[words[:, ::-1]], 1, 2)  # (n, s, lag)
-    by_lag = by_lag - jnp.einsum("n,nsl->sl", w, by_lag, precision="highest")[None]
-    y = decoded - matmul(w, decoded)[None, :]
-    gram = jnp.einsum("n,nsl,nsm->lm", w, by_lag, by_lag, precision="highest")
-    return jnp.linalg.solve(gram, jnp.einsum("n,nsl,ns->l", w, by_lag, y, precision="highest"))
-
-
-def encoding(
-    features: Float[AnyArray, "n d"], targets: Float[AnyArray, "n s"], weights: Float[AnyArray, "n"]
-) -> Float[Array, "s d"]:
-    """Directions in which features encode targets: least squares of features ON targets, (s, d).
-
-    Targets whose entries sum to one span one dimension less; the solution of least norm is taken.
-
-    >>> y = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> encoding(y @ jnp.array([[3.0, 0.0], [0.0, 0.0]]), y, jnp.ones(2)).round(3).tolist()
-    [[1.5, 0.0], [-1.5, 0.0]]
-    """
-    features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
-    check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    weights = _weights(weights, "features", features)
-    return _encoding(features, targets, weights)
-
-
-@jax.jit
-def _encoding(features, targets, weights):
-    dtype = jnp.result_type(features, targets)
-    w = (weights / jnp.sum(weights)).astype(dtype)
-    part = (weights > 0)[:, None]
-    x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
-    x, y = x - matmul(w, x)[None, :], y - matmul(w, y)[None, :]
-    covariance = matmul(y.T, w[:, None] * y)
-    inverse = jnp.linalg.pinv(covariance, rtol=1e-6, hermitian=True)
-    return matmul(inverse, matmul(y.T, w[:, None] * x))
-
-
-def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]) -> Array:
-    r"""Share of the squared lengths of vectors that lies in the span of directions.
-
-    $\|V P\|^2 / \|V\|^2$, P the projection. Of OV vectors, centred over tokens, and the directions
-    of `encoding`: how much of what heads write is about the belief. Chance is rank / d.
-
-    >>> energy_share(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])).round(2).item()
-    0.36
-    """
-    vectors, directions = widen(jnp.asarray(vectors)), matrix("directions", directions, "(p, d)")
-    check_axis("directions", directions.shape[1], "vectors", vectors.shape[-1], "columns")
-    inside = matmul(matmul(vectors, pseudo_inverse(directions)), directions)
-    return jnp.sum(inside**2) / jnp.sum(vectors**2)
-
-
-def parity_share(attention: Float[AnyArray, "*b l l"]) -> Float[Array, "*b 2"]:
-    """Even and odd share of what the last position's attention gives to the tokens before it.
-
-    The position itself, lag 0, takes no part.
-
-    Args:
-      attention: weights, shape (..., l, l), l at least 2.
-    Returns: shape (..., 2), even lags first; they sum to one.
-    Raises: ImrError where there is no earlier position.
-
-    >>> parity_share(jnp.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.1, 0.3, 0.6]])).round(2).tolist()
-    [0.25, 0.75]
-    """
-    if (length := attention.shape[-1]) < 2:
-        raise ImrError(f"attention must have at least 2 positions; found {length}.")
-    row = attention[..., -1, :]
-    lags = np.broadcast_to(np.arange(length)[::-1], row.shape)
-    shares = [jnp.sum(row, axis=-1, where=(lags > 0) & (lags % 2 == p)) for p in (0, 1)]
-    both = jnp.stack(shares, axis=-1)
-    return both / jnp.sum(both, axis=-1, keepdims=True)

@@ -46,21 +46,7 @@ class Model(Module):
     `imr.solve` need. For `imr.closed_field` it also implements `attention` and `label_term`. A model
     that sees the features only through products with a few vectors subclasses `SpanModel` or
     `RowModel` instead, and `imr.solve_reduced` works too.
-
-    >>> import jax, jax.numpy as jnp, imr
-    >>> class Distances(imr.Model):                    # logits fall with the distance to centres
-    ...     centres: jax.Array
-    ...     def __call__(self, z):
-    ...         return -0.5 * jnp.sum((z[:, None] - self.centres[None]) ** 2, axis=2)
-    ...     def attention(self, z):                    # sum_j softmax_ij dN_ij/dz_i
-    ...         return jax.nn.softmax(self(z)) @ self.centres - z
-    ...     def label_term(self, z, targets):
-    ...         return targets.mv(self.centres) - z
-    >>> loss = imr.feature_loss(Distances(jnp.eye(3)), jnp.array([0, 2]))
-    >>> z = jnp.ones((2, 3))
-    >>> closed, exact = imr.closed_field(loss), imr.gradient_field(loss)
-    >>> bool(jnp.allclose(closed(0.0, z, None), exact(0.0, z, None), atol=1e-6))
-    True
+    `imr/models/README.md` walks through one.
 
     Reference: arXiv 2509.04653, Section 2 and the Lemma.
     """

@@ -135,7 +135,7 @@ class Transformer(nnx.Module):
             makes its sequence NaN.
           edit: `edit(site, layer, residual)` returns the replacement of the residual stream at site
             "before", "middle" or "after" of a layer, for interventions such as
-            `imr.metrics.replace_along`.
+            `imr.nn.replace_along`.
         """
         tokens = self._checked(tokens)
         edit = _shaped(edit) if edit else _unchanged

@@ -1,0 +1,125 @@
+r"""The energy of heads: is a head's update a step down the log-sum-exp of its own attention?
+
+$E(X) = \sum_i \log \sum_j \exp(q_i k_j / \sqrt r)$ with $q = X W_Q + b_Q$, $k = X W_K + b_K$. Its
+gradient has a row term and a column term; a head that descends adds minus their sum.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from imr._checks import check_count, check_key
+from imr._numerics import log_sum_exp
+from imr.lens._parts import attend, checked_text, visible
+from imr.lens.activations import run
+from imr.lens.model import HeadWeights, TransformerWeights
+from imr.models.quadratic import Quadratic
+
+
+class EnergyGradient(NamedTuple):
+    r"""The log-sum-exp of each head of a layer, and its gradient in the features, rows + columns.
+
+    Attributes:
+      energy: E, shape (h,).
+      rows: the row term $P K W_Q^T / \sqrt r$, shape (h, n, d).
+      columns: the column term $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
+    """
+
+    energy: Float[Array, "h"]
+    rows: Float[Array, "h n d"]
+    columns: Float[Array, "h n d"]
+
+
+def energy_gradient(
+    heads: HeadWeights, inputs: Float[Array, "n d"], seen: Bool[Array, "n n"]
+) -> EnergyGradient:
+    """Energy of the heads of one layer, and its gradient in what they read, as `imr.Quadratic` has it.
+
+    Args:
+      heads: of one layer, without the axis l.
+      inputs: what they read, shape (n, d).
+      seen: which tokens (columns) a token attends to, shape (n, n). A token that sees no token is
+        padding: it counts for nothing, and no other token may see it.
+
+    Reference: arXiv 2509.04653, Theorem 2; THEORY A3 and A8.
+    """
+    d, r = heads.query.shape[1:]
+    spare = max(0, r - d - 1)  # the model refuses ranks above the number of features
+    counted = jnp.any(seen, axis=1)
+    # A feature that is 1 carries the biases; padding is 0, and then so are its queries.
+    features = jnp.pad(inputs, ((0, 0), (0, 1 + spare)), constant_values=1)
+    features = jnp.where(counted[:, None], features, 0)
+    where = seen | ~counted[:, None]
+
+    def with_bias(weight, bias):
+        weight = jnp.concatenate([weight, bias[:, None]], axis=1)
+        return jnp.pad(weight, ((0, 0), (0, spare), (0, 0)))
+
+    def one(query, key):
+        model = Quadratic(query, key, beta=r**-0.5)
+        terms = model.attention(features, where=where)
+        sums = jnp.where(counted, log_sum_exp(model(features), where), 0)
+        row = jnp.where(counted[:, None], terms.row, 0)[:, :d]
+        column = terms.column[:, :d]  # pyright: ignore[reportOptionalSubscript]
+        return EnergyGradient(jnp.sum(sums), row, column)
+
+    query = with_bias(heads.query, heads.query_bias)
+    return jax.vmap(one)(query, with_bias(heads.key, heads.key_bias))
+
+
+def gradient_shares(
+    model: TransformerWeights, tokens: Any, length: Any, key: Key[Array, ""], probes: int = 4
+) -> Float[Array, "l h"]:
+    r"""How far each head's map from features to update is a gradient field.
+
+    $|S|^2 / (|S|^2 + |A|^2)$ of the symmetric part S and the antisymmetric part A of its Jacobian J,
+    by random probes v: $S v = (J v + J^T v) / 2$, $A v = (J v - J^T v) / 2$. 1 for a gradient, 1/2
+    for a random map.
+
+    Args:
+      model, tokens, length: as in `measure_text`.
+      key: for the probes.
+      probes: how many.
+
+    Returns:
+      Shape (l, h).
+
+    Raises:
+      ImrError: as `measure_text`.
+    """
+    check_key(key)
+    check_count("probes", probes)
+    return _gradient_shares(model, *checked_text(model, tokens, length), key, probes)
+
+
+@partial(jax.jit, static_argnames="probes")
+def _gradient_shares(model, tokens, length, key, probes):
+    present = jnp.arange(tokens.shape[0]) < length
+    inputs = run(model, tokens, present).inputs
+    seen = visible(model, present)
+
+    def layer(part):
+        heads, inputs = part
+
+        def updates(x):
+            return jnp.where(present[None, :, None], attend(heads, x, seen)[1], 0)
+
+        def squares(x):
+            return jnp.sum(jnp.where(present[None, :, None], x, 0) ** 2, axis=(1, 2))
+
+        def probe(key):
+            v = jnp.where(present[:, None], jax.random.normal(key, inputs.shape, inputs.dtype), 0)
+            _, forward = jax.jvp(updates, (inputs,), (v,))
+            _, pull = jax.vjp(updates, inputs)
+            one_hot = jnp.eye(heads.query.shape[0], dtype=inputs.dtype)
+            backward = jax.lax.map(lambda e: pull(e[:, None, None] * v[None])[0], one_hot)
+            return squares(forward + backward), squares(forward - backward)
+
+        even, odd = jax.lax.map(probe, jax.random.split(key, probes))
+        even, total = even.sum(0), even.sum(0) + odd.sum(0)
+        return jnp.where(total > 0, even / jnp.where(total > 0, total, 1), 0)
+
+    return jax.lax.map(layer, (model.heads, inputs))

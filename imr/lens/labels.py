@@ -1,0 +1,98 @@
+r"""The MLP as label term: does what it adds lie along $C \theta$?
+
+$\theta$ is the unembedding, and C are the probabilities that the logit lens reads off the stream.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from imr._checks import check_count, check_key
+from imr._numerics import matmul
+from imr.lens._parts import centred, checked_text, normalise, orders_of, unit
+from imr.lens.activations import Scramble, run
+from imr.lens.model import TransformerWeights
+
+
+class LabelCosines(NamedTuple):
+    r"""Cosines of what each MLP adds with $C \theta$, shape (l,) or (draws, l).
+
+    Attributes:
+      next, final: C is read off the stream at the end of the layer, or of the model.
+    """
+
+    next: Float[Array, "*draws l"]
+    final: Float[Array, "*draws l"]
+
+
+def label_terms(
+    model: TransformerWeights, streams: Float[Array, "*b n d"]
+) -> Float[Array, "*b n d"]:
+    r"""$C \theta$ for each row of the residual stream."""
+    unembedding = model.tokens.T if model.unembedding is None else model.unembedding
+
+    def one(row):
+        row = row[None]
+        if model.norm_first:
+            row = normalise(row, model.outer_norm, model.epsilon)
+        return matmul(jax.nn.softmax(matmul(row, unembedding), axis=-1), unembedding.T)[0]
+
+    # Many rows at once, as the unembedding is large, but not all, as C is larger.
+    rows = streams.reshape(-1, streams.shape[-1])
+    return jax.lax.map(one, rows, batch_size=min(len(rows), 256)).reshape(streams.shape)
+
+
+def label_cosines(
+    mlp: Float[Array, "n d"],
+    following: Float[Array, "n d"],
+    final: Float[Array, "n d"],
+    present: Bool[Array, "n"],
+) -> LabelCosines:
+    r"""Cosines of what one MLP adds with $C \theta$ at the end of the layer and of the model."""
+    update = unit(centred(mlp, present))
+    cosines = (jnp.sum(update * unit(centred(term, present))) for term in (following, final))
+    return LabelCosines(*cosines)
+
+
+def label_null(
+    model: TransformerWeights, tokens: Any, length: Any, key: Key[Array, ""], draws: int = 8
+) -> LabelCosines:
+    r"""What `TextMeasures.labels` would be by chance.
+
+    C is read off a stream that contains the update, and any update lies somewhat along its own
+    $C \theta$. So the features of a layer's update are put in random order, the same for all tokens,
+    and the model continues from there to the C that the update is compared with.
+
+    Args:
+      model, tokens, length: as in `measure_text`.
+      key: for the orders; the same key gives all texts the same orders.
+      draws: number of orders.
+
+    Returns:
+      `LabelCosines` of shape (draws, l).
+
+    Raises:
+      ImrError: as `measure_text`.
+    """
+    check_key(key)
+    check_count("draws", draws)
+    return _label_null(model, *checked_text(model, tokens, length), key, draws)
+
+
+@partial(jax.jit, static_argnames="draws")
+def _label_null(model, tokens, length, key, draws):
+    present = jnp.arange(tokens.shape[0]) < length
+    l, d = model.heads.query.shape[0], model.tokens.shape[1]
+
+    def one(scramble):
+        activations = run(model, tokens, present, scramble)
+        streams = jnp.stack([activations.after[scramble.layer], activations.after[-1]])
+        following, final = label_terms(model, streams)
+        return label_cosines(activations.mlp[scramble.layer], following, final, present)
+
+    orders = jnp.repeat(orders_of(key, draws, d), l, axis=0)
+    cosines = jax.lax.map(one, Scramble(jnp.tile(jnp.arange(l), draws), orders))
+    return jax.tree.map(lambda x: x.reshape(draws, l), cosines)

@@ -1,0 +1,119 @@
+"""Interventions on a net: edits of activations along given directions, over any leading axes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from imr._checks import check_at_least, check_axis, check_floating, check_rank
+from imr._numerics import matmul, pseudo_inverse, widen
+from imr._typing import AnyArray, Array
+from imr.errors import ImrError
+
+
+def coordinates(
+    residual: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]
+) -> Float[Array, "*b p"]:
+    """Coefficients of activations along directions: the c of the best approximation c D.
+
+    Args:
+      residual: activations, shape (..., d).
+      directions: D, shape (p, d).
+
+    Raises:
+      ImrError: if shapes or dtypes do not fit.
+
+    >>> coordinates(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
+    [1.5]
+    """
+    residual, directions = jnp.asarray(residual), _checked(directions)
+    check_floating("residual", residual)
+    check_axis("directions", directions.shape[1], "residual", residual.shape[-1], "columns")
+    return matmul(residual, pseudo_inverse(directions).astype(residual.dtype))
+
+
+def ablate_along(
+    residual: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"], origin: Any = 0.0
+) -> Float[Array, "*b d"]:
+    r"""Removes the part of activations that lies along directions: $x - (x - x_0) D^+ D$.
+
+    Args:
+      residual: activations x, shape (..., d).
+      directions: D, shape (p, d).
+      origin: $x_0$, a number or shape (d,), whose part along D remains. The mean of the activations
+        makes this mean ablation.
+
+    Raises:
+      ImrError: if shapes or dtypes do not fit.
+
+    >>> ablate_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
+    [0.0, 4.0]
+    """
+    residual, directions = jnp.asarray(residual), _checked(directions)
+    check_floating("residual", residual)
+    if jnp.shape(origin) not in ((), residual.shape[-1:]):
+        raise ImrError(
+            f"origin must be a number or have shape {residual.shape[-1:]}; found {jnp.shape(origin)}."
+        )
+    shifted = residual - jnp.broadcast_to(jnp.asarray(origin, residual.dtype), residual.shape)
+    return residual - matmul(coordinates(shifted, directions), directions.astype(residual.dtype))
+
+
+def replace_along(
+    residual: Float[AnyArray, "*b d"],
+    directions: Float[AnyArray, "p d"],
+    values: Float[AnyArray, "*b p"],
+) -> Float[Array, "*b d"]:
+    """Sets the coefficients of activations along directions, and leaves the rest.
+
+    Args:
+      residual: activations, shape (..., d).
+      directions: D, shape (p, d).
+      values: the new coefficients, shape (..., p), or (p,) for all activations.
+
+    Raises:
+      ImrError: if shapes or dtypes do not fit.
+
+    >>> replace_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([5.0])).tolist()
+    [10.0, 4.0]
+    """
+    return add_along(ablate_along(residual, directions), directions, values)
+
+
+def add_along(
+    residual: Float[AnyArray, "*b d"],
+    directions: Float[AnyArray, "p d"],
+    values: Float[AnyArray, "*b p"],
+) -> Float[Array, "*b d"]:
+    """Adds a multiple of each direction to activations: $x + c D$.
+
+    Args:
+      residual: activations x, shape (..., d).
+      directions: D, shape (p, d).
+      values: c, shape (..., p), or (p,) for all activations.
+
+    Raises:
+      ImrError: if shapes or dtypes do not fit.
+
+    >>> add_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([1.0])).tolist()
+    [5.0, 4.0]
+    """
+    residual, directions = jnp.asarray(residual), _checked(directions)
+    values = jnp.asarray(values)
+    check_floating("residual", residual)
+    shape = (*residual.shape[:-1], len(directions))
+    if values.ndim == 0 or values.shape not in (shape, shape[-1:]):
+        raise ImrError(
+            f"values must have shape {shape}, one coefficient for each direction, or {shape[-1:]} "
+            f"for all activations; found {values.shape}."
+        )
+    moved = matmul(jnp.broadcast_to(values, shape).astype(directions.dtype), directions)
+    return residual + moved.astype(residual.dtype)
+
+
+def _checked(directions):
+    directions = jnp.asarray(directions)
+    check_rank("directions", directions, 2, "(p, d)")
+    check_floating("directions", directions)
+    check_at_least("the number of rows of directions", len(directions), 1)
+    return widen(directions)

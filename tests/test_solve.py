@@ -1,0 +1,411 @@
+"""Solves: closed forms, codes and `throw`, times, noise, constant steps, steady states, bad input.
+
+Fields here are pytrees of one structure, so that tests share their programs.
+"""
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imr
+from tests.problems import TIGHT, TIMES, error, linear, projections
+
+
+def loss_of(p, targets=None, **options):
+    return imr.feature_loss(
+        imr.Linear(p.theta), p.labels if targets is None else targets, **options
+    )
+
+
+def field_of(p, targets=None, **options):
+    return imr.closed_field(loss_of(p, targets, **options))
+
+
+def decay(t, z, args):
+    return -z
+
+
+def rise(t, z, args):
+    """Infinite at t = 1/e from z = 1."""
+    return jnp.exp(z)
+
+
+def identity(t, z, args):
+    return z
+
+
+# Closed forms
+
+
+def test_two_classes_follow_the_closed_form():
+    """u + e^u = u_0 + e^u_0 + |theta_c - theta_other|^2 t, row by row."""
+    p = linear(6, 4, 2)
+    flow = imr.solve_reduced(loss_of(p), p.z, t1=2.0, ts=TIMES, **TIGHT)
+    difference = np.asarray(p.theta[p.labels] - p.theta[1 - p.labels])
+
+    def margin(z):
+        return np.einsum("nf,...nf->...n", difference, np.asarray(z))
+
+    left = margin(flow.zs) + np.exp(margin(flow.zs))
+    u0, rate = margin(p.z), (difference**2).sum(axis=1)
+    right = (u0 + np.exp(u0))[None, :] + rate[None, :] * np.asarray(TIMES)[:, None]
+    assert error(left, right) <= 1e-9
+
+
+@pytest.mark.laws
+def test_a_simplex_frame_follows_the_closed_form():
+    """e^m + (k - 1) m = 1 + a k t from z_0 = 0."""
+    k, a = 5, 1.7
+    theta = jnp.sqrt(a) * (jnp.eye(k) - 1 / k)
+    loss = imr.feature_loss(imr.Linear(theta), jnp.arange(k))
+    flow = imr.solve_reduced(loss, jnp.zeros((k, k)), t1=3.0, ts=TIMES, **TIGHT)
+    logits, own = np.asarray(flow.zs @ theta.T), np.arange(k)
+    m = logits[:, own, own] - logits[:, own, (own + 1) % k]
+    right = np.broadcast_to((1 + a * k * np.asarray(TIMES))[:, None], m.shape)
+    assert error(np.exp(m) + (k - 1) * m, right) <= 1e-9
+
+
+# Results as codes
+
+
+def test_the_step_limit_leaves_the_last_good_state():
+    p = linear()
+    options = {"t1": 50.0, "ts": jnp.array([0.0, 1e-3, 50.0]), "max_steps": 3}
+    flow = imr.solve(field_of(p), p.z, **options, throw=False)
+    assert not flow.converged
+    assert flow.result == imr.Result.STEP_LIMIT
+    assert jnp.isfinite(flow.z).all()
+    assert jnp.isfinite(flow.ts).tolist() == [True, True, False]
+    assert jnp.isinf(flow.zs[2]).all()
+    assert jnp.isinf(flow.grad_norm[2])
+    for throw in (None, True):  # the result is concrete
+        with pytest.raises(imr.FlowError, match=r"STEP_LIMIT after \d+ steps.*throw=False"):
+            imr.solve(field_of(p), p.z, **options, throw=throw)
+
+
+def short_flow(kind, z, throw=None):
+    """The code of a flow that is stopped by its limit of steps."""
+    p, options = linear(), {"max_steps": 3, "throw": throw}
+    if kind == "steady":
+        return imr.solve_to_steady_state(field_of(p), z, **options).result
+    if kind == "reduced":
+        return imr.solve_reduced(loss_of(p), z, t1=50.0, **options).result
+    return imr.solve(field_of(p), z, t1=50.0, **options).result
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["solve", *(pytest.param(kind, marks=pytest.mark.laws) for kind in ("reduced", "steady"))],
+)
+@pytest.mark.parametrize("traced", [jax.jit, pytest.param(jax.vmap, marks=pytest.mark.laws)])
+def test_throw_cannot_be_kept_under_a_trace(kind, traced):
+    """None leaves the code alone, and so does False; True is refused."""
+    z = linear().z if traced is jax.jit else jnp.stack([linear().z, 2 * linear().z])
+    with pytest.raises(imr.ImrError, match="throw=True needs concrete values"):
+        jax.eval_shape(traced(lambda z: short_flow(kind, z, throw=True)), z)
+    if traced is jax.vmap:  # under jax.jit see the next test
+        for throw in (None, False):
+            codes = traced(lambda z, throw=throw: short_flow(kind, z, throw))(z)
+            assert (codes == imr.Result.STEP_LIMIT).all()
+
+
+def test_bad_values_under_a_trace_are_codes():
+    p = linear()
+    run = jax.jit(lambda z, t1, ts: imr.solve(field_of(p), z, t1=t1, ts=ts, max_steps=12))
+    good = run(p.z, 1.0, jnp.array([0.1, 0.5]))
+    assert good.converged
+    for z, t1, ts, code in (
+        (p.z, -1.0, jnp.array([0.1, 0.5]), imr.Result.BAD_TIMES),
+        (p.z, 1.0, jnp.array([0.5, 0.1]), imr.Result.BAD_TIMES),
+        (p.z, 1.0, jnp.array([0.5, 1.1]), imr.Result.BAD_TIMES),
+        (p.z.at[0, 0].set(jnp.nan), 1.0, jnp.array([0.1, 0.5]), imr.Result.DIVERGED),
+        (p.z, 1e9, jnp.array([1e8, 5e8]), imr.Result.STEP_LIMIT),
+    ):
+        flow = run(z, t1, ts)
+        assert flow.result == code
+        assert not flow.converged
+        assert not jnp.isfinite(flow.zs).any()
+
+
+@pytest.mark.laws
+def test_every_solve_raises_where_its_end_is_not_reached():
+    p = linear()
+    solves = (
+        lambda **options: imr.solve_reduced(loss_of(p), p.z, t1=50.0, max_steps=3, **options),
+        lambda **options: imr.solve_to_steady_state(field_of(p), p.z, max_steps=3, **options),
+    )
+    for run in solves:
+        assert run(throw=False).result == imr.Result.STEP_LIMIT
+        for throw in (None, True):
+            with pytest.raises(imr.FlowError, match="STEP_LIMIT"):
+                run(throw=throw)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({}, imr.Result.STEP_TOO_SMALL),
+        pytest.param(
+            {"dt0": 0.25, "solver": dfx.Euler()}, imr.Result.DIVERGED, marks=pytest.mark.laws
+        ),
+    ],
+    ids=["adaptive", "constant"],
+)
+def test_divergence_is_a_code(options, code):
+    ts = jnp.array([0.2, 10.0])
+    flow = imr.solve(rise, jnp.ones((1, 1)), t1=20.0, ts=ts, throw=False, **options)
+    assert not flow.converged
+    assert flow.result == code
+    assert jnp.isfinite(flow.z).all()
+    assert jnp.isfinite(flow.ts).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.laws
+def test_a_time_not_reached_leaves_the_gradients_of_the_others(reduced):
+    p = linear()
+
+    def reached(theta, t1, ts):
+        loss = imr.feature_loss(imr.Linear(theta), p.labels)
+        options = {"t1": t1, "ts": ts, "max_steps": 3, "throw": False}
+        if reduced:
+            return imr.solve_reduced(loss, p.z, **options)
+        return imr.solve(imr.closed_field(loss), p.z, loss=loss, **options)
+
+    def first(theta, t1, ts):
+        flow = reached(theta, t1, ts)
+        return flow.loss[0], flow.converged
+
+    gradient = jax.jit(jax.grad(first, has_aux=True))
+    found, converged = gradient(p.theta, 50.0, jnp.array([1e-3, 50.0]))
+    assert not converged
+    # Both times are reached here; the first is the same.
+    expected, converged = gradient(p.theta, 2e-3, jnp.array([1e-3, 2e-3]))
+    assert converged
+    assert error(found, expected) <= 1e-6
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("kind", ["autodiff", "closed", "reduced"])
+def test_labels_out_of_range_under_a_trace_diverge(kind):
+    p = linear()
+
+    @jax.jit
+    def run(labels):
+        loss = loss_of(p, labels)
+        if kind == "reduced":
+            return imr.solve_reduced(loss, p.z, t1=1.0)
+        make = imr.gradient_field if kind == "autodiff" else imr.closed_field
+        return imr.solve(make(loss), p.z, t1=1.0)
+
+    assert run(p.labels).converged
+    for bad in (-1, 3):
+        assert not run(p.labels.at[0].set(bad)).converged
+
+
+# Steps
+
+
+def test_constant_euler_steps_are_gradient_descent_and_even():
+    """Steps of 0.1 are ten; steps of 0.3 are four, of 0.25."""
+    p = linear()
+    field = field_of(p)
+    for dt0, count in ((0.1, 10), (0.3, 4)):
+        flow = imr.solve(field, p.z, t1=1.0, dt0=dt0, solver=dfx.Euler())
+        z = p.z
+        for _ in range(count):
+            z = imr.lie_step([field], z, 1 / count)
+        assert flow.num_steps == count
+        assert error(flow.z, z) <= 1e-14
+
+
+@pytest.mark.laws
+def test_constant_steps_of_a_known_flow():
+    flow = imr.solve(identity, jnp.ones(1), t1=1.0, dt0=0.3, solver=dfx.Euler())
+    assert flow.num_steps == 4
+    assert abs(flow.z[0] - 1.25**4) <= 1e-12
+
+
+@pytest.mark.laws
+def test_late_times_in_float32():
+    """z = log(1 + t) at a million: each stretch goes on with steps of the size that went before."""
+    ts = np.geomspace(0.1, 1e6, 30).astype(np.float32)
+    ts[-1] = 1e6
+
+    def slowing(t, z, args):
+        return jnp.exp(-z)
+
+    flow = imr.solve(slowing, jnp.zeros((1, 1), jnp.float32), t1=1e6, ts=jnp.asarray(ts))
+    assert flow.converged
+    assert flow.num_steps <= 70
+    assert error(flow.zs[:, 0, 0], np.log1p(ts)) <= 1e-5
+
+
+@pytest.mark.laws
+def test_implicit_solvers_take_the_same_tolerances():
+    p = linear()
+    flow = imr.solve(field_of(p), p.z, t1=1.0, solver=dfx.Kvaerno5(), rtol=1e-8, atol=1e-8)
+    assert flow.converged
+    assert error(flow.z, imr.solve(field_of(p), p.z, t1=1.0, **TIGHT).z) <= 1e-6
+
+
+# Noise
+
+
+@pytest.mark.laws
+def test_noise_has_the_right_spread():
+    """dz = -z dt + sigma dW: the variance tends to sigma^2 / 2."""
+    flow = imr.solve(decay, jnp.zeros((4000, 1)), t1=6.0, dt0=0.02, noise=(0.5, jax.random.key(0)))
+    variance = 0.125 * (1 - np.exp(-12)) / (1 - 0.01)  # of Euler's steps
+    assert abs(float(jnp.var(flow.z)) - variance) <= 4 * variance * np.sqrt(2 / 4000)
+
+
+@pytest.mark.laws
+def test_noise_between_times_closer_than_the_step():
+    """Increments of a Brownian motion: variance dt, one independent of the next."""
+
+    def still(t, z, args):
+        return jnp.zeros_like(z)
+
+    ts, noise = jnp.linspace(0.05, 1.0, 20), (1.0, jax.random.key(0))
+    flow = imr.solve(still, jnp.zeros((2000, 1)), t1=1.0, ts=ts, dt0=0.1, noise=noise)
+    steps = np.diff(np.asarray(flow.zs)[:, :, 0], axis=0)
+    assert abs(np.mean(steps**2) / 0.05 - 1) <= 4 * np.sqrt(2 / steps.size)
+    assert abs(np.mean(steps[1:] * steps[:-1]) / 0.05) <= 4 / np.sqrt(steps.size)
+
+
+# Steady states
+
+
+@pytest.mark.laws
+def test_the_steady_state_is_where_the_anchored_loss_is_least():
+    p = linear()
+    loss = loss_of(p, anchor=(0.5, p.z))
+
+    @jax.jit
+    def steady(z):
+        field = imr.gradient_field(loss)
+        return imr.solve_to_steady_state(field, z, loss=loss, rtol=1e-11, atol=1e-11)
+
+    flow = steady(p.z)
+    assert flow.converged
+    assert flow.grad_norm[0] <= 1e-9
+    moved = flow.z + 0.01 * jnp.asarray(np.random.default_rng(0).normal(size=(20, 7, 5)))
+    assert (jax.jit(jax.vmap(loss))(moved) > flow.loss[0]).all()
+    assert error(steady(-p.z).z, flow.z) <= 1e-8
+
+
+@pytest.mark.laws
+def test_the_steady_state_is_found_whatever_the_problem():
+    """At loose and tight tolerances, where a solver held to its limit of stability may hover."""
+    p = jax.tree.map(lambda *a: jnp.stack(a), *(linear(seed=seed) for seed in range(40)))
+
+    def steady(p, tol):
+        return imr.solve_to_steady_state(field_of(p, anchor=(0.4, p.z)), p.z, rtol=tol, atol=tol)
+
+    flows = jax.jit(jax.vmap(jax.vmap(steady, (0, None)), (None, 0)))(p, jnp.array([1e-5, 1e-10]))
+    assert flows.converged.all()
+    assert flows.grad_norm[1].max() <= 1e-8
+
+
+@pytest.mark.laws
+def test_without_an_anchor_there_is_no_steady_state():
+    p = linear()
+    options = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 30}
+    flow = imr.solve_to_steady_state(field_of(p), p.z, **options, throw=False)
+    assert not flow.converged
+    assert flow.result == imr.Result.STEP_LIMIT
+    assert jnp.isfinite(flow.z).all()
+
+
+# Bad input
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestErrors:
+    p = linear()
+
+    def reduced(self, labels=None, z=None, **options):
+        return imr.solve_reduced(
+            loss_of(self.p, labels), self.p.z if z is None else z, **{"t1": 1.0, **options}
+        )
+
+    @pytest.mark.parametrize(
+        ("times", "words"),
+        [
+            ({"t1": -1.0}, r"t1 must be after t0 = 0\.0; found t1 = -1"),
+            ({"ts": jnp.array([0.5, 0.4])}, "ts must increase; found"),
+            ({"ts": jnp.array([0.5, 1.4])}, r"ts must lie within \[t0, t1\]"),
+            ({"ts": jnp.zeros((0,))}, "ts must hold one or more times"),
+        ],
+    )
+    def test_times(self, times, words):
+        with pytest.raises(imr.ImrError, match=words):
+            self.reduced(**times)
+
+    def test_values(self):
+        p = self.p
+        with pytest.raises(imr.ImrError, match=r"z0 must be finite; found 1 .* \(1, 1\)"):
+            self.reduced(z=p.z.at[1, 1].set(jnp.inf))
+        with pytest.raises(imr.ImrError, match="theta must be finite"):
+            imr.Linear(p.theta * jnp.nan)
+        with pytest.raises(imr.ImrError, match="0 to 2; found targets"):
+            self.reduced(p.labels + 3)
+        with pytest.raises(imr.ImrError, match="rtol must be positive"):
+            self.reduced(rtol=0.0)
+        with pytest.raises(imr.ImrError, match="norm must be one of coordinates, features"):
+            self.reduced(norm="max")
+        with pytest.raises(imr.ImrError, match="block has no meaning for Linear"):
+            self.reduced(block=3)
+        with pytest.raises(imr.ImrError, match="max_steps must be an integer"):
+            imr.solve(identity, p.z, t1=1.0, max_steps=0)
+        with pytest.raises(imr.ImrError, match="noise needs dt0"):
+            imr.solve(identity, p.z, t1=1.0, noise=(0.1, jax.random.key(0)))
+
+    def test_what_is_no_field_or_loss(self):
+        p, loss = self.p, loss_of(self.p)
+
+        def solve(field, z=p.z, **options):
+            return imr.solve(field, z, t1=1.0, **options)
+
+        def half(t, z, args):
+            return z[:2]
+
+        field = imr.gradient_field(loss)
+        with pytest.raises(imr.ImrError, match=r"field cannot be called as field\(t, z, args\)"):
+            solve(loss)
+        with pytest.raises(imr.ImrError, match=r"field must return the shapes of z0, \[\(7, 5\)\]"):
+            solve(half)
+        with pytest.raises(imr.ImrError, match=r"z -> scalar; found a result of shape \(7,\)"):
+            solve(field, loss=lambda z: z.sum(axis=1))
+        with pytest.raises(imr.ImrError, match="z0 must be a floating array; found dtype int"):
+            solve(field, jnp.ones((7, 5), int))
+        with pytest.raises(imr.ImrError, match="t1 must be finite"):
+            imr.solve(field, p.z, t1=jnp.inf)
+        with pytest.raises(imr.ImrError, match=r"column indices of the logits, 0 to 2; found"):
+            solve(imr.gradient_field(loss_of(p, p.labels + 3)))
+        with pytest.raises(TypeError, match="tol"):
+            self.reduced(tol=1e-3)
+        latent = imr.feature_loss(imr.Latent(p.theta, [0, 1, 2]), p.labels.at[0].set(9))
+        with pytest.raises(imr.ImrError, match=r"0 to 2; found targets\[0\] = 9"):
+            imr.solve_reduced(latent, p.z, t1=1.0)
+        with pytest.raises(imr.ImrError, match=r"loss must be made by imr\.feature_loss"):
+            imr.solve_reduced(lambda z: jnp.sum(z), p.z, t1=1.0)
+
+    def test_shapes(self):
+        p, (q, k) = self.p, projections()
+        with pytest.raises(imr.ImrError, match=r"z has 5 .* q has 4"):
+            imr.solve_reduced(imr.feature_loss(imr.Quadratic(q[:4]), None), p.z, t1=1.0)
+        with pytest.raises(imr.ImrError, match="q has rank 6, more than the 5 features"):
+            imr.Quadratic(jnp.ones((5, 6)))
+        with pytest.raises(imr.ImrError, match=r"k must have the shape of q, \(5, 2\)"):
+            imr.Quadratic(q, k[:, :1])
+        three = imr.feature_loss(imr.Quadratic(q), jnp.ones((7, 3)) / 3)
+        with pytest.raises(imr.ImrError, match="targets must be labels"):
+            imr.solve_reduced(three, p.z, t1=1.0)
+        with pytest.raises(imr.ImrError, match="anchor's x must have the shape of z"):
+            imr.solve_reduced(loss_of(p, anchor=(1.0, p.z[:2])), p.z, t1=1.0)
+        with pytest.raises(imr.ImrError, match="degree must be an integer of at least 1; found 0"):
+            imr.Polynomial(p.theta, 0)
