@@ -118,11 +118,9 @@ def _references(k: int, f: int) -> dict[str, float | None]:
     """Bounds and known codes; what is centred has no more than k - 1 dimensions."""
     room = min(f, k - 1)
     return {
-        "alignment_bound": (room / (k - 1)) ** 0.5,
-        "welch_bound": welch_bound(k, room),
-        "code_distance": theory.code_distance(k, f),
-        "code_angle": theory.code_angle(k, f),
-    }
+        "alignment_bound": (room / (k - 1)) ** 0.5, "welch_bound": welch_bound(k, room),
+        "code_distance": theory.code_distance(k, f), "code_angle": theory.code_angle(k, f),
+    }  # fmt: skip
 
 
 def _closed_forms(config: Config, row: dict[str, Any]) -> dict[str, float | None]:

@@ -192,13 +192,11 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
         chosen = list(zip(own.theta, own.bias, strict=True))
     scores = [
         regression_scores(
-            np.stack([*fits.theta, theta]),
-            np.stack([*fits.bias, bias]),
-            noisy_test(config.test_noise, key, test[0]),
-            test[1],
+            np.stack([*fits.theta, theta]), np.stack([*fits.bias, bias]),
+            noisy_test(config.test_noise, key, test[0]), test[1],
         )
         for key, (theta, bias) in zip(keys, chosen, strict=True)
-    ]
+    ]  # fmt: skip
     accuracy, loss = (np.stack(each) for each in zip(*jax.device_get(scores), strict=True))
     curve = Curve(noise, accuracy[:, :-1].swapaxes(0, 1))
     result = Result(

@@ -76,14 +76,9 @@ def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..
             "rank": min(config.rank, pixels), "mlp_width": max(1, config.mlp_width // 8),
         }  # fmt: skip
     return partial(
-        Classifier,
-        data.train_images.shape[1],
-        len(data.class_names),
-        iterations=depth,
-        prototypes=config.prototypes if name == "latent_attention" else 1,
-        block=block,
-        **options,
-    )
+        Classifier, data.train_images.shape[1], len(data.class_names), iterations=depth,
+        prototypes=config.prototypes if name == "latent_attention" else 1, block=block, **options,
+    )  # fmt: skip
 
 
 def train_model(config: Config, run: RunFolder, name: str, depth: int, model, arrays, keys):
