@@ -62,7 +62,7 @@ class Margin(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that the report shows."""
+    """All that the report shows; `selection` holds rows of held-back scores."""
 
     data: ImageData
     results: list[Result]
@@ -101,9 +101,7 @@ def plan_words(config: Config, data: ImageData) -> str:
     """What the run will do, and about how long that takes."""
     n, f = data.train_images.shape
     plan, k = schedule(config, n), len(data.class_names)
-    fits = sum(noise > 0 for noise in config.train_noise) * (
-        2 * len(config.penalties) + config.seeds
-    )
+    fits = np.count_nonzero(config.train_noise) * (2 * len(config.penalties) + config.seeds)
     # Multiplications and additions; a softmax of k entries counts as ten for each entry.
     work = fits * 1000 * k * (4 * n * f + 30 * 8192)
     for name, depth in product(config.models, config.iterations):
@@ -128,13 +126,10 @@ def plan_words(config: Config, data: ImageData) -> str:
 def row_words(config: Config, result: Result) -> str:
     """A result in one line, as soon as it is there."""
     means = result.at_depth.mean(axis=0)
-    scores = ", ".join(
-        f"{level_name(level)} {mean:.3f}"
-        for level, mean in zip(config.test_noise, means, strict=True)
-    )
+    scores = [f"{level_name(t)} {a:.3f}" for t, a in zip(config.test_noise, means, strict=True)]
     return (
         f"{result.model}, trained with noise {result.train_noise:g}, l2 {result.l2:g}, "
-        f"{result.trained_iterations} iterations: {scores}"
+        f"{result.trained_iterations} iterations: {', '.join(scores)}"
     )
 
 
