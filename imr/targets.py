@@ -195,7 +195,7 @@ class SparseTargets(Targets):
 class LowRankTargets(Targets):
     """Targets $C = L R^T$ by their factors: nothing of size n x m is built.
 
-    Attributes:
+    Args:
       left: L, shape (n, c).
       right: R, shape (m, c).
     """

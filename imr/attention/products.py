@@ -94,7 +94,10 @@ def attention_log_sums(
 ) -> Float[Array, "n"]:
     r"""$\log \sum_j \exp(\beta q_i k_j)$, shape (n,), a strip of rows at a time.
 
-    Arguments and errors are those of `attention_products`.
+    Args:
+      queries, keys, beta, where, block, mesh: as in `attention_products`.
+    Returns: Shape (n,).
+    Raises: ImrError as `attention_products`.
 
     >>> attention_log_sums(jnp.array([[1.0], [0.0]])).round(3).tolist()
     [1.313, 0.693]
