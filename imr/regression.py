@@ -73,27 +73,18 @@ def preconditioner(basis: Basis, l2: ScalarLike, noise: ScalarLike = 0.0) -> Flo
 
 
 def objective(
-    theta: ClassWeights,
-    bias: Bias,
-    x: Features,
-    labels: Labels,
-    l2: ScalarLike,
+    theta: ClassWeights, bias: Bias, x: Features, labels: Labels, l2: ScalarLike,
     where: Rows | None = None,
-) -> Scalar:
+) -> Scalar:  # fmt: skip
     r"""$F = mean_i CE_i(X \theta^T + b) + l2 \, \|\theta\|^2$; the bias carries no penalty.
 
     scikit-learn's `LogisticRegression(C)` minimises the same with $l2 = 1 / (2 C n)$.
 
     Args:
-      theta: class weights, shape (k, f).
-      bias: b, shape (k,).
-      x: features, shape (n, f).
-      labels: integers in 0 .. k-1, shape (n,).
-      l2: penalty on the sum of squares of theta.
-      where: boolean, shape (n,): the mean is over these rows alone.
+      theta, bias: class weights, shape (k, f), and b, shape (k,).
+      x, labels, l2, where: as in `fit_regression`.
 
-    Returns:
-      A scalar.
+    Returns: a scalar.
     """
     losses = cross_entropy(matmul(x, theta.T) + bias[None, :], labels)
     return jnp.sum(_weights(x, where) * losses) + l2 * jnp.sum(theta**2)
@@ -107,15 +98,9 @@ def _weights(x, where):
 
 
 def fit_regression(
-    x: Features,
-    labels: Labels,
-    num_classes: int,
-    l2: ScalarLike,
-    *,
-    where: Rows | None = None,
-    tol: float = 1e-5,
-    max_steps: int = 2000,
-) -> Regression:
+    x: Features, labels: Labels, num_classes: int, l2: ScalarLike, *, where: Rows | None = None,
+    tol: float = 1e-5, max_steps: int = 2000,
+) -> Regression:  # fmt: skip
     r"""Multinomial regression at its optimum, by L-BFGS in preconditioned coordinates.
 
     Minimises $mean_i CE_i(X \theta^T + b) + l2 \, \|\theta\|^2$, which is convex. The features are
@@ -182,38 +167,24 @@ def _fit_regression(x, labels, num_classes, l2, where, tol, max_steps):
         updates, state = optimizer.update(
             grad, state, params, value=value, grad=grad, value_fn=loss
         )
-        params = optax.apply_updates(params, updates)
-        return params, state, count + 1, gradient(state)
+        return optax.apply_updates(params, updates), state, count + 1, gradient(state)
 
     def unfinished(carry):
         _, _, count, norm = carry
         return (count < max_steps) & ~(norm <= tol)
 
     params = (jnp.zeros((num_classes, x.shape[1]), x.dtype), jnp.zeros(num_classes, x.dtype))
-    start = (
-        params,
-        optimizer.init(params),
-        jnp.zeros((), jnp.int32),
-        jnp.asarray(jnp.inf, x.dtype),
-    )
-    result: Any = jax.lax.while_loop(unfinished, step, start)
+    never = (jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, x.dtype))
+    result: Any = jax.lax.while_loop(unfinished, step, (params, optimizer.init(params), *never))
     (phi, bias), _, count, norm = result
     theta, bias = from_basis(basis, phi * scale[None, :], bias)
     return Regression(theta, bias, norm, count, norm <= tol)
 
 
 def fit_noisy_regression(
-    key: PRNGKeyArray,
-    x: Features,
-    labels: Labels,
-    num_classes: int,
-    l2: ScalarLike,
-    noise: ScalarLike,
-    *,
-    where: Rows | None = None,
-    num_steps: int = 1000,
-    tol: float = 1e-3,
-) -> Regression:
+    key: PRNGKeyArray, x: Features, labels: Labels, num_classes: int, l2: ScalarLike,
+    noise: ScalarLike, *, where: Rows | None = None, num_steps: int = 1000, tol: float = 1e-3,
+) -> Regression:  # fmt: skip
     r"""Multinomial regression trained on noisy features, fresh noise at every step.
 
     Minimises $E_\epsilon\, mean_i CE_i((X + s \epsilon) \theta^T + b) + l2 \, \|\theta\|^2$,
@@ -229,12 +200,8 @@ def fit_noisy_regression(
 
     Args:
       key: random key of the noise.
-      x: features, shape (n, f).
-      labels: integers in 0 .. k-1, shape (n,).
-      num_classes: k.
-      l2: penalty on the sum of squares of theta.
+      x, labels, num_classes, l2, where: as in `fit_regression`.
       noise: s, standard deviation of the noise, in units of the features.
-      where: boolean, shape (n,): fit these rows alone. One program serves every choice of rows.
       num_steps: steps, each over all rows.
       tol: the fit has converged if no entry of the gradient, averaged over the last quarter of the
         steps, exceeds it.
@@ -300,9 +267,9 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
 def _normal_draws(key, k: int, n: int, dtype) -> Float[Array, "k r n"]:
     """Standard normal vectors of length k, several for each of n rows: about 8,192 in all.
 
-    Drawing normals costs more than anything else in a step. So each vector serves with both signs
-    and with its entries rotated; these are standard normal too, and uncorrelated except for the
-    sign, whose sum is without the odd terms of the error.
+    Drawing normals costs more than the rest of a step. So each vector serves with both signs and with
+    its entries rotated: these are standard normal too, different rotations are uncorrelated, and in
+    the mean of both signs the odd terms of the error vanish.
     """
     count = -(-8192 // n)
     rotations = min(k, -(-count // 2))

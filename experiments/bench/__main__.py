@@ -16,14 +16,9 @@ from experiments.bench.report import report
 from imr.lab.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    name="bench",
-    question="What does imr cost beside the plain ways to the same results?",
-    config=Config,
-    check=check,
-    shrink=shrink,
-    measure=measure,
-    report=report,
-)
+    name="bench", question="What does imr cost beside the plain ways to the same results?",
+    config=Config, check=check, shrink=shrink, measure=measure, report=report,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

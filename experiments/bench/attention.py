@@ -37,12 +37,9 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
             found = json.loads(made.stdout)
             same = [row["norms"] for row in rows if (row["tokens"], row["way"]) == (n, BLOCKS)]
             row = {
-                "tokens": n,
-                "way": way,
-                "median s": float(np.median(found["seconds"])),
-                "peak GB": found["peak"] / 1e9,
-                **found,
-            }
+                "tokens": n, "way": way, "median s": float(np.median(found["seconds"])),
+                "peak GB": found["peak"] / 1e9, **found,
+            }  # fmt: skip
             if way == DENSE:
                 apart = np.abs(np.subtract(found["norms"], same[0]))
                 row["difference"] = float(np.max(apart) / np.max(same[0]))

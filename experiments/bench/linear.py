@@ -47,14 +47,11 @@ def compare(config: Any, scale: float) -> list[dict[str, Any]]:
     flows, times = race(ways, config.repetitions, REDUCED)
     rows = [
         {
-            "scale": scale,
-            **times[name],
-            "difference": difference(flow.z, flows[AUTODIFF].z),
-            "steps": int(flow.num_steps),
-            "converged": bool(flow.converged),
+            "scale": scale, **times[name], "difference": difference(flow.z, flows[AUTODIFF].z),
+            "steps": int(flow.num_steps), "converged": bool(flow.converged),
         }
         for name, flow in flows.items()
-    ]
+    ]  # fmt: skip
     if available():
         # In rounds of its own: where both hold the threads, each slows the other down.
         run = torch_flow(z0, theta, labels, config)

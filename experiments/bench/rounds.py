@@ -21,15 +21,13 @@ def race(
     seconds = {name: np.array([times[name] for times in rounds]) for name in ways}
     return results, {
         name: {
-            "way": name,
-            "median s": float(np.median(seconds[name])),
-            "least s": float(np.min(seconds[name])),
-            "most s": float(np.max(seconds[name])),
+            "way": name, "median s": float(np.median(seconds[name])),
+            "least s": float(np.min(seconds[name])), "most s": float(np.max(seconds[name])),
             f"times {base}": float(np.median(seconds[name] / seconds[base])),
             "seconds": seconds[name].tolist(),
         }
         for name in ways
-    }
+    }  # fmt: skip
 
 
 def _timed(way):

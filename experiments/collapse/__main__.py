@@ -8,12 +8,8 @@ from imr.lab.experiment import Experiment
 EXPERIMENT = Experiment(
     name="collapse",
     question="Into what frames do features and class weights collapse, with and without room for them?",
-    config=Config,
-    check=check,
-    shrink=shrink,
-    measure=measure,
-    report=report,
-)
+    config=Config, check=check, shrink=shrink, measure=measure, report=report,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

@@ -41,14 +41,7 @@ def dimensions(config: Config) -> tuple[int, ...]:
 
 
 def check(config: Config) -> None:
-    """Refuses dimensions that are given twice.
-
-    Args:
-      config: whose flags are within their bounds.
-
-    Raises:
-      ImrError: if a dimension stands twice.
-    """
+    """Refuses dimensions that are given twice."""
     if len(set(config.dimensions)) < len(config.dimensions):
         raise flag_error("dimensions", "must hold each number once", config.dimensions)
 
@@ -57,11 +50,8 @@ def shrink(config: Config) -> Config:
     """The smoke version: fewer classes and times, and every kind of frame still there."""
     classes = min(config.classes, 4)
     return replace(
-        config,
-        classes=classes,
+        config, classes=classes,
         dimensions=tuple(f for f in config.dimensions if f <= classes + 1),
-        rows=min(config.rows, 4),
-        t1=min(config.t1, 1e4),
-        per_decade=min(config.per_decade, 2),
+        rows=min(config.rows, 4), t1=min(config.t1, 1e4), per_decade=min(config.per_decade, 2),
         seeds=min(config.seeds, 3),
-    )
+    )  # fmt: skip

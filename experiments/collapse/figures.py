@@ -8,35 +8,16 @@ import numpy as np
 from imr.lab.plotting import new_figure
 
 _TITLES = {
-    "nc1": "nc1, scatter within classes",
-    "nc2": "nc2, distance to a simplex frame",
-    "nc3": "nc3, theta against class means",
-    "nc4": "nc4, not at the nearest mean",
-}
+    "nc1": "nc1, scatter within classes", "nc2": "nc2, distance to a simplex frame",
+    "nc3": "nc3, theta against class means", "nc4": "nc4, not at the nearest mean",
+}  # fmt: skip
 
 
 def collapse(
-    ts: np.ndarray,
-    measures: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    dimensions: Sequence[int],
-    *,
-    floor: float = 1e-7,
-    title: str = "",
-) -> Any:
-    """The four measures of neural collapse in time.
-
-    Args:
-      ts: times of each row of panels, shape (rows, s), above 0.
-      measures: nc1 to nc4, shape (rows, dimensions, seeds, s).
-      names: of the rows of panels.
-      dimensions: f of each line.
-      floor: below it values are rounding, and drawn as this.
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure; lines are medians of seeds, bands their range.
-    """
+    ts: np.ndarray, measures: Mapping[str, np.ndarray], names: Sequence[str],
+    dimensions: Sequence[int], *, floor: float = 1e-7, title: str = "",
+) -> Any:  # fmt: skip
+    """The four measures of neural collapse in time."""
     figure = new_figure(figsize=(14, 3.3 * len(names) + 0.9))
     axes = figure.subplots(len(names), 4, squeeze=False)
     shades = np.linspace(0.05, 0.92, len(dimensions))
@@ -70,25 +51,10 @@ def _colours(shades: np.ndarray) -> Any:
 
 
 def plane(
-    features: np.ndarray,
-    theta: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    *,
+    features: np.ndarray, theta: np.ndarray, labels: np.ndarray, names: Sequence[str], *,
     title: str = "",
-) -> Any:
-    """Features and theta in two dimensions at the end.
-
-    Args:
-      features: shape (rows, seeds, n, 2), over the root mean square of their norms.
-      theta: shape (rows, seeds, k, 2), over the root mean square of its rows' norms.
-      labels: shape (n,).
-      names: of the rows of panels.
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure, a column a seed.
-    """
+) -> Any:  # fmt: skip
+    """Features and theta in two dimensions at the end."""
     rows, seeds = features.shape[:2]
     figure = new_figure(figsize=(2.7 * seeds + 0.4, 2.75 * rows + 0.9))
     axes = figure.subplots(rows, seeds, squeeze=False, sharex=True, sharey=True)
@@ -122,24 +88,10 @@ def plane(
 
 
 def frames(
-    dimensions: Sequence[int],
-    panels: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    *,
+    dimensions: Sequence[int], panels: Sequence[Mapping[str, Any]], names: Sequence[str], *,
     title: str = "",
-) -> Any:
-    """What frames the runs end in, against the dimension, beside the bounds.
-
-    Args:
-      dimensions: f.
-      panels: mappings with `label`, `values` of shape (len(names), dimensions, seeds), `bound`, its
-        name `bound_label`, and where bounds are not known for all f, NaN.
-      names: of the kinds of runs.
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure; markers are seeds, lines their means.
-    """
+) -> Any:  # fmt: skip
+    """What frames the runs end in, against the dimension, beside the bounds."""
     figure = new_figure(figsize=(4.2 * len(panels), 4.1))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     x = np.asarray(dimensions, float)

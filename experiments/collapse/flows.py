@@ -60,9 +60,6 @@ def times(config: Config) -> np.ndarray:
 
     Without decay the flow slows down like 1 / t and has no limit: it is cheap to follow far. With
     decay it is at its limit after some 1 / decay, and steps cannot grow beyond that.
-
-    Returns:
-      Shape (2, s), without and with decay.
     """
     ends = np.array([config.t1, config.decay_times / config.decay])
     count = round(config.per_decade * np.log10(ends.max() / FIRST_TIME)) + 1
@@ -138,11 +135,7 @@ def _measure(labels, state):
     margin = -jnp.max(behind(labels, z, theta))
     norms = jnp.sqrt(jnp.mean(jnp.sum(z**2, axis=1)) * jnp.mean(jnp.sum(theta**2, axis=1)))
     return (
-        *neural_collapse(z, theta, labels),
-        simplex_alignment(means),
-        simplex_alignment(theta),
+        *neural_collapse(z, theta, labels), simplex_alignment(means), simplex_alignment(theta),
         jnp.mean(interference(theta - theta.mean(axis=0, keepdims=True))),
-        _loss(labels, z, theta) / len(labels),
-        margin,
-        margin / norms,
-    )
+        _loss(labels, z, theta) / len(labels), margin, margin / norms,
+    )  # fmt: skip

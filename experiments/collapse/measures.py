@@ -25,14 +25,7 @@ MEASURED = (
 
 
 class Results(NamedTuple):
-    """All that the tables and figures show.
-
-    Attributes:
-      ts: times, shape (2, s), without and with decay.
-      runs: of all decays, dimensions and seeds.
-      labels: class of each feature, shape (k n,).
-      rows: of the table.
-    """
+    """All that the tables and figures show."""
 
     ts: np.ndarray
     runs: Course
@@ -41,18 +34,7 @@ class Results(NamedTuple):
 
 
 def measure(config: Config, run: RunFolder) -> Results:
-    """Runs every flow, and writes its course to the metrics of the run folder.
-
-    Args:
-      config: the flags.
-      run: where metrics go.
-
-    Returns:
-      The results.
-
-    Raises:
-      FlowError: if a flow does not reach its end.
-    """
+    """Runs every flow, and writes its course to the metrics of the run folder."""
     fs = dimensions(config)
     say(
         f"{config.classes} classes, f = {', '.join(map(str, fs))}, {len(DECAYS)} decays, "
@@ -85,14 +67,7 @@ def _log(run: RunFolder, ts: np.ndarray, runs: Course, fs: tuple[int, ...]) -> N
 
 
 def table(config: Config, ts: np.ndarray, runs: Course, starts: Any) -> list[dict[str, Any]]:
-    """A row for each dimension and decay: means and standard deviations over seeds, bounds, verdicts.
-
-    Args:
-      config: as its name says.
-      ts: times, shape (2, s), without and with decay.
-      runs: in numpy.
-      starts: z and theta at time 0, as `flows.starts` gives them, in numpy.
-    """
+    """A row for each dimension and decay: means and standard deviations over seeds, bounds, verdicts."""
     rows = []
     for d, decay in enumerate(DECAYS):
         for i, f in enumerate(dimensions(config)):
@@ -143,11 +118,9 @@ def _references(k: int, f: int) -> dict[str, float | None]:
     """Bounds and known codes; what is centred has no more than k - 1 dimensions."""
     room = min(f, k - 1)
     return {
-        "alignment_bound": (room / (k - 1)) ** 0.5,
-        "welch_bound": welch_bound(k, room),
-        "code_distance": theory.code_distance(k, f),
-        "code_angle": theory.code_angle(k, f),
-    }
+        "alignment_bound": (room / (k - 1)) ** 0.5, "welch_bound": welch_bound(k, room),
+        "code_distance": theory.code_distance(k, f), "code_angle": theory.code_angle(k, f),
+    }  # fmt: skip
 
 
 def _closed_forms(config: Config, row: dict[str, Any]) -> dict[str, float | None]:

@@ -17,13 +17,7 @@ _SHOWN_SEEDS = 5
 
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
-    """Writes the figures, the tables and the summary into the run folder.
-
-    Args:
-      config: the flags.
-      run: the folder.
-      results: of `measure`.
-    """
+    """Writes the figures, the tables and the summary into the run folder."""
     draw(config, run, results.ts, results.runs, results.labels, results.rows)
     run.finish({"table": results.rows}, tables(config, results.rows))
 
@@ -33,37 +27,27 @@ def tables(config: Config, rows: list[dict[str, Any]]) -> str:
     k, seeds = config.classes, config.seeds
     collapse = [
         {
-            "f": row["f"],
-            "decay": row["decay"],
+            "f": row["f"], "decay": row["decay"],
             **{name: f"{row[name]:.1e}" for name in ("nc1", "nc2", "nc3")},
-            "nc4": f"{row['nc4']:.3f}",
-            "loss": f"{row['loss']:.2e}",
-            "least margin": cell(row, "margin"),
-            "predicted": row["margin_predicted"],
-            "L t 2km/(k-1)": row["loss_pace"],
-            "pace": f"{row['pace']:.0e}",
+            "nc4": f"{row['nc4']:.3f}", "loss": f"{row['loss']:.2e}",
+            "least margin": cell(row, "margin"), "predicted": row["margin_predicted"],
+            "L t 2km/(k-1)": row["loss_pace"], "pace": f"{row['pace']:.0e}",
             "balance drift": f"{row['balance_drift']:.0e}",
         }
         for row in rows
-    ]
+    ]  # fmt: skip
     frames = [
         {
-            "f": row["f"],
-            "decay": row["decay"],
-            "alignment": cell(row, "alignment"),
-            "bound": row["alignment_bound"],
-            "interference": cell(row, "interference"),
-            "Welch": row["welch_bound"],
-            "one against rest": cell(row, "distance"),
-            "code": row["code_distance"],
-            "least angle": cell(row, "angle", ".1f"),
-            "best": row["code_angle"],
-            "normalised margin": cell(row, "normalised"),
+            "f": row["f"], "decay": row["decay"], "alignment": cell(row, "alignment"),
+            "bound": row["alignment_bound"], "interference": cell(row, "interference"),
+            "Welch": row["welch_bound"], "one against rest": cell(row, "distance"),
+            "code": row["code_distance"], "least angle": cell(row, "angle", ".1f"),
+            "best": row["code_angle"], "normalised margin": cell(row, "normalised"),
             "norm spread": row["norm_spread"],
             "groups": f"{row['blocks']} ({row['blocks_seeds']}/{seeds})",
         }
         for row in rows
-    ]
+    ]  # fmt: skip
     names = (
         "settled", "collapsed", "self_dual", "simplex", "at_alignment_bound", "at_welch_bound",
         "softmax_code",

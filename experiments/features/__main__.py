@@ -20,12 +20,8 @@ def load(config: Config) -> ImageData:
 EXPERIMENT = Experiment(
     name="features",
     question="How do images flow under a multinomial regression fitted to them, and how fast?",
-    config=Config,
-    shrink=shrink,
-    data=load,
-    measure=measure,
-    report=report,
-)
+    config=Config, shrink=shrink, data=load, measure=measure, report=report,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

@@ -41,11 +41,6 @@ def shrink(config: Config) -> Config:
     """The smoke version: every part, as small as it goes; tighter limits of the user's stay."""
     limit = 300 if config.train_limit is None else min(config.train_limit, 300)
     return replace(
-        config,
-        train_limit=limit,
-        t1=min(config.t1, 1e3),
-        per_decade=min(config.per_decade, 4),
-        shown=min(config.shown, 100),
-        strips=min(config.strips, 3),
-        seeds=min(config.seeds, 2),
-    )
+        config, train_limit=limit, t1=min(config.t1, 1e3), per_decade=min(config.per_decade, 4),
+        shown=min(config.shown, 100), strips=min(config.strips, 3), seeds=min(config.seeds, 2),
+    )  # fmt: skip

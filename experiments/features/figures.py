@@ -11,29 +11,10 @@ _COLOURS = {"free": "C0", "anchored": "C1"}
 
 
 def law(
-    ts: np.ndarray,
-    loss: Mapping[str, np.ndarray],
-    margin: Mapping[str, np.ndarray],
-    scaled: np.ndarray,
-    loss_law: np.ndarray,
-    margin_law: np.ndarray,
-    *,
-    title: str = "",
-) -> Any:
-    """Loss and margins against time beside what theta predicts of late times.
-
-    Args:
-      ts: times, shape (s,), all above 0.
-      loss: of each flow the mean loss of a row, by seed, shape (seeds, s).
-      margin: of each flow quantiles 0.05, 0.5 and 0.95 over rows, means over seeds, shape (3, s).
-      scaled: the same quantiles of t L gamma^2 of the free flow, shape (3, s); 1 is the law.
-      loss_law: 1 / gamma^2, mean over rows, by seed, shape (seeds,).
-      margin_law: -log max alpha, quantiles over rows as above, shape (3,).
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure of three panels.
-    """
+    ts: np.ndarray, loss: Mapping[str, np.ndarray], margin: Mapping[str, np.ndarray],
+    scaled: np.ndarray, loss_law: np.ndarray, margin_law: np.ndarray, *, title: str = "",
+) -> Any:  # fmt: skip
+    """Loss and margins against time beside what theta predicts of late times."""
     figure = new_figure(figsize=(13, 4.2))
     left, middle, right = figure.subplots(1, 3)
     late = ts >= 1
@@ -47,12 +28,9 @@ def law(
     for kind, (low, median, high) in margin.items():
         _band(middle, ts, median, low, high, kind)
     middle.plot(
-        ts[late],
-        np.log(ts[late]) + margin_law[1],
-        color="k",
-        linestyle="--",
+        ts[late], np.log(ts[late]) + margin_law[1], color="k", linestyle="--",
         label="predicted median, log(t / max α)",
-    )
+    )  # fmt: skip
     middle.set(xscale="log", ylabel="margin of a row (nats)")
     middle.set_title("margins: median and 5 to 95 % of rows", fontsize=10)
     _band(right, ts, scaled[1], scaled[0], scaled[2], "free")
@@ -78,23 +56,10 @@ def _short(time: float) -> str:
 
 
 def classes(
-    ts: np.ndarray,
-    nc1: Mapping[str, np.ndarray],
-    nc1_logits: Mapping[str, np.ndarray],
-    accuracy: Mapping[str, np.ndarray],
-    *,
-    title: str = "",
-) -> Any:
-    """Class structure in time: collapse of variability, of features and of logits, and accuracy.
-
-    Args:
-      ts: times, shape (s,), all above 0.
-      nc1, nc1_logits, accuracy: of each flow, by seed, shape (seeds, s).
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure of two panels; bands are the range of seeds.
-    """
+    ts: np.ndarray, nc1: Mapping[str, np.ndarray], nc1_logits: Mapping[str, np.ndarray],
+    accuracy: Mapping[str, np.ndarray], *, title: str = "",
+) -> Any:  # fmt: skip
+    """Class structure in time: collapse of variability, of features and of logits, and accuracy."""
     figure = new_figure(figsize=(9, 4.0))
     left, right = figure.subplots(1, 2)
     for kind, features in nc1.items():
@@ -117,27 +82,10 @@ def classes(
 
 
 def projection(
-    times: Sequence[float],
-    points: np.ndarray,
-    labels: np.ndarray,
-    theta: np.ndarray,
-    names: Sequence[str],
-    *,
-    title: str = "",
-) -> Any:
-    """Features in one fixed plane at several times, coloured by class.
-
-    Args:
-      times: of the panels, (p,).
-      points: projected features, shape (p, n, 2).
-      labels: shape (n,).
-      theta: projected class weights, shape (k, 2); drawn as directions.
-      names: of the classes.
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure, one panel a time, all on the same axes.
-    """
+    times: Sequence[float], points: np.ndarray, labels: np.ndarray, theta: np.ndarray,
+    names: Sequence[str], *, title: str = "",
+) -> Any:  # fmt: skip
+    """Features in one fixed plane at several times, coloured by class."""
     columns = (len(times) + 1) // 2
     figure = new_figure(figsize=(3.5 * columns, 7.4))
     axes = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
@@ -150,11 +98,9 @@ def projection(
             own = labels == c
             axis.scatter(*panel[own].T, s=7, color=colours[c], alpha=0.6, linewidth=0, label=name)
             axis.annotate(
-                "",
-                centre + reach * theta[c] / length,
-                centre,
+                "", centre + reach * theta[c] / length, centre,
                 arrowprops={"arrowstyle": "-|>", "color": colours[c], "linewidth": 1},
-            )
+            )  # fmt: skip
         axis.set_title(f"t = {_short(time)}", fontsize=10)
         axis.set_aspect("equal", adjustable="box")
         axis.grid(alpha=0.3)
@@ -172,30 +118,13 @@ def projection(
 
 
 def pictures(
-    times: Sequence[float],
-    states: np.ndarray,
-    limits: np.ndarray,
-    names: Sequence[str],
-    read: Sequence[Sequence[str]],
-    *,
-    title: str = "",
-) -> Any:
+    times: Sequence[float], states: np.ndarray, limits: np.ndarray, names: Sequence[str],
+    read: Sequence[Sequence[str]], *, title: str = "",
+) -> Any:  # fmt: skip
     """Images on their way, and how far they have come: Z(t) and Z(t) - Z(0).
 
     The difference lies in the span of theta's rows, whatever the image: what is drawn is a
     combination of class weights, and of late times the same for all images of a class.
-
-    Args:
-      times: of the columns, the first 0, (p,).
-      states: images, shape (i, p, h, w).
-      limits: the direction w of each image's class, shape (i, h, w); Z(t) ~ w log t.
-      names: the true class of each image.
-      read: the class that the regression reads at each time, i rows of p.
-      title: above it all.
-
-    Returns:
-      A matplotlib Figure, one row an image. Images share one grey scale, that of t = 0, cut off
-      outside; each row's differences share a scale that is symmetric about zero.
     """
     count, columns = len(states), 2 * len(times)
     figure = new_figure(figsize=(1.05 * columns + 1.2, 1.25 * count + 0.9))

@@ -84,16 +84,6 @@ def flows(x, y, rows, ts, l2, lam, k: int, shown: int) -> Flows:
 
     Seed after seed within one program: a fit under `jax.vmap` would cost as much as the slowest line
     search of all at every step, and saved features of one seed are as much as memory should hold.
-
-    Args:
-      x: images, shape (n, f).
-      y: labels, shape (n,).
-      rows: of each seed, shape (seeds, n).
-      ts: times to save at, shape (s,).
-      l2: penalty of the fit.
-      lam: weight of the anchor.
-      k: number of classes.
-      shown: how many rows keep their coordinates.
     """
     return jax.lax.map(lambda r: _one_seed(x[r], y[r], ts, l2, lam, k, shown), rows)
 

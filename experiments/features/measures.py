@@ -51,11 +51,9 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
     seeds = by_seed(found, data.train_labels, rows)
     _log(run, ts, seeds)
     summary = {
-        "law": law_rows(ts, seeds),
-        "classes": class_rows(ts, seeds, data.class_names),
-        "ends": end_rows(ts, seeds),
-        "bound": [bound_row(ts, seeds)],
-    }
+        "law": law_rows(ts, seeds), "classes": class_rows(ts, seeds, data.class_names),
+        "ends": end_rows(ts, seeds), "bound": [bound_row(ts, seeds)],
+    }  # fmt: skip
     return Results(data, ts, seeds, data.train_images[rows[0, :shown]], found.theta[0], summary)
 
 
@@ -129,20 +127,15 @@ def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
             margins, low, high = np.array(quantiles).T
             rows.append(
                 {
-                    "flow": kind,
-                    "decade": decade,
-                    "from": float(ts[inside][0]),
-                    "to": float(ts[inside][-1]),
-                    "loss_slope": float(np.mean(losses)),
+                    "flow": kind, "decade": decade, "from": float(ts[inside][0]),
+                    "to": float(ts[inside][-1]), "loss_slope": float(np.mean(losses)),
                     "loss_slope_std": std(losses),
                     "loss_slope_predicted": -1.0 if kind == "free" else 0.0,
-                    "margin_slope": float(margins.mean()),
-                    "margin_slope_std": std(margins),
-                    "margin_slope_q05": float(low.mean()),
-                    "margin_slope_q95": float(high.mean()),
+                    "margin_slope": float(margins.mean()), "margin_slope_std": std(margins),
+                    "margin_slope_q05": float(low.mean()), "margin_slope_q95": float(high.mean()),
                     "margin_slope_predicted": 1.0 if kind == "free" else 0.0,
                 }
-            )
+            )  # fmt: skip
     return rows
 
 
@@ -159,20 +152,16 @@ def class_rows(ts: np.ndarray, seeds: list[Seed], names: tuple[str, ...]) -> lis
             q05, median, q95 = np.quantile(ratio, [0.05, 0.5, 0.95])
             found.append(
                 {
-                    "distance": late.distance[c],
-                    "support": late.support[c],
-                    "loss_constant_predicted": constant,
-                    "loss_constant": median * constant,
-                    "ratio": median,
-                    "ratio_q05": q05,
-                    "ratio_q95": q95,
+                    "distance": late.distance[c], "support": late.support[c],
+                    "loss_constant_predicted": constant, "loss_constant": median * constant,
+                    "ratio": median, "ratio_q05": q05, "ratio_q95": q95,
                     "share_asymptotic": np.mean(np.abs(ratio - 1) <= CLOSE),
                     "margin_constant_predicted": -np.log(late.alpha[c].max()),
                     "margin_constant": np.median(offset),
                     "margin_constant_one_rival": -np.log(late.nearest[c]),
                     "exponent_predicted": late.exponent[c],
                 }
-            )
+            )  # fmt: skip
         means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
         rows.append({"class": name, **means, "ratio_std": std([row["ratio"] for row in found])})
     return rows
@@ -233,9 +222,7 @@ def bound_row(ts: np.ndarray, seeds: list[Seed]) -> dict[str, Any]:
         slack.append(bound_slack(-np.log(np.expm1(loss)), ts, seed.late.distance[seed.labels]))
     ends = np.concatenate([s[-1] for s in slack])
     return {
-        "rows": int(ends.size),
-        "times": len(ts),
+        "rows": int(ends.size), "times": len(ts),
         "least_slack": float(min(s.min() for s in slack)),
-        "median_slack_end": float(np.median(ends)),
-        "largest_slack_end": float(ends.max()),
-    }
+        "median_slack_end": float(np.median(ends)), "largest_slack_end": float(ends.max()),
+    }  # fmt: skip

@@ -41,9 +41,7 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
     ]
     classes = [
         {
-            "class": row["class"],
-            "gamma": row["distance"],
-            "rivals": f"{row['support']:.1f}",
+            "class": row["class"], "gamma": row["distance"], "rivals": f"{row['support']:.1f}",
             "1/gamma^2": f"{row['loss_constant_predicted']:.4f}",
             "t L": f"{row['loss_constant']:.4f}",
             "ratio": f"{row['ratio']:.3f} ({row['ratio_q05']:.3f} to {row['ratio_q95']:.3f})",
@@ -54,7 +52,7 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
             "exponent": row["exponent_predicted"],
         }
         for row in summary["classes"]
-    ]
+    ]  # fmt: skip
     ends = [
         {
             "flow": row["flow"],
@@ -130,14 +128,9 @@ def _draw_law(run, ts, seeds, title):
     )
     arrays = {f"{name}_{kind}": shown[name][kind] for name in shown for kind in KINDS}
     run.save_figure(
-        "law",
-        figure,
-        ts=ts[after],
-        scaled=scaled,
-        loss_law=loss_law,
-        margin_law=margin_law,
+        "law", figure, ts=ts[after], scaled=scaled, loss_law=loss_law, margin_law=margin_law,
         **arrays,
-    )
+    )  # fmt: skip
 
 
 def _draw_classes(run, ts, seeds, title):
@@ -190,14 +183,9 @@ def _draw_pictures(config, run, ts, seed, images, data):
         "each image the class read (red: wrong). Differences lie in the span of theta",
     )  # fmt: skip
     run.save_figure(
-        "pictures",
-        figure,
-        ts=ts[at],
-        states=states,
-        limits=limits,
-        labels=labels[chosen],
+        "pictures", figure, ts=ts[at], states=states, limits=limits, labels=labels[chosen],
         read=read,
-    )
+    )  # fmt: skip
 
 
 def _nearest(ts: np.ndarray, wanted: list[float]) -> np.ndarray:

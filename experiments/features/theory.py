@@ -68,13 +68,9 @@ def late_times(theta: np.ndarray) -> LateTimes:
         nearest[c] = 1 / np.min(np.sum(differences**2, axis=1))
     weights = alpha.sum(axis=1)
     return LateTimes(
-        alpha,
-        weights**-0.5,
-        weights[:, None] * theta - alpha @ theta,
-        (alpha > 0).sum(axis=1),
-        exponent,
-        nearest,
-    )
+        alpha, weights**-0.5, weights[:, None] * theta - alpha @ theta, (alpha > 0).sum(axis=1),
+        exponent, nearest,
+    )  # fmt: skip
 
 
 def _hard_margin(differences: np.ndarray) -> tuple[np.ndarray, float]:
@@ -93,16 +89,7 @@ def _hard_margin(differences: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def bound_slack(log_odds: np.ndarray, ts: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """By how much of log-odds each row is ahead of the bound that holds at every time.
-
-    Args:
-      log_odds: u, shape (s, n), the first at time 0.
-      ts: shape (s,).
-      distance: gamma of each row's class, shape (n,).
-
-    Returns:
-      u less the root v of $v + e^v = u_0 + e^{u_0} + \\gamma^2 t$, shape (s, n): not negative.
-    """
+    """By how much of log-odds each row is ahead of the bound that holds at every time."""
     start = log_odds[0] + np.exp(log_odds[0])
     return log_odds - _log_odds_at(start + np.square(distance) * ts[:, None])
 

@@ -10,23 +10,16 @@ from imr.lab.experiment import Experiment
 def load(config: Config) -> ImageData:
     """The images that the flags name."""
     return load_images(
-        config.dataset,
-        config.data_dir,
-        train_limit=config.train_limit,
+        config.dataset, config.data_dir, train_limit=config.train_limit,
         test_limit=config.test_limit,
-    )
+    )  # fmt: skip
 
 
 EXPERIMENT = Experiment(
     name="images",
     question="Does iterating the transformer block improve classification of clean and noisy images?",
-    config=Config,
-    check=check,
-    shrink=shrink,
-    data=load,
-    measure=measure,
-    report=report,
-)
+    config=Config, check=check, shrink=shrink, data=load, measure=measure, report=report,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

@@ -13,15 +13,12 @@ REGRESSION = "multinomial_regression"
 
 # The block of each model and its arguments; the flags give the arguments that are not named here.
 MODELS = {
-    "attention": (Block, {"mlp_width": None}),
-    "mlp": (Block, {"attention": False}),
-    "attention_mlp": (Block, {}),
-    "latent_attention": (Block, {"mlp_width": None}),
-    "flow": (FlowBlock, {}),
-    "self_attention": (PatchBlock, {}),
+    "attention": (Block, {"mlp_width": None}), "mlp": (Block, {"attention": False}),
+    "attention_mlp": (Block, {}), "latent_attention": (Block, {"mlp_width": None}),
+    "flow": (FlowBlock, {}), "self_attention": (PatchBlock, {}),
     "self_attention_row": (PatchBlock, {"column_term": False}),
     "patch_mlp": (PatchBlock, {"attention": False}),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +70,8 @@ class Config(RunFlags):
     prototypes: Annotated[int, at_least(1)] = 8
     """Prototypes of each class in latent_attention."""
     penalties: Annotated[tuple[float, ...], at_least(0)] = (
-        1e-5,
-        3e-5,
-        1e-4,
-        3e-4,
-        6e-4,
-        1e-3,
-        3e-3,
-        1e-2,
-        3e-2,
-        1e-1,
-    )
+        1e-5, 3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1,
+    )  # fmt: skip
     """Penalties of multinomial regression; one is chosen on held-back training images."""
     held_back: Annotated[float, above(0), below(1)] = 0.2
     """Share of the training images held back for that choice."""
@@ -94,15 +82,7 @@ class Config(RunFlags):
 
 
 def check(config: Config) -> None:
-    """Refuses flags that are within their bounds and still make no run.
-
-    Args:
-      config: as parsed.
-
-    Raises:
-      ImrError: if a list is empty or repeats a value, a model is unknown, tau is not positive without
-        `--signed-step`, or clean test images are left out.
-    """
+    """Refuses flags that are within their bounds and still make no run."""
     for name in ("iterations", "train_noise", "test_noise", "l2", "penalties", "models"):
         values = getattr(config, name)
         if not values and name != "models":
@@ -120,31 +100,19 @@ def check(config: Config) -> None:
 
 
 def shrink(config: Config) -> Config:
-    """The smoke version: every part, as small as it goes; tighter limits of the user's stay.
-
-    Args:
-      config: as parsed.
-
-    Returns:
-      A new configuration.
-    """
+    """The smoke version: every part, as small as it goes; tighter limits of the user's stay."""
 
     def least(value: int | None, limit: int) -> int:
         return limit if value is None else min(value, limit)
 
     return replace(
-        config,
-        train_limit=least(config.train_limit, 400),
-        test_limit=least(config.test_limit, 100),
-        epochs=least(config.epochs, 60),
+        config, train_limit=least(config.train_limit, 400),
+        test_limit=least(config.test_limit, 100), epochs=least(config.epochs, 60),
         checkpoint_every=1,
         iterations=tuple(sorted({min(depth, 2) for depth in config.iterations})),
-        extra_iterations=1,
-        mlp_width=16,
-        prototypes=2,
-        penalties=(1e-3, 1e-2),
+        extra_iterations=1, mlp_width=16, prototypes=2, penalties=(1e-3, 1e-2),
         seeds=min(config.seeds, 2),
-    )
+    )  # fmt: skip
 
 
 def level_name(level: float) -> str:

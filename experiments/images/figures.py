@@ -31,14 +31,12 @@ def draw_iterations(config: Config, run: RunFolder, results, data: ImageData) ->
     for noise in config.train_noise:
         lines = [
             {
-                "label": label(result),
-                "mean": result.accuracy.mean(axis=0),
-                "std": deviations(result.accuracy),
-                "trained": result.trained_iterations,
+                "label": label(result), "mean": result.accuracy.mean(axis=0),
+                "std": deviations(result.accuracy), "trained": result.trained_iterations,
             }
             for result in results
             if result.train_noise == noise
-        ]
+        ]  # fmt: skip
         title = f"{data.name}, trained with noise {noise:g}; marker: trained depth"
         panels = [level_name(level) for level in config.test_noise]
         figure = plotting.accuracy_by_iteration(panels, lines, title=title)
@@ -71,27 +69,23 @@ def draw_frontier(config: Config, run: RunFolder, results, curves, data: ImageDa
                 "label": f"{label(result)}, train noise {result.train_noise:g}",
                 "colour": [REGRESSION, *MODELS].index(result.model),
                 "marker": [0, *config.iterations].index(result.trained_iterations),
-                "filled": result.train_noise > 0,
-                "clean": at[:, clean].mean(),
-                "clean_std": np.nan_to_num(std(at[:, clean])),
-                "noisy": at[:, levels].mean(axis=0),
+                "filled": result.train_noise > 0, "clean": at[:, clean].mean(),
+                "clean_std": np.nan_to_num(std(at[:, clean])), "noisy": at[:, levels].mean(axis=0),
                 "noisy_std": np.nan_to_num([std(at[:, i]) for i in levels]),
             }
-        )
+        )  # fmt: skip
     panels = [level_name(config.test_noise[i]) for i in levels]
     figure = plotting.frontier(
         panels, drawn_curves, drawn_points, title=f"{data.name}: the frontier"
     )
     run.save_figure(
-        "frontier",
-        figure,
-        penalties=np.array(sorted(config.penalties)),
+        "frontier", figure, penalties=np.array(sorted(config.penalties)),
         labels=np.array([p["label"] for p in drawn_points]),
         curves_clean=np.stack([c["clean"] for c in drawn_curves]),
         curves_noisy=np.stack([c["noisy"] for c in drawn_curves]),
         points_clean=np.array([p["clean"] for p in drawn_points]),
         points_noisy=np.stack([p["noisy"] for p in drawn_points]),
-    )
+    )  # fmt: skip
 
 
 def deviations(accuracy: np.ndarray) -> np.ndarray:

@@ -11,13 +11,7 @@ from flax import nnx
 
 from experiments.images import figures
 from experiments.images.config import REGRESSION, Config, level_name
-from experiments.images.models import (
-    build,
-    fit_penalties,
-    groups,
-    schedule,
-    train_model,
-)  # fmt: skip
+from experiments.images.models import build, fit_penalties, groups, schedule, train_model
 from imr import cross_entropy
 from imr.lab.console import say
 from imr.lab.data import ImageData, add_noise, held_back_split
@@ -28,14 +22,8 @@ from imr.regression import fit_noisy_regression
 
 
 class Result(NamedTuple):
-    """One model, train noise and penalty.
-
-    Attributes:
-      model: its name.
-      train_noise, l2, trained_iterations: what it was trained with.
-      accuracy, cross_entropy: on test images, shape (seeds, levels of test noise, iterations + 1).
-      tau: learned step sizes, shape (seeds,); None for regression.
-    """
+    """One model, train noise and penalty: accuracy and cross-entropy on test images, shape (seeds,
+    levels of test noise, iterations + 1), and the learned steps, shape (seeds,)."""
 
     model: str
     train_noise: float
@@ -74,7 +62,7 @@ class Margin(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that the report shows."""
+    """All that the report shows; `selection` holds rows of held-back scores."""
 
     data: ImageData
     results: list[Result]
@@ -84,16 +72,7 @@ class Results(NamedTuple):
 
 
 def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
-    """Trains and tests every model; says each row and draws each image's way as soon as it is there.
-
-    Args:
-      config: the flags.
-      run: the run folder.
-      data: the images.
-
-    Returns:
-      The results, in the order of the tables.
-    """
+    """Trains and tests every model; says each row and draws each image's way as soon as it is there."""
     say(plan_words(config, data))
     arrays = jax.device_put((data.train_images, data.train_labels))
     test = jax.device_put((data.test_images, data.test_labels))
@@ -115,25 +94,24 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
             say(row_words(config, result))
         path = figures.draw_strip(config, run, name, depth, states_of_image, data)
         say(f"figure: {path}")
-    margins = frontier_margins(config, results, curves)
-    return Results(data, results, curves, selection, margins)
+    return Results(data, results, curves, selection, frontier_margins(config, results, curves))
 
 
 def plan_words(config: Config, data: ImageData) -> str:
     """What the run will do, and about how long that takes."""
     n, f = data.train_images.shape
     plan, k = schedule(config, n), len(data.class_names)
-    noisy = sum(noise > 0 for noise in config.train_noise)
+    fits = np.count_nonzero(config.train_noise) * (2 * len(config.penalties) + config.seeds)
     # Multiplications and additions; a softmax of k entries counts as ten for each entry.
-    work = noisy * (2 * len(config.penalties) + config.seeds) * 1000 * k * (4 * n * f + 30 * 8192)
+    work = fits * 1000 * k * (4 * n * f + 30 * 8192)
     for name, depth in product(config.models, config.iterations):
         width = 0 if name in ("attention", "latent_attention") else config.mlp_width
         rows = k * config.prototypes if name == "latent_attention" else k
         steps = plan.num_steps * len(groups(config)) * config.seeds
         twice = 2 * config.flow_steps if name == "flow" else 1
         work += 12 * twice * depth * steps * plan.batch_size * f * (rows + width)
-    # As measured on one core of a server: 5e10 of them a second, and 4 s to compile a model.
-    seconds = work / 5e10 + 4 * (2 + len(config.models) * len(config.iterations))
+    # As measured on one core of a server: 5e10 of them a second, and 3 s to compile a model.
+    seconds = work / 5e10 + 3 * (2 + len(config.models) * len(config.iterations))
     about = f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     trained = ", ".join(config.models) or "no other model"
     return (
@@ -148,13 +126,10 @@ def plan_words(config: Config, data: ImageData) -> str:
 def row_words(config: Config, result: Result) -> str:
     """A result in one line, as soon as it is there."""
     means = result.at_depth.mean(axis=0)
-    scores = ", ".join(
-        f"{level_name(level)} {mean:.3f}"
-        for level, mean in zip(config.test_noise, means, strict=True)
-    )
+    scores = [f"{level_name(t)} {a:.3f}" for t, a in zip(config.test_noise, means, strict=True)]
     return (
         f"{result.model}, trained with noise {result.train_noise:g}, l2 {result.l2:g}, "
-        f"{result.trained_iterations} iterations: {scores}"
+        f"{result.trained_iterations} iterations: {', '.join(scores)}"
     )
 
 
@@ -212,13 +187,11 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
         chosen = list(zip(own.theta, own.bias, strict=True))
     scores = [
         regression_scores(
-            np.stack([*fits.theta, theta]),
-            np.stack([*fits.bias, bias]),
-            noisy_test(config.test_noise, key, test[0]),
-            test[1],
+            np.stack([*fits.theta, theta]), np.stack([*fits.bias, bias]),
+            noisy_test(config.test_noise, key, test[0]), test[1],
         )
         for key, (theta, bias) in zip(keys, chosen, strict=True)
-    ]
+    ]  # fmt: skip
     accuracy, loss = (np.stack(each) for each in zip(*jax.device_get(scores), strict=True))
     curve = Curve(noise, accuracy[:, :-1].swapaxes(0, 1))
     result = Result(
@@ -234,11 +207,8 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
 
 
 def measure_model(config: Config, name, depth: int, model, states, data: ImageData, test, keys):
-    """A result for each train noise and penalty, and the states of one test image on its way.
-
-    The image is the first one, with the most noise; its states are those of the first seed, shape
-    (iterations + 1, f).
-    """
+    """A result for each train noise and penalty, and the states of the first test image, with the
+    most noise, through the first seed's model, shape (iterations + 1, f)."""
     graph, count = graph_of(model), depth + config.extra_iterations
     most = max(config.train_noise)
     shown = [group.train_noise for group in groups(config)].index(most)

@@ -32,14 +32,7 @@ class Group(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How long the models are trained.
-
-    Attributes:
-      batch_size: images of a step.
-      steps_per_epoch: of whole minibatches.
-      epochs: in all.
-      epochs_per_chunk: in one dispatch: small data take several, about 50 steps.
-    """
+    """How long the models are trained; one dispatch trains several epochs of small data."""
 
     batch_size: int
     steps_per_epoch: int
@@ -83,19 +76,13 @@ def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..
             "rank": min(config.rank, pixels), "mlp_width": max(1, config.mlp_width // 8),
         }  # fmt: skip
     return partial(
-        Classifier,
-        data.train_images.shape[1],
-        len(data.class_names),
-        iterations=depth,
-        prototypes=config.prototypes if name == "latent_attention" else 1,
-        block=block,
-        **options,
-    )
+        Classifier, data.train_images.shape[1], len(data.class_names), iterations=depth,
+        prototypes=config.prototypes if name == "latent_attention" else 1, block=block, **options,
+    )  # fmt: skip
 
 
 def train_model(config: Config, run: RunFolder, name: str, depth: int, model, arrays, keys):
     """Trains a model for every train noise, penalty and seed in one vmapped program."""
-    runs = list(product(groups(config), range(config.seeds)))
     graph, n = graph_of(model), arrays[1].shape[0]
     plan = schedule(config, n)
 
@@ -119,46 +106,29 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
         for group, row in zip(groups(config), means, strict=True):
             yield {**group._asdict(), "loss": row.mean(), "loss_std": std(row)}
 
+    runs = [
+        {"noise": group.train_noise, "l2": group.l2, "seed": config.seed + seed}
+        for group, seed in product(groups(config), range(config.seeds))
+    ]
     training = train.Training(
-        initialiser(model),
-        loss,
-        batches,
+        initialiser(model), loss, batches,
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, plan.num_steps)),
-        keys=jnp.stack([keys[seed] for _, seed in runs]),
-        hyper={
-            "noise": np.array([group.train_noise for group, _ in runs], np.float32),
-            "l2": np.array([group.l2 for group, _ in runs], np.float32),
-        },
-        data=arrays,
-        num_steps=plan.num_steps,
-    )
+        keys=jnp.stack(len(groups(config)) * keys),
+        hyper={k: np.array([each[k] for each in runs], np.float32) for k in ("noise", "l2")},
+        data=arrays, num_steps=plan.num_steps,
+    )  # fmt: skip
+    holds = {"architecture": describe(model), "runs": runs, "net": name, "depth": depth}
     chunks = max(1, config.checkpoint_every // plan.epochs_per_chunk)
     return train.fit_run(
-        run,
-        f"{name}-{depth}",
-        training,
-        holds={
-            "architecture": describe(model),
-            "runs": [
-                {"noise": group.train_noise, "l2": group.l2, "seed": config.seed + seed}
-                for group, seed in runs
-            ],
-            "net": name,
-            "depth": depth,
-            **config_dict(config),
-        },
+        run, f"{name}-{depth}", training, holds={**holds, **config_dict(config)},
         every=chunks * plan.epochs_per_chunk * plan.steps_per_epoch,
         label=f"{name}, {depth} iterations",
-        tags={"model": name, "trained_iterations": depth},
-        metrics=lines,
-    )
+        tags={"model": name, "trained_iterations": depth}, metrics=lines,
+    )  # fmt: skip
 
 
 def fit_penalties(x, y, k: int, penalties: Sequence[float], noise: float, key, where) -> Regression:
-    """Multinomial regression of some rows at each penalty, leading axis of penalties.
-
-    It says of each fit that has not converged how large its gradient still is.
-    """
+    """Multinomial regression of some rows at each penalty; a fit that has not converged is said."""
     if noise > 0:
         fit = partial(fit_noisy_regression, key, x, y, k, noise=noise, where=where)
         fits = jax.tree.map(np.asarray, jax.vmap(fit)(l2=jnp.array(penalties, x.dtype)))
@@ -167,7 +137,6 @@ def fit_penalties(x, y, k: int, penalties: Sequence[float], noise: float, key, w
         fits = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     for l2, gradient, converged in zip(penalties, fits.gradient, fits.converged, strict=True):
         if not converged:
-            say(
-                f"multinomial regression, l2 {l2:g}, noise {noise:g}: gradient still {gradient:.1e}"
-            )
+            fit = f"multinomial regression, l2 {l2:g}, noise {noise:g}"
+            say(f"{fit}: gradient still {gradient:.1e}")
     return fits

@@ -11,13 +11,7 @@ from imr.lab.seeds import plus_minus, std
 
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
-    """Writes figures, tables and the summary into the run folder.
-
-    Args:
-      config: the flags.
-      run: the run folder.
-      results: of `measure`.
-    """
+    """Writes figures, tables and the summary into the run folder."""
     draw_iterations(config, run, results.results, results.data)
     draw_frontier(config, run, results.results, results.curves, results.data)
     summary = {
@@ -42,33 +36,27 @@ def iteration_rows(config: Config, result: Result) -> list[dict[str, Any]]:
     accuracy, loss = result.accuracy, result.cross_entropy
     return [
         {
-            **result.head,
-            "test_noise": level,
-            "iteration": iteration,
+            **result.head, "test_noise": level, "iteration": iteration,
             "accuracy": float(accuracy[:, index, iteration].mean()),
             "accuracy_std": std(accuracy[:, index, iteration]),
-            "cross_entropy": float(loss[:, index, iteration].mean()),
-            "seeds": config.seeds,
+            "cross_entropy": float(loss[:, index, iteration].mean()), "seeds": config.seeds,
         }
         for iteration in range(accuracy.shape[2])
         for index, level in enumerate(config.test_noise)
-    ]
+    ]  # fmt: skip
 
 
 def frontier_rows(config: Config, curve: Curve) -> list[dict[str, Any]]:
     """Multinomial regression at every penalty and level of test noise."""
     return [
         {
-            "model": REGRESSION,
-            "train_noise": curve.train_noise,
-            "l2": l2,
-            "test_noise": level,
+            "model": REGRESSION, "train_noise": curve.train_noise, "l2": l2, "test_noise": level,
             "accuracy": float(curve.accuracy[p, :, index].mean()),
             "accuracy_std": std(curve.accuracy[p, :, index]),
         }
         for p, l2 in enumerate(sorted(config.penalties))
         for index, level in enumerate(config.test_noise)
-    ]
+    ]  # fmt: skip
 
 
 def tables(config: Config, results: Results) -> str:
@@ -94,11 +82,9 @@ def tables(config: Config, results: Results) -> str:
 def table_head(result: Result) -> dict[str, Any]:
     """The first columns of both tables."""
     return {
-        "model": result.model,
-        "train noise": f"{result.train_noise:g}",
-        "l2": f"{result.l2:g}",
+        "model": result.model, "train noise": f"{result.train_noise:g}", "l2": f"{result.l2:g}",
         "iterations": result.trained_iterations,
-    }
+    }  # fmt: skip
 
 
 def accuracy_row(config: Config, result: Result) -> dict[str, Any]:

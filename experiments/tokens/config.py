@@ -68,11 +68,7 @@ def check(config: Config) -> None:
 def shrink(config: Config) -> Config:
     """The smoke version: every part, as small as it goes; tighter limits of the user's stay."""
     return replace(
-        config,
-        tokens=min(config.tokens, 12),
-        betas=min(config.betas, 5),
-        times=min(config.times, 21),
-        time_max=min(config.time_max, max(50.0, 2 * config.time_min)),
-        probes=min(config.probes, 4),
-        seeds=min(config.seeds, 3),
-    )
+        config, tokens=min(config.tokens, 12), betas=min(config.betas, 5),
+        times=min(config.times, 21), time_max=min(config.time_max, max(50.0, 2 * config.time_min)),
+        probes=min(config.probes, 4), seeds=min(config.seeds, 3),
+    )  # fmt: skip

@@ -31,19 +31,7 @@ def phase_diagram(
     panels: Sequence[Mapping[str, Any]], betas, ts, *, label: str, title: str, log: bool = False,
     limits: tuple[float, float], columns: int = 2, cmap: str = "viridis",
 ) -> Any:  # fmt: skip
-    """A quantity over time and inverse temperature, a panel for each flow.
-
-    Args:
-      panels: mappings with `title`, `values` of shape (b, t), NaN where the flow did not get
-        there, and, if there is one, `curve`: times and inverse temperatures, with `curve_label`.
-      betas, ts: evenly spaced in log, shapes (b,) and (t,).
-      label: of the quantity.
-      title: above it all.
-      log: whether the colours are.
-      limits: of the colours.
-      columns: panels beside each other.
-      cmap: the colours.
-    """
+    """A quantity over time and inverse temperature, a panel for each flow."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Patch
 
@@ -86,16 +74,7 @@ def phase_diagram(
 
 
 def trajectories(rows: Sequence[Mapping[str, Any]], betas, ts, *, kind: str, title: str) -> Any:
-    """Where tokens go: a row of panels for each flow, a panel for each inverse temperature.
-
-    Args:
-      rows: mappings with `title` and `paths`, shape (b, t, n, d), not finite where not reached.
-      betas: shape (b,).
-      ts: positive times, shape (t,).
-      kind: `angle` draws the angle of tokens on the circle against time, `disc` the first two
-        coordinates, `scaled` the same over the largest norm at that time.
-      title: above it all.
-    """
+    """Where tokens go: a row of panels for each flow, a panel for each inverse temperature."""
     figure = new_figure(figsize=(3.1 * len(betas) + 0.6, 2.9 * len(rows) + 0.5))
     axes = figure.subplots(len(rows), len(betas), squeeze=False, sharex=kind == "angle")
     for line, row in zip(axes, rows, strict=True):
@@ -141,14 +120,7 @@ def _paths(axis, ts, path, kind: str) -> None:
 
 
 def cosine_histograms(rows: Sequence[Mapping[str, Any]], betas, ts, *, title: str) -> Any:
-    """The share of pairs of tokens at each cosine, over time.
-
-    Args:
-      rows: mappings with `title` and `shares`, shape (b, t, bins), NaN where not reached.
-      betas: shape (b,).
-      ts: shape (t,).
-      title: above it all.
-    """
+    """The share of pairs of tokens at each cosine, over time."""
     from matplotlib.colors import LogNorm
 
     figure = new_figure(figsize=(3.3 * len(betas) + 1.2, 2.6 * len(rows) + 0.8))
@@ -174,14 +146,7 @@ def cosine_histograms(rows: Sequence[Mapping[str, Any]], betas, ts, *, title: st
 
 
 def energy_curves(panels: Sequence[Mapping[str, Any]], ts, *, title: str) -> Any:
-    """An energy along the flows, a panel for each place.
-
-    Args:
-      panels: mappings with `title`, `label` of the y axis, and `lines`: mappings with `values`
-        (t,), `colour`, `dashed` and `label`.
-      ts: shape (t,).
-      title: above it all.
-    """
+    """An energy along the flows, a panel for each place."""
     figure = new_figure(figsize=(3.9 * len(panels), 4.0))
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=True):

@@ -142,18 +142,7 @@ class Flows(NamedTuple):
 
 
 def solve_setting(setting: Setting, phi, betas, z0, ts, later, config, keys) -> Flows:
-    """Solves a setting for every inverse temperature and seed in one program.
-
-    Args:
-      setting: which flow.
-      phi: shape (s, d, r).
-      betas: shape (b,).
-      z0: the initial tokens, shape (s, n, d).
-      ts: the times to measure at, shape (t,).
-      later: index of ts for the second look at the Jacobian.
-      config: threshold, probes, rtol and max_steps.
-      keys: of the probes, shape (s,).
-    """
+    """Solves a setting for every inverse temperature and seed in one program."""
     numbers = (jnp.asarray(config.threshold, z0.dtype), jnp.asarray(config.rtol, z0.dtype))
     sizes = (config.probes, config.max_steps)
     flows = _solve(sizes, _flags(setting), phi, betas, z0, ts, later, *numbers, keys)
@@ -204,15 +193,10 @@ def _measure(flags, phi, beta, threshold, z) -> Measures:
     largest = jnp.abs(z).max()
     norms = jnp.linalg.norm(z / largest, axis=1)
     measures = Measures(
-        jnp.sum(cosines * other) / (n * (n - 1)),
-        cluster_count(z, threshold).astype(z.dtype),
-        *energies(z, phi, beta),
-        _cosine(field, gradient),
-        jnp.sqrt(jnp.sum(field**2) / n),
-        largest * jnp.sqrt(jnp.mean(norms**2)),
-        jnp.abs(largest * norms - 1).max(),
-        histogram,
-    )
+        jnp.sum(cosines * other) / (n * (n - 1)), cluster_count(z, threshold).astype(z.dtype),
+        *energies(z, phi, beta), _cosine(field, gradient), jnp.sqrt(jnp.sum(field**2) / n),
+        largest * jnp.sqrt(jnp.mean(norms**2)), jnp.abs(largest * norms - 1).max(), histogram,
+    )  # fmt: skip
     return jax.tree.map(lambda x: jnp.where(reached, x, jnp.nan), measures)
 
 

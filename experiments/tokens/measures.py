@@ -91,17 +91,12 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
         cosine, clusters = at(m.mean_cosine, last)[b], at(m.clusters, last)[b]
         long = decades[b] > 0
         row = {
-            **setting.tags,
-            "beta": float(beta),
-            "mean_cosine": float(cosine.mean()),
-            "mean_cosine_std": std(cosine),
-            "clusters": float(clusters.mean()),
-            "clusters_std": std(clusters),
-            "single_cluster_share": float(np.mean(clusters == 1)),
+            **setting.tags, "beta": float(beta), "mean_cosine": float(cosine.mean()),
+            "mean_cosine_std": std(cosine), "clusters": float(clusters.mean()),
+            "clusters_std": std(clusters), "single_cluster_share": float(np.mean(clusters == 1)),
             "half_clustering_time": median(half[b]),
             "half_clustered_share": float(np.isfinite(half[b]).mean()),
-            "one_cluster_time": median(one[b]),
-            "plateau_decades": float(decades[b].mean()),
+            "one_cluster_time": median(one[b]), "plateau_decades": float(decades[b].mean()),
             "plateau_clusters": float(np.median(height[b][long])) if long.any() else None,
             "plateau_open_share": float(open_ended[b].mean()),
             "antisymmetric_share_start": float(flows.antisymmetric_start[b].mean()),
@@ -110,9 +105,8 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
             "gradient_cosine_min": finite_min(gradient[b]),
             "norm": float(at(m.norm, last)[b].mean()),
             "norm_error": float(np.nanmax(m.norm_error[b])) if setting.sphere else None,
-            "last_time": float(np.median(times[last[b]])),
-            "seeds": config.seeds,
-        }
+            "last_time": float(np.median(times[last[b]])), "seeds": config.seeds,
+        }  # fmt: skip
         for name in ("attention", "interaction"):
             energy = getattr(m, f"{name}_energy")[b]
             row[f"{name}_violations"], row[f"{name}_worst"] = violations(
@@ -161,15 +155,7 @@ def crossing_times(counts, ts, level: float) -> np.ndarray:
 
 
 def plateaus(counts, ts, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The longest stay in log time at one number of clusters, more than 1 and at most n/2.
-
-    Args:
-      counts: over times ts, shape (b, s, t); NaN where the flow did not get there.
-      ts: shape (t,).
-      n: tokens.
-    Returns: its length in decades, 0 where there is none, the number of clusters, and whether it
-      lasts to the last time of the flow, each of shape (b, s).
-    """
+    """The longest stay in log time at one number of clusters, more than 1 and at most n/2."""
     logs = np.log10(ts)
     shape = counts.shape[:2]
     decades, height, open_ended = np.zeros(shape), np.full(shape, np.nan), np.zeros(shape, bool)
@@ -187,14 +173,7 @@ def plateaus(counts, ts, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
-    """What the column term changes, seed by seed: same tokens, same temperature.
-
-    Args:
-      config: for the number of tokens.
-      ts: shape (t,).
-      betas: shape (b,).
-      pairs: settings with the column term, and the flows without it and with it.
-    """
+    """What the column term changes, seed by seed: same tokens, same temperature."""
     rows = []
     for setting, without, with_term in pairs:
         a, b = without.measures, with_term.measures
@@ -209,18 +188,15 @@ def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
             cosines = at(b.mean_cosine, last)[i] - at(a.mean_cosine, last)[i]
             rows.append(
                 {
-                    "sign": setting.sign,
-                    "sphere": setting.sphere,
-                    "beta": float(beta),
+                    "sign": setting.sign, "sphere": setting.sphere, "beta": float(beta),
                     "half_time_ratio": float(np.median(ratio)) if ratio.size else None,
-                    "half_time_pairs": int(ratio.size),
-                    "clusters_change": float(change.mean()),
+                    "half_time_pairs": int(ratio.size), "clusters_change": float(change.mean()),
                     "clusters_change_std": std(change),
                     "clusters_differ_share": float(np.mean(change != 0)),
                     "mean_cosine_change": float(cosines.mean()),
                     "mean_cosine_change_std": std(cosines),
                 }
-            )
+            )  # fmt: skip
     return rows
 
 

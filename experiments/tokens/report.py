@@ -20,11 +20,7 @@ SIGNS = {1: "ascent", -1: "descent"}
 def report(config: Config, run: RunFolder, results: Results) -> None:
     """Writes the figures, the tables and the summary into the run folder."""
     draw(config, run, results.betas, results.ts, results.solved)
-    summary = {
-        "table": results.rows,
-        "column_term": results.changes,
-        "later": results.later,
-    }
+    summary = {"table": results.rows, "column_term": results.changes, "later": results.later}
     run.finish(summary, tables(config, results.betas, results.rows, results.changes))
 
 
@@ -63,16 +59,14 @@ def _printed(row) -> dict[str, Any]:
     time, plateau = row["half_clustering_time"], row["plateau_clusters"]
     codes = [f"{row[c.name.lower()]} {c.name.lower()}" for c in Result if row[c.name.lower()]]
     return {
-        **_names(row),
-        "mean cosine": cell(row, "mean_cosine", "+.3f"),
+        **_names(row), "mean cosine": cell(row, "mean_cosine", "+.3f"),
         "clusters": cell(row, "clusters", ".1f"),
         "half time": "never" if time is None else f"{time:.3g}",
         "plateau": "-" if plateau is None else f"{row['plateau_decades']:.2f} at {plateau:g}",
         "antisymmetric": f"{row['antisymmetric_share_start']:.1e}",
         "energy falls": f"{100 * row['attention_violations']:.2g}%",
-        "last time": f"{row['last_time']:.3g}",
-        "results": ", ".join(codes),
-    }
+        "last time": f"{row['last_time']:.3g}", "results": ", ".join(codes),
+    }  # fmt: skip
 
 
 def _printed_change(row) -> dict[str, Any]:
@@ -246,13 +240,11 @@ def _draw_energy(config: Config, run: RunFolder, betas, ts, some, solved) -> Non
             arrays[f"{_key(setting)}_{setting.direction}"] = change
             lines += [
                 {
-                    "values": values,
-                    "colour": i,
-                    "dashed": not setting.column_term,
+                    "values": values, "colour": i, "dashed": not setting.column_term,
                     "label": rf"$\beta = {betas[b]:.3g}$, {setting.terms}",
                 }
                 for i, (b, values) in enumerate(zip(some, change, strict=True))
-            ]
+            ]  # fmt: skip
         label = r"change of $\frac{1}{n\beta} \sum_i \mathrm{LSE}_i$"
         place = f"{SIGNS[sign]} {'on' if sphere else 'off'} the sphere"
         panels.append({"title": place.capitalize(), "lines": lines, "label": label})

@@ -15,12 +15,6 @@ def orthogonal_cosine(n: int, betas, ts, rate: float) -> np.ndarray:
     doubles the rate and changes nothing else. In $u = \log((1 + (n - 1) \gamma) / (1 - \gamma))$ it
     reads $u' = 2 n \, rate / (e^{\beta (1 - \gamma)} + n - 1)$, which is smooth up to the cluster.
 
-    Args:
-      n: tokens.
-      betas: inverse temperatures, shape (b,).
-      ts: increasing times from 0 on, in the time of Geshkovski et al., shape (t,).
-      rate: the sign; twice that with the column term.
-    Returns: shape (b, t), float64; by the classical Runge-Kutta method.
     Reference: Geshkovski et al., arXiv 2312.10794 (the row term up, rate 1).
     """
     betas = np.asarray(betas, np.float64)
