@@ -2,6 +2,7 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -368,6 +369,7 @@ SCRIPT = """
 import sys
 from dataclasses import dataclass
 import jax, jax.numpy as jnp
+from imr import parallel
 from imr.lab.experiment import Experiment
 from imr.lab.flags import RunFlags
 
@@ -376,7 +378,8 @@ class Config(RunFlags):
     rate: float = 0.1
 
 def measure(config, run):
-    return jax.jit(lambda x: jnp.sin(x).sum())(jnp.arange(3.0))
+    x = parallel.replicate(jnp.arange(3.0), parallel.mesh_of_all())
+    return jax.jit(lambda x: jnp.sin(x).sum())(x)
 
 def report(config, run, results):
     run.finish({"sum": results}, "| a |")
@@ -386,23 +389,56 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_ends_with_the_code_and_keeps_its_programs(tmp_path):
+@pytest.fixture
+def probe(tmp_path):
+    """Starts the script in a process, warnings being errors, with a cache folder of its own."""
     (tmp_path / "probe.py").write_text(SCRIPT)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMR_", "XLA_FLAGS"))}
+    home = {**kept, "XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+    def start(*arguments, **variables):
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "probe.py", *arguments], cwd=tmp_path,
+            env={**home, **variables}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+def programs(folder):
+    return sorted((folder / "home" / "imr" / "xla").glob("*/*-cache"))
+
+
+def test_a_process_ends_with_the_code_and_keeps_its_programs(tmp_path, probe):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")
-    home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    del home[cache.VARIABLE]
-
-    def run(*arguments):
-        command = [sys.executable, "-W", "error", "probe.py", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True)
-
-    refused = run("--out", "taken", "--overwrite")
+    refused, done = probe("--out", "taken", "--overwrite"), probe()
+    _, error = refused.communicate(timeout=120)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ")
-    assert refused.stderr.count("\n") == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
     assert (tmp_path / "taken" / "thesis.tex").exists()
-    done = run()
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "home" / "imr" / "xla").glob("*/*-cache"))
+    _, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
+    assert programs(tmp_path)
     assert [path.name for path in (tmp_path / "runs" / "probe").glob("*/table.md")] == ["table.md"]
+
+
+@pytest.mark.acceptance
+def test_several_processes_share_the_programs(tmp_path, probe):
+    for again in (False, True):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        joined = {"IMR_COORDINATOR": f"127.0.0.1:{port}", "IMR_NUM_PROCESSES": "2"}
+        both = [
+            probe("--out", str(tmp_path / f"run{again}"), IMR_PROCESS_ID=str(i), **joined)
+            for i in range(2)
+        ]
+        errors = [process.communicate(timeout=240)[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], errors
+        before = programs(tmp_path) if not again else before
+    assert before
+    assert programs(tmp_path) == before, "the second run has compiled something"
+    first, second = ((tmp_path / f"run{again}" / "summary.json") for again in (False, True))
+    assert first.read_text() == second.read_text()

@@ -66,21 +66,13 @@ def untrained(config: Config, net: Net) -> Any:
 
 def train_net(config: Config, run: RunFolder, net: Net, targets: str, steps: int) -> Any:
     """Parameters after training, from the newest checkpoint on."""
-    states = train.fit_run(
-        run,
-        f"{net.name.replace(', ', '-').replace(' ', '-')}-{targets}",
-        training(config, net, targets, steps),
-        holds={
-            "architecture": describe(transformer(net)),
-            "runs": [{"seed": config.seed + s} for s in range(config.seeds)],
-            "process": describe(net.learns),
-            "net": net.name,
-            "targets": targets,
-            "steps": steps,
-            **config_dict(config),
-        },
-        every=max(1, config.checkpoint_every // CHUNK) * CHUNK,
-        label=f"{net.name}, {targets} targets",
-        tags={"net": net.name, "targets": targets},
-    )
-    return states.params
+    name = f"{net.name.replace(', ', '-').replace(' ', '-')}-{targets}"
+    holds = {
+        "architecture": describe(transformer(net)), "process": describe(net.learns),
+        "runs": [{"seed": config.seed + s} for s in range(config.seeds)],
+        "net": net.name, "targets": targets, "steps": steps, **config_dict(config),
+    }  # fmt: skip
+    every = max(1, config.checkpoint_every // CHUNK) * CHUNK
+    tags, label = {"net": net.name, "targets": targets}, f"{net.name}, {targets} targets"
+    what = training(config, net, targets, steps)
+    return train.fit_run(run, name, what, holds=holds, every=every, label=label, tags=tags).params

@@ -91,68 +91,57 @@ def last_token_kl(net: Net) -> np.ndarray:
 
 def rows() -> list[dict[str, Any]]:
     """Checks every equation, in float64 under `jax.enable_x64`."""
-    return list(_filters()) + list(_stationary()) + list(_entropies()) + list(_attention())
+    return [*_filters(), *_stationary(), *_entropies(), *_attention()]
 
 
 def _row(id: str, check: str, value: Any, limit: float, role: Role = "claim") -> dict[str, Any]:
     """A claim's value is at most the limit; a control's is above it."""
     bound = above(limit) if role == "control" else at_most(limit)
-    return {
-        "id": id,
-        "check": check,
-        "role": role,
-        "value": float(value),
-        "must be": str(bound),
-        "passed": bound.holds(value),
-    }
+    passed = bound.holds(value)
+    return {"id": id, "check": check, "role": role, "value": float(value), "must be": str(bound),
+            "passed": passed}  # fmt: skip
 
 
-def _largest(a, b) -> float:
-    """Largest difference over the largest entry."""
-    return float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / np.max(np.abs(np.asarray(b))))
+def _equal(id: str, check: str, a: Any, b: Any, role: Role = "claim") -> dict[str, Any]:
+    """The largest difference over the largest entry of b."""
+    a, b = np.asarray(a), np.asarray(b)
+    return _row(id, check, np.max(np.abs(a - b)) / np.max(np.abs(b)), 1e-12, role)
 
 
 def _filters() -> Iterator[dict[str, Any]]:
-    words = all_words(3, LENGTH)
-    scan = bayes_filter(ONE.process, words)
-    level = belief_level(ONE.process, LENGTH)
-    yield _row(
-        "T1", "scan - tree, all words of 10", _largest(scan.beliefs[:, -1], level.beliefs), 1e-12
+    scan = bayes_filter(ONE.process, all_words(3, LENGTH)).beliefs[:, -1]
+    yield _equal(
+        "T1", "scan - tree, all words of 10", scan, belief_level(ONE.process, LENGTH).beliefs
     )
     tokens = sample(ONE.process, jax.random.key(0), 5000).tokens
     one, other = (bayes_filter(ONE.process, tokens, method=m) for m in ("scan", "associative"))
-    yield _row(
-        "T1", "scan - associative scan, 5,000 tokens", _largest(other.beliefs, one.beliefs), 1e-12
-    )
+    yield _equal("T1", "scan - associative scan, 5,000 tokens", other.beliefs, one.beliefs)
     difference = np.max(np.abs(one.log_probability - other.log_probability))
     yield _row("T1", "the same, log-probability", difference, 1e-9)
     plain = np.asarray(ONE.process.transitions, np.float32)[np.asarray(tokens)]
-    product = reduce(np.matmul, plain)
-    yield _row("T1", "unscaled float32 product underflows to", product.max(), 0.0)
+    underflown = reduce(np.matmul, plain).max()
+    yield _row("T1", "unscaled float32 product underflows to", underflown, 0.0)
 
 
 def _stationary() -> Iterator[dict[str, Any]]:
     process = processes.z1r(0.5)
-    chain = np.asarray(process.transitions).sum(0)
-    pi = np.asarray(process.stationary)
+    chain, pi = np.asarray(process.transitions).sum(0), np.asarray(process.stationary)
     yield _row("T2", "pi A - pi of Z1R, period 3", np.abs(pi @ chain - pi).max(), 1e-12)
     power = np.eye(3)[0] @ np.linalg.matrix_power(chain, 10_000)
-    yield _row(
-        "T2", "the same by power iteration", np.abs(power @ chain - power).max(), 1e-12, "control"
-    )
+    moved = np.abs(power @ chain - power).max()
+    yield _row("T2", "the same by power iteration", moved, 1e-12, "control")
 
 
 def _entropies() -> Iterator[dict[str, Any]]:
-    for name, (make, *known, states) in KNOWN.items():
+    for name, (make, *known, mean, states) in KNOWN.items():
         process = make()  # in float64 by now
         h = np.asarray(conditional_entropies(process, 10))
-        error = max(abs(a - b) for a, b in zip((h[1], h[2], h[10]), known, strict=False))
+        error = np.max(np.abs(h[[1, 2, 10]] - known))
         yield _row("T3", f"h_1, h_2, h_10 of {name}", error, 1e-5)
-        yield _row("T3", f"mean of h_1 to h_10 of {name}", abs(h[1:].mean() - known[3]), 1e-9)
+        yield _row("T3", f"mean of h_1 to h_10 of {name}", abs(h[1:].mean() - mean), 1e-9)
         count = count_mixed_states(process, 10)
-        yield _row(
-            "T3", f"mixed states of {name}, {count} found less {states}", abs(count - states), 0
-        )
+        check = f"mixed states of {name}, {count} found less {states}"
+        yield _row("T3", check, abs(count - states), 0)
     # Read the wrong way round, T[x] is no process: its rows do not sum to one.
     turned = np.swapaxes(np.asarray(processes.rrxor(0.5, 0.5).transitions), 1, 2)
     error = abs(_plain_mean_entropy(turned) - KNOWN["RRXOR(.5, .5)"][4])
@@ -175,28 +164,26 @@ def _plain_mean_entropy(t: np.ndarray) -> float:
 
 def _attention() -> Iterator[dict[str, Any]]:
     words = all_words(3, 7)
-    wanted = np.asarray(constrained_beliefs(ONE.process, words))
+    recursive = np.asarray(constrained_beliefs(ONE.process, words))
     for method in ("kernel", "spectral"):
-        found = np.asarray(constrained_beliefs(ONE.process, words, method=method))
-        yield _row("T5", f"recursive - {method}", _largest(found, wanted), 1e-12)
-    yield _row("T5", "without + pi", _largest(wanted - 1 / 3, wanted), 1e-12, "control")
-    found = apply_heads(ONE.process, words, one_head_attention(ONE.decay, 7))
-    yield _row("T7", "one head - constrained beliefs", _largest(found, wanted - 1 / 3), 1e-12)
+        beliefs = constrained_beliefs(ONE.process, words, method=method)
+        yield _equal("T5", f"recursive - {method}", beliefs, recursive)
+    yield _equal("T5", "without + pi", recursive - 1 / 3, recursive, "control")
+    head = apply_heads(ONE.process, words, one_head_attention(ONE.decay, 7))
+    yield _equal("T7", "one head - constrained beliefs", head, recursive - 1 / 3)
     # A pattern lambda^(d-s) / Z_d with one value for all positions is not the constrained belief.
     yield _row("T7", "R2 of the naive pattern", _pooled(ONE, _naive), 0.96)
-    wanted = np.asarray(constrained_beliefs(TWO.process, words))[:, 1:] - 1 / 3
-    found = np.asarray(apply_heads(TWO.process, words, two_head_attention(TWO.decay, 7)))[:, 1:]
-    yield _row("T8", "two heads - constrained beliefs, d >= 2", _largest(found, wanted), 1e-12)
+    recursive = np.asarray(constrained_beliefs(TWO.process, words))[:, 1:] - 1 / 3
+    heads = apply_heads(TWO.process, words, two_head_attention(TWO.decay, 7))[:, 1:]
+    yield _equal("T8", "two heads - constrained beliefs, d >= 2", heads, recursive)
     best = _pooled(TWO, _odd, free=True)
     yield _row("T8", "R2 of the best single head - 0.9625", abs(best - 0.9625), 1e-3)
-    for net, pole in ((ONE, 0.4666), (TWO, -0.4233)):
-        found = additive_filter(net.decay, 0.4).pole
-        yield _row(
-            "T9", f"pole of the best additive filter {found:.4f} - {pole}", abs(found - pole), 5e-4
-        )
-        yield _row(
-            "T9", f"the decay {net.decay:.2f} - pole", abs(found - net.decay), 0.015, "control"
-        )
+    for net, known in ((ONE, 0.4666), (TWO, -0.4233)):
+        pole = additive_filter(net.decay, 0.4).pole
+        check = f"pole of the best additive filter {pole:.4f} - {known}"
+        yield _row("T9", check, abs(pole - known), 5e-4)
+        distance = abs(pole - net.decay)
+        yield _row("T9", f"the decay {net.decay:.2f} - pole", distance, 0.015, "control")
 
 
 def _naive(length: int) -> np.ndarray:
@@ -223,15 +210,11 @@ def _pooled(net, pattern: Callable[[int], np.ndarray], free: bool = False) -> fl
     v = np.where((steps >= 0)[..., None], np.asarray(token_vectors(net.process))[tokens], 0.0)
     v = v * lags[known.position][..., None]
     y, w = known.constrained - 1 / 3, known.probability
+    x = v.sum(axis=1)
     if free:
         used = np.flatnonzero(lags.any(axis=0))
-        x, y, w = (
-            np.swapaxes(v[:, used], 1, 2).reshape(-1, len(used)),
-            y.reshape(-1, 1),
-            np.repeat(w, 3),
-        )
-    else:
-        x = v.sum(axis=1)
+        x, y = np.swapaxes(v[:, used], 1, 2).reshape(-1, len(used)), y.reshape(-1, 1)
+        w = np.repeat(w, 3)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     root = np.sqrt(w)[:, None]
     rest = y - x @ np.linalg.lstsq(root * x, root * y, rcond=None)[0]

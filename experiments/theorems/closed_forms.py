@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import imr
 from experiments.theorems import formulas, reference
 from experiments.theorems.claims import (
     AUTODIFF,
@@ -21,15 +22,6 @@ from experiments.theorems.claims import (
 )
 from experiments.theorems.fields import linear_loss
 from experiments.theorems.flows import TOLERANCES
-from imr import (
-    Linear,
-    closed_field,
-    cross_entropy,
-    feature_loss,
-    joint_field,
-    solve_reduced,
-    solve_to_steady_state,
-)
 from imr.lab.bounds import at_most, near
 from imr.lab.claims import Check, Claim
 from imr.metrics import margins
@@ -41,8 +33,8 @@ LATE = np.logspace(4, 7, 13)
 
 def _flow(z0, theta, labels, times) -> Any:
     """The reduced flow of the linear model, saved at the times."""
-    loss = feature_loss(Linear(theta), labels)
-    return solve_reduced(loss, z0, t1=float(times[-1]), ts=jnp.asarray(times), **TOLERANCES)
+    loss = imr.feature_loss(imr.Linear(theta), labels)
+    return imr.solve_reduced(loss, z0, t1=float(times[-1]), ts=jnp.asarray(times), **TOLERANCES)
 
 
 def _two_class(p):
@@ -93,15 +85,15 @@ def _growth(p):
 
 
 def _anchored(p, theta, x):
-    return feature_loss(Linear(theta), p.targets, anchor=(p.lam, x))
+    return imr.feature_loss(imr.Linear(theta), p.targets, anchor=(p.lam, x))
 
 
 def _limit(p):
     """The steady state from two starts against Newton's minimum, and the convexity behind it."""
     loss = _anchored(p, p.theta, p.anchor)
-    field = closed_field(loss)
+    field = imr.closed_field(loss)
     minimum = reference.minimum(loss, p.anchor)
-    ends = [solve_to_steady_state(field, z, rtol=1e-11, atol=1e-11).z for z in (p.z, p.other)]
+    ends = [imr.solve_to_steady_state(field, z, rtol=1e-11, atol=1e-11).z for z in (p.z, p.other)]
     size = p.z.size
     least = jnp.linalg.eigvalsh(jax.hessian(loss)(minimum).reshape(size, size))[0]
     return Measured(
@@ -117,8 +109,8 @@ def _implicit(p):
     """The gradient of the limit by imr, by the implicit function theorem, by differences."""
 
     def by_solve(parameters):
-        field = closed_field(_anchored(p, *parameters))
-        return jnp.sum(p.weights * solve_to_steady_state(field, p.z, rtol=1e-11, atol=1e-11).z)
+        field = imr.closed_field(_anchored(p, *parameters))
+        return jnp.sum(p.weights * imr.solve_to_steady_state(field, p.z, rtol=1e-11, atol=1e-11).z)
 
     size, parameters = p.z.size, (p.theta, p.anchor)
     minimum = reference.minimum(_anchored(p, *parameters), p.anchor)
@@ -148,7 +140,7 @@ def _logit_hessian(p):
     written = formulas.logit_hessian(logits)
 
     def one(row, c):
-        return cross_entropy(row[None], c[None])[0]
+        return imr.cross_entropy(row[None], c[None])[0]
 
     by_differences = jax.vmap(
         lambda row, c: reference.central_difference(lambda r: jax.grad(one)(r, c), row)
@@ -169,13 +161,13 @@ def _balance(p):
     """d/dt (Z^T Z - theta^T theta) of the joint flow and -2 decay times it."""
 
     def loss(z, theta):
-        return feature_loss(Linear(theta), p.targets)(z)
+        return imr.feature_loss(imr.Linear(theta), p.targets)(z)
 
     def balance(z, theta):
         return z.T @ z - theta.T @ theta
 
     state = (p.z, p.theta)
-    rate = jax.jvp(balance, state, joint_field(loss, decay=(p.lam, p.lam))(0.0, state, None))[1]
+    rate = jax.jvp(balance, state, imr.joint_field(loss, decay=(p.lam, p.lam))(0.0, state, None))[1]
     return rate, -2 * p.lam * balance(*state)
 
 
@@ -187,7 +179,7 @@ def _energy(p):
     times = end * np.append((nodes + 1) / 2, 1.0)
     flow = _flow(p.z, p.theta, p.labels, times)
     loss, norms = flow.loss, flow.grad_norm
-    start = feature_loss(Linear(p.theta), p.labels)(p.z)
+    start = imr.feature_loss(imr.Linear(p.theta), p.labels)(p.z)
     integral = jnp.sum(jnp.asarray(end * weights / 2) * norms[:-1] ** 2)
     return start - loss[-1], integral
 

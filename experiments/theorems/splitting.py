@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.attention import dot_product_attention_weights
 
+import imr
 from experiments.theorems import formulas, reference
 from experiments.theorems.claims import (
     ORDER,
@@ -19,18 +20,6 @@ from experiments.theorems.claims import (
     slope,
 )
 from experiments.theorems.fields import query_key_loss, symmetric_loss
-from imr import (
-    Linear,
-    cross_attention,
-    gradient_field,
-    lie_step,
-    linear_path,
-    path_field,
-    reverse_attention,
-    self_attention,
-    sphere_field,
-    strang_step,
-)
 from imr.lab.bounds import at_most, near
 from imr.lab.claims import Check, Claim
 from imr.nn import Block, Classifier
@@ -53,12 +42,12 @@ def _cross_layer(attend):
 
     def pair(p):
         def descend(t, z, args):
-            return -cross_attention(z, p.theta, p.bias, beta=p.beta)
+            return -imr.cross_attention(z, p.theta, p.bias, beta=p.beta)
 
         bias = (p.beta * p.bias)[None, None, None, :] + jnp.zeros((1, 1, len(p.z), 1))
         queries, keys = p.z[None, :, None], p.theta[None, :, None]
         layer = p.z - TAU * attend(queries, keys, keys, p.beta, bias)[0, :, 0]
-        return lie_step([descend], p.z, TAU), layer
+        return imr.lie_step([descend], p.z, TAU), layer
 
     return pair
 
@@ -68,12 +57,12 @@ def _self_layer(attend):
 
     def pair(p):
         def field(t, z, args):
-            return -self_attention(z, p.q, p.k, beta=p.beta, where=p.where)
+            return -imr.self_attention(z, p.q, p.k, beta=p.beta, where=p.where)
 
         queries, keys = (jnp.einsum("if,hfr->ihr", p.z, w)[None] for w in (p.q, p.k))
         bias = jnp.where(p.where, 0, -1e30)[None, None]
         heads = attend(queries, keys, keys, p.beta, bias)[0]
-        return lie_step([field], p.z, TAU), p.z - TAU * jnp.einsum("ihr,hfr->if", heads, p.q)
+        return imr.lie_step([field], p.z, TAU), p.z - TAU * jnp.einsum("ihr,hfr->if", heads, p.q)
 
     return pair
 
@@ -117,7 +106,7 @@ def linear_parts(p):
     """(label term, attention term) of the linear model's flow."""
     return (
         lambda t, z, args: p.targets @ p.theta,
-        lambda t, z, args: -cross_attention(z, p.theta),
+        lambda t, z, args: -imr.cross_attention(z, p.theta),
     )
 
 
@@ -126,8 +115,8 @@ def quadratic_parts(p):
     phi, both = p.q[0], p.attended + p.attended.T
     return (
         lambda t, z, args: both @ z @ phi @ phi.T,
-        lambda t, z, args: -self_attention(z, phi),
-        lambda t, z, args: -reverse_attention(z, phi),
+        lambda t, z, args: -imr.self_attention(z, phi),
+        lambda t, z, args: -imr.reverse_attention(z, phi),
     )
 
 
@@ -139,8 +128,10 @@ def whole(fields):
 def _path(p):
     """theta(t), from theta to that of the prototypes: untied depth."""
     ends = jnp.stack([p.theta, p.prototypes[: len(p.theta)]])
-    return path_field(
-        lambda z, theta: Linear(theta)(z), linear_path(jnp.array([0.0, END]), ends), p.targets
+    return imr.path_field(
+        lambda z, theta: imr.Linear(theta)(z),
+        imr.linear_path(jnp.array([0.0, END]), ends),
+        p.targets,
     )
 
 
@@ -152,7 +143,7 @@ def composed(fields, z, tau, t=0.0, args=None):
 
 def projected_step(fields, z, tau, t=0.0, args=None):
     """An Euler step, then each row back to its norm: a layer with normalisation after it."""
-    return formulas.on_spheres(lie_step(fields, z, tau, t, args), jnp.linalg.norm(z, axis=1))
+    return formulas.on_spheres(imr.lie_step(fields, z, tau, t, args), jnp.linalg.norm(z, axis=1))
 
 
 def order(taus, errors):
@@ -187,7 +178,7 @@ def _order_claim(id, statement, expected, step, fields, field=None):
 
 def _sphere(p):
     """The tangent field is orthogonal to the features, and its flow keeps their norms."""
-    field = sphere_field(gradient_field(query_key_loss(p)))
+    field = imr.sphere_field(imr.gradient_field(query_key_loss(p)))
     velocity = field(0.0, p.z, None)
     norms = jnp.linalg.norm(p.z, axis=1)
     along = jnp.sum(velocity * p.z, axis=1) / (norms * jnp.linalg.norm(velocity, axis=1))
@@ -210,24 +201,24 @@ CLAIMS = (
     ),
     _order_claim(
         "A6.order.euler", "depth is time: L layers of τ = T/L, order 1 (Euler)",
-        1, lie_step, lambda p: (whole(linear_parts(p)),),
+        1, imr.lie_step, lambda p: (whole(linear_parts(p)),),
     ),
     _order_claim(
         "A6.order.untied", "untied layers: the flow under θ(t), order 1 (Euler)",
-        1, lie_step, lambda p: (_path(p),),
+        1, imr.lie_step, lambda p: (_path(p),),
     ),
-    _order_claim("A6.order.lie", "Lie splitting, order 1", 1, lie_step, linear_parts),
-    _order_claim("A6.order.strang", "Strang splitting, order 2", 2, strang_step, linear_parts),
+    _order_claim("A6.order.lie", "Lie splitting, order 1", 1, imr.lie_step, linear_parts),
+    _order_claim("A6.order.strang", "Strang splitting, order 2", 2, imr.strang_step, linear_parts),
     _order_claim(
         "A6.order.triple_jump", "triple jump of Strang, order 4", 4, composed, linear_parts
     ),
     _order_claim(
         "A6.order.quadratic.lie", "Lie splitting of label, row and column term, order 1",
-        1, lie_step, quadratic_parts,
+        1, imr.lie_step, quadratic_parts,
     ),
     _order_claim(
         "A6.order.quadratic.strang", "Strang splitting of the three, order 2",
-        2, strang_step, quadratic_parts,
+        2, imr.strang_step, quadratic_parts,
     ),
     _order_claim(
         "A6.order.quadratic.triple_jump", "triple jump of Strang of the three, order 4",
@@ -239,8 +230,8 @@ CLAIMS = (
     ),
     _order_claim(
         "A6.order.sphere", "normalisation after the step: the tangent flow, order 1",
-        1, projected_step, lambda p: (gradient_field(symmetric_loss(p)),),
-        lambda p: sphere_field(gradient_field(symmetric_loss(p))),
+        1, projected_step, lambda p: (imr.gradient_field(symmetric_loss(p)),),
+        lambda p: imr.sphere_field(imr.gradient_field(symmetric_loss(p))),
     ),
     identity(
         "A7.read_out", "attention-only logits follow a → a − τ softmax(a)G, G = θθᵀ",
