@@ -5,6 +5,7 @@ shapes and dtypes are: bad values then come out as NaN, or as a result code wher
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -26,6 +27,11 @@ def is_concrete(*arrays: Any) -> bool:
         return not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
     return not any(map(unknown, jax.tree.leaves(arrays)))
+
+
+def out_of_traces(x: Any) -> AbstractContextManager:
+    """A context in which jax computes with concrete values at once, even inside a trace."""
+    return jax.ensure_compile_time_eval() if is_concrete(x) else nullcontext()
 
 
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:

@@ -5,7 +5,6 @@ with the products $C Y$ (`mv`), $C^T Y$ (`rmv`), $\langle C_i, N_i \rangle$ (`in
 """
 
 import abc
-import contextlib
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import check_rank, is_concrete
+from imr._checks import check_rank, is_concrete, out_of_traces
 from imr._module import Module
 from imr._numerics import matmul
 from imr._typing import LabelsLike
@@ -329,9 +328,8 @@ def same_class_targets(labels: LabelsLike, num_classes: int | None = None) -> Lo
 
 
 def _as_int32(name: str, x: Any) -> Int[Array, "n"]:
-    # Cast inside a trace, concrete labels would be traced, and escape the checks of their values.
-    eager = jax.ensure_compile_time_eval() if is_concrete(x) else contextlib.nullcontext()
-    with eager:
+    # Labels that are concrete must not escape the checks of their values by being cast in a trace.
+    with out_of_traces(x):
         x = jnp.asarray(x)
         check_rank(name, x, 1, "(n,)")
         if not jnp.issubdtype(x.dtype, jnp.integer):

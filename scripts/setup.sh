@@ -1,9 +1,9 @@
-# Makes .venv in the repository root and installs imr there; to be sourced, by bash.
+# Creates .venv in the repository root and installs imr in it; bash scripts source this file.
 # shellcheck shell=bash
 #
-# setup EXTRA    EXTRA is `experiments`, or `dev`, which holds `experiments` too.
+# setup EXTRA    EXTRA is `experiments`, or `dev`, which includes `experiments`.
 #
-# What is installed is noted in .venv/installed, so that pip is asked only when something changed.
+# .venv/installed records the installation, so that pip runs only if something has changed.
 
 root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 venv=$root/.venv
@@ -20,12 +20,12 @@ say() {
   printf '%s\n' "$*" >&2
 }
 
-# Whether a Python runs and is new enough.
+# Succeeds if a Python runs and is new enough.
 is_new_enough() {
   "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# Prints the first Python that can make the environment.
+# Prints the first Python that can create the environment.
 find_python() {
   local candidate version found='' bare=''
   for candidate in ${IMR_PYTHON:+"$IMR_PYTHON"} python3.14 python3.13 python3.12 python3.11 python3; do
@@ -44,12 +44,12 @@ find_python() {
     bare=${bare:-$version}
   done
   if [ -n "$bare" ]; then
-    fail "Python $bare is here, but its venv module cannot make an environment (found: $found)." \
+    fail "Python $bare is installed, but its venv module cannot create an environment (found: $found)." \
       "On Debian or Ubuntu: sudo apt-get install python$bare-venv"
   fi
   fail "imr needs Python 3.11 or newer (found: ${found:-none})." \
     "Install one (on Debian or Ubuntu: sudo apt-get install python3 python3-venv)," \
-    "or name one: IMR_PYTHON=/path/to/python $0"
+    "or give the path of one: IMR_PYTHON=/path/to/python $0"
 }
 
 make_venv() {
@@ -58,10 +58,10 @@ make_venv() {
   if [ -n "${IMR_PYTHON:-}" ] && [ "$base" != "$IMR_PYTHON" ]; then
     say "IMR_PYTHON=$IMR_PYTHON cannot be used (it must run, be 3.11 or newer and have venv)."
   fi
-  say "Making .venv with $base ..."
+  say "Creating .venv with $base ..."
   rm -rf -- "$venv"
   "$base" -m venv "$venv" ||
-    fail "$base could not make an environment in $venv; see above." \
+    fail "$base could not create an environment in $venv; see above." \
       "On Debian or Ubuntu, its venv package may be missing: sudo apt-get install python3-venv"
 }
 
@@ -69,7 +69,7 @@ has_pip() {
   "$python" -m pip --version >/dev/null 2>&1
 }
 
-# What an installation depends on: the packages asked for, the Python, and where the tree lies.
+# Identifies an installation: its packages, its Python and the path of the repository.
 fingerprint() {
   "$python" -I - "$root" <<'EOF'
 import hashlib, pathlib, sys
@@ -80,27 +80,27 @@ EOF
 }
 
 setup() {
-  local extra=$1 wanted noted=''
+  local extra=$1 current recorded=''
   if ! is_new_enough "$python"; then
     make_venv
   fi
-  wanted=$(fingerprint)
+  current=$(fingerprint)
   if [ -f "$venv/installed" ]; then
-    noted=$(<"$venv/installed")
+    recorded=$(<"$venv/installed")
   fi
-  if [ "$noted" = "$extra $wanted" ] || [ "$noted" = "dev $wanted" ]; then
+  if [ "$recorded" = "$extra $current" ] || [ "$recorded" = "dev $current" ]; then
     return
   fi
   rm -f -- "$venv/installed"
   if ! has_pip; then
-    # Stopped half-way, or made by a tool that leaves pip out.
+    # An installation was interrupted, or the tool that created .venv leaves pip out.
     "$python" -m ensurepip >/dev/null 2>&1 || true
     has_pip || make_venv
-    wanted=$(fingerprint)
+    current=$(fingerprint)
   fi
   say "Installing imr[$extra] into .venv (a few minutes the first time) ..."
   (cd -- "$root" && "$python" -m pip install --quiet --disable-pip-version-check -e ".[$extra]") ||
-    fail 'pip could not install imr; see above. Once that is put right, run the same again.'
-  printf '%s %s\n' "$extra" "$wanted" >"$venv/installed.tmp"
+    fail 'pip could not install imr; see above. Run the same command again once that is solved.'
+  printf '%s %s\n' "$extra" "$current" >"$venv/installed.tmp"
   mv -- "$venv/installed.tmp" "$venv/installed"
 }

@@ -1,4 +1,9 @@
-"""The docstring convention of public names: one sentence, Args, Attributes, Returns, Raises."""
+"""The docstring convention of public names.
+
+One sentence on one line; then, if they have something to say, in this order: Args (with every
+parameter; a line may name several), Attributes, Returns, Raises, a doctest, Reference. Args and
+Attributes are indented by two spaces; Returns and Raises go on in the line of their head, or below.
+"""
 
 import ast
 import enum
@@ -18,46 +23,7 @@ PACKAGES = (
 )  # fmt: skip
 
 # Public names that do not follow the convention yet. The test fails for a name here that does.
-TODO = {
-    "imr.attention.products.attention_log_sums",
-    "imr.lens.activations.gradient_shares",
-    "imr.lens.activations.label_null",
-    "imr.lens.model.Model",
-    "imr.lens.model.record",
-    "imr.lens.own.model_from_transformer",
-    "imr.lens.texts.read_texts",
-    "imr.lens.texts.read_tokenizer",
-    "imr.lens.weights.fold_norms",
-    "imr.lens.weights.imr_fits",
-    "imr.lens.weights.mismatched",
-    "imr.lens.weights.score",
-    "imr.lens.weights.theta_spectra",
-    "imr.lens.weights.weight_cosines",
-    "imr.metrics.classes.accuracy",
-    "imr.metrics.classes.class_means",
-    "imr.metrics.classes.class_scatter",
-    "imr.metrics.classes.margins",
-    "imr.metrics.classes.neural_collapse",
-    "imr.metrics.directions.cluster_count",
-    "imr.metrics.directions.interference",
-    "imr.metrics.directions.mean_cosine",
-    "imr.metrics.directions.simplex_alignment",
-    "imr.metrics.directions.token_cosines",
-    "imr.metrics.directions.welch_bound",
-    "imr.metrics.edits.ablate_along",
-    "imr.metrics.edits.add_along",
-    "imr.metrics.edits.coordinates",
-    "imr.metrics.edits.replace_along",
-    "imr.metrics.fields.antisymmetric_share",
-    "imr.metrics.probes.encoding",
-    "imr.metrics.probes.energy_share",
-    "imr.metrics.probes.fit_probe",
-    "imr.metrics.probes.lag_gains",
-    "imr.metrics.probes.parity_share",
-    "imr.metrics.probes.residual_ratio",
-    "imr.metrics.probes.unique_prefixes",
-    "imr.targets.LowRankTargets",
-}
+TODO = {"imr.attention.products.attention_log_sums", "imr.targets.LowRankTargets"}
 
 ERRORS = {name for name, thing in vars(errors).items() if inspect.isclass(thing)}
 
@@ -132,7 +98,7 @@ def problems(thing):
     if order != sorted(set(order)):
         yield f"its sections are {[name for name, _ in heads]}; the order is {SECTIONS}, once each"
     bodies = dict(heads)
-    for name in ("Args", "Attributes", "Returns", "Raises"):
+    for name in ("Args", "Attributes"):
         if any(not line.startswith("  ") for line in bodies.get(name, [])[:1]):
             yield f"{name} is not indented by two spaces on lines of its own"
     described = set()
@@ -177,5 +143,5 @@ def bad(x, y):
 
 def test_the_convention_refuses():
     actual = " ".join(problems(bad))
-    for words in ("one line", "the order is", "Returns is not indented", "'y'", "no Raises"):
+    for words in ("one line", "the order is", "'y'", "no Raises"):
         assert words in actual

@@ -294,6 +294,8 @@ REDUCED = {
     for name in MODELS
     for spring in ("", "anchor, ")
     for norm in ("coordinates", "features")
+    # Of models of rows the linear one has all four, the others two that cover both.
+    if name not in ("latent", "polynomial") or (spring == "") == (norm == "coordinates")
 }
 
 
@@ -360,7 +362,7 @@ def reduced_gradient_in_features(loss, z):
 
 
 @pytest.mark.laws
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "heads"])
 def test_the_gradients_of_the_reduced_flow_are_those_of_the_full_one(name):
     """To theta, bias, beta, targets and z0 where they are there."""
     loss, z, *_ = MODELS[name].build(5)

@@ -1,13 +1,28 @@
 """The lens experiment on a planted checkpoint, on nets of a run, and on what is neither."""
 
 import json
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
 from experiments.lens.__main__ import EXPERIMENT
+from experiments.lens.config import Config
+from experiments.lens.subjects import subjects
+from imr.lab.architecture import describe
+from imr.lab.checkpoint import Checkpoints
+from imr.lab.nets import graph_of, initialiser
+from imr.lab.train import init_states
+from imr.lens import model_from_transformer, weight_cosines
+from imr.nn import Classifier, PatchBlock, Transformer
+from imr.processes import mess3
+from tests.problems import error
 from tests.test_lens import H, L, arrays, tokenizer, write
 
 
@@ -119,3 +134,45 @@ def test_blocks_of_images_are_the_flow_by_construction(tmp_path):
     assert {", trained" in row["model"] for row in rows} == {True, False}
     np.testing.assert_allclose([row["weight_cosine"] for row in rows], -1, atol=1e-6)
     np.testing.assert_allclose([row["symmetric_share"] for row in rows], 1, atol=1e-6)
+
+
+@pytest.mark.laws
+def test_checkpoints_say_what_they_hold(tmp_path, capsys):
+    """Nets of other sizes and two families are read from their checkpoints alone."""
+    block = {"block": PatchBlock, "image_shape": (4, 4), "grid": 2, "rank": 2, "heads": 2}
+    patches = partial(Classifier, 16, 2, iterations=1, mlp_width=None, signed_step=True, **block)
+    small = partial(Transformer, 3, 6, layers=2, heads=2, features=8, head_features=4, mlp_width=8)
+    plain = partial(Classifier, 16, 2, iterations=1)
+    settings = {"noise": 0.5, "l2": 1e-4}
+    words = {"process": describe(partial(mess3, 0.15, 0.6)), "targets": "soft"}
+    nets = {}
+    for name, call, run_, more in (
+        ("a", small, {}, words), ("b", patches, settings, {}), ("c", plain, {}, {})
+    ):  # fmt: skip
+        keys = jnp.stack([jax.random.key(seed) for seed in (3, 4)])
+        states = init_states(initialiser(call), optax.identity(), keys)
+        trained = jax.tree.map(lambda x: x + 1, states.params)
+        runs = [{**run_, "seed": seed} for seed in (3, 4)]
+        holds = {"architecture": describe(call), "runs": runs, "net": f"net {name}", **more}
+        with Checkpoints(tmp_path / "checkpoints" / name, holds) as checkpoints:
+            checkpoints.save(0, states._replace(params=trained), force=True)
+        nets[name] = call, states.params, trained
+    (tmp_path / "config.json").write_text("{}")
+    read = subjects(Config(run_dir=tmp_path, limit=4))
+    assert "c: no heads with queries and keys; left out" in capsys.readouterr().err
+    assert [subject.name for subject in read] == [
+        *(f"net a, {kind}, seed {seed}" for kind in ("untrained", "trained, soft") for seed in (3, 4)),
+        *(f"net b, noise 0.5, l2 0.0001, {kind}, seed {seed}" for kind in ("untrained", "trained")
+          for seed in (3, 4)),
+    ]  # fmt: skip
+    assert [len(subject.tokens) for subject in read] == [4] * 4 + [0] * 4
+    call, untrained, trained = nets["a"]
+    for subject, params, seed in zip(
+        read[:4], 2 * [untrained] + 2 * [trained], [0, 1, 0, 1], strict=True
+    ):
+        net = nnx.merge(graph_of(call), jax.tree.map(lambda x, s=seed: x[s], params))
+        pair = map(jax.tree.leaves, (subject.model, model_from_transformer(net)))
+        assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
+        assert {len(tokens) for tokens in subject.tokens} == {6}
+    assert error(read[6].model.heads.query[0], nets["b"][2]["blocks"][0]["phi"][...][0]) < 1e-6
+    np.testing.assert_allclose(weight_cosines(read[4].model.heads).whole, -1, atol=1e-6)

@@ -99,6 +99,14 @@ def test_definitions():
     mr = np.asarray(NAMED["mr_name"].transitions)
     assert np.allclose(mr.sum(0)[1], [0.3, 0.3, 0.4, 0])
     assert all(not mr[x][:, [j for j in range(4) if j != x]].any() for x in range(4))
+    assert np.allclose(processes.sns(0.5, 0.25).transitions[0], [[0.5, 0.5], [0, 0.75]])
+    assert np.allclose(processes.leaky_rrxor(0.5, 0.5, 0.1).transitions[0, 0, 0], 0.01)
+    assert NAMED["no_consecutive_ones"].transitions[1].tolist() == [[0, 0.5], [0, 0]]
+    assert processes.even(0.5).transitions[1].tolist() == [[0, 0.5], [1, 0]]
+    assert NAMED["mr_name"].tokens == ("Mr.", "Something", "Blah", "name")
+    assert np.allclose(NAMED["fanizza"].right, 1)
+    assert np.allclose(NAMED["tom_quantum"].stationary[1:], 0)
+    assert (NAMED["days_of_week"].num_tokens, NAMED["post_quantum"].num_tokens) == (11, 3)
     assert processes.even is processes.even_ones
     assert processes.golden_mean is processes.no_consecutive_ones
     assert processes.z1r is processes.zero_one_random

@@ -292,7 +292,7 @@ def test_the_steady_state_is_where_the_anchored_loss_is_least():
     flow = steady(p.z)
     assert flow.converged
     assert flow.grad_norm[0] <= 1e-9
-    moved = flow.z + 0.01 * jnp.asarray(np.random.default_rng(0).normal(size=(20, 7, 5)))
+    moved = flow.z[None] + 0.01 * jnp.asarray(np.random.default_rng(0).normal(size=(20, 7, 5)))
     assert (jax.jit(jax.vmap(loss))(moved) > flow.loss[0]).all()
     assert error(steady(-p.z).z, flow.z) <= 1e-8
 

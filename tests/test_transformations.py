@@ -96,6 +96,18 @@ def test_vmap_of_a_constructor():
         assert error(found, alone) <= 1e-13
 
 
+def test_a_concrete_group_counts_its_classes_inside_a_trace():
+    p = linear()
+
+    @jax.jit
+    def logits(theta):
+        return imr.Latent(theta, np.array([0, 1, 1]))(p.z)
+
+    assert logits(p.theta).shape == (7, 2)
+    with pytest.raises(imr.ImrError, match="num_classes must be given if group is traced"):
+        jax.jit(lambda group: imr.Latent(p.theta, group)(p.z))(jnp.array([0, 1, 1]))
+
+
 # Pytrees are kept, plain functions are wrapped
 
 

@@ -160,28 +160,27 @@ def _moments(config: Config, subject: Subject, key: jax.Array) -> Moments:
 
 def _head_columns(moments: Moments) -> Columns:
     mean, interval = moments.mean(), moments.interval()
-    columns: Columns = {}
-    for term in TermCosines._fields:
-        value, name = getattr(mean.cosines, term), f"{term}_cosine"
-        columns |= _columns(name, value, getattr(mean.mismatched, term))
-        columns[f"{name}_ci"] = getattr(interval.cosines, term)
-        columns[f"{name}_z_permuted"] = _score(value, getattr(mean.permuted, term)).z
+    columns = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
+    for term, value, null in zip(TermCosines._fields, mean.cosines, mean.permuted, strict=True):
+        columns[f"{term}_cosine_z_permuted"] = _score(value, null).z
     columns |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
     return columns | {"energy_change_ci": interval.energy_change}
 
 
 def _layer_columns(moments: Moments, null: LabelCosines) -> Columns:
     mean, interval = moments.mean(), moments.interval()
-    columns: Columns = {}
-    for term in TermCosines._fields:
-        draws = getattr(mean.layers_permuted, term)
-        columns |= _columns(f"{term}_cosine", getattr(mean.layers, term), draws)
-        columns[f"{term}_cosine_ci"] = getattr(interval.layers, term)
-    for read in LabelCosines._fields:
-        name = f"label_{read}_cosine"
-        columns |= _columns(name, getattr(mean.labels, read), getattr(null, read))
-        columns[f"{name}_ci"] = getattr(interval.labels, read)
+    columns = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
+    columns |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
     return columns | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
+
+
+def _beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:
+    """Columns of a named tuple of measures, by its fields."""
+    columns: Columns = {}
+    for field, *parts in zip(value._fields, value, null, interval, strict=True):
+        name = pattern.format(field)
+        columns |= _columns(name, *parts[:2]) | {f"{name}_ci": parts[2]}
+    return columns
 
 
 def _gradient_columns(

@@ -22,7 +22,7 @@ from imr.lens import (
     sample_texts,
     tokenize,
 )
-from imr.nn import Classifier, PatchBlock, Transformer
+from imr.nn import Classifier, Transformer
 from imr.processes import sample
 
 
@@ -82,7 +82,7 @@ def _nets_of_run(config: Config, folder: Path) -> list[Subject]:
         net = nets.net(0)
         if isinstance(net, Transformer):
             found += _of_nets(config, nets, model_from_transformer, _words(config, nets))
-        elif isinstance(net, Classifier) and _has_heads(net.blocks[0]):
+        elif isinstance(net, Classifier) and getattr(net.blocks[0], "phi", None) is not None:
             found += _of_nets(config, nets, _patch_heads, [])
         else:
             say(f"{each.name}: no heads with queries and keys; left out.")
@@ -104,10 +104,6 @@ def _of_nets(
             settings = [f"{name} {value:g}" for name, value in run.items() if name != "seed"]
             name = ", ".join([nets.holds["net"], *settings, kind, f"seed {run['seed']}"])
             yield Subject(name, weights(nets.net(index, params)), tokens)
-
-
-def _has_heads(block: Any) -> bool:
-    return isinstance(block, PatchBlock) and block.phi is not None
 
 
 def _words(config: Config, nets: SavedNets) -> list[np.ndarray]:

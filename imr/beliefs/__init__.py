@@ -14,12 +14,12 @@ from imr.beliefs.filter import bayes_filter as bayes_filter
 from imr.beliefs.filter import is_forbidden as is_forbidden
 from imr.beliefs.filter import next_token_probabilities as next_token_probabilities
 from imr.beliefs.filter import smooth as smooth
-from imr.beliefs.prefixes import Prefixes as Prefixes
-from imr.beliefs.prefixes import unique_prefixes as unique_prefixes
 from imr.beliefs.words import MOST_WORDS as MOST_WORDS
 from imr.beliefs.words import Level as Level
 from imr.beliefs.words import MixedStates as MixedStates
+from imr.beliefs.words import Prefixes as Prefixes
 from imr.beliefs.words import all_words as all_words
 from imr.beliefs.words import belief_level as belief_level
 from imr.beliefs.words import count_mixed_states as count_mixed_states
 from imr.beliefs.words import mixed_states as mixed_states
+from imr.beliefs.words import unique_prefixes as unique_prefixes

@@ -20,9 +20,7 @@ def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"
     Args:
       process: the process.
       depth: the largest d; there are at most 2^24 words.
-
-    Returns:
-      Entropies for d = 0 to depth, shape (depth + 1,).
+    Returns: Entropies for d = 0 to depth, shape (depth + 1,).
 
     >>> from imr.processes import z1r
     >>> conditional_entropies(z1r(0.5), 2).round(3).tolist()
@@ -36,10 +34,7 @@ def block_entropies(process: Process, depth: int) -> Float[Array, "depths"]:
     r"""Block entropies $H[X_1 \dots X_d] = \sum_{c < d} h_c$ in nats.
 
     Args:
-      process, depth: as in `conditional_entropies`.
-
-    Returns:
-      Entropies for d = 0 to depth, shape (depth + 1,).
+      process, depth: as in `conditional_entropies`; d = 0 to depth.
 
     >>> from imr.processes import coin
     >>> block_entropies(coin(0.5), 2).round(3).tolist()
@@ -67,9 +62,7 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
     Args:
       process: the process, not traced; it starts from its stationary distribution here.
       depth: d of the bounds.
-
-    Returns:
-      An `EntropyRate`; the lower bound is 0 for a generalised process.
+    Returns: An `EntropyRate`; the lower bound is 0 for a generalised process.
 
     >>> from imr.processes import z1r
     >>> [round(bound.item(), 4) for bound in entropy_rate(z1r(0.5))]
@@ -98,9 +91,6 @@ def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
 
     Args:
       process, depth: as in `entropy_rate`.
-
-    Returns:
-      A scalar, in nats.
 
     >>> from imr.processes import coin
     >>> round(excess_entropy(coin(0.3)).item(), 4)

@@ -47,9 +47,8 @@ def bayes_filter(
       method: "scan" processes one token after the other; "associative" multiplies matrices in a
         tree, in O(log l) steps and s times the work. Each row of a product has its own log scale.
       initial: start distribution, shape (s,); None is `process.initial`.
-
-    Raises:
-      ImrError: if tokens are no integers or out of range, method is unknown, or initial does not fit.
+    Raises: ImrError if tokens are no integers or out of range, method is unknown, or initial does
+      not fit.
 
     >>> from imr.processes import golden_mean
     >>> beliefs, log_probability = bayes_filter(golden_mean(0.5), jnp.array([1, 0, 1, 1]))
@@ -79,9 +78,6 @@ def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
     Args:
       filtered: as returned by `bayes_filter`.
 
-    Returns:
-      Booleans, shape (..., l).
-
     >>> from imr.processes import golden_mean
     >>> is_forbidden(bayes_filter(golden_mean(0.5), jnp.array([1, 1, 0]))).tolist()
     [False, True, True]
@@ -95,12 +91,7 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     Args:
       process: the process.
       beliefs: shape (..., s); position d of `bayes_filter` predicts token d + 1.
-
-    Returns:
-      Probabilities, shape (..., k).
-
-    Raises:
-      ImrError: if the last axis of beliefs is not the states.
+    Raises: ImrError if the last axis of beliefs is not the states.
 
     >>> from imr.processes import golden_mean
     >>> next_token_probabilities(golden_mean(0.5), jnp.array([1.0, 0.0])).tolist()
@@ -125,12 +116,8 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
     Args:
       process: hidden Markov.
       tokens: integers, shape (..., l).
-
-    Returns:
-      Probabilities, shape (..., l, s); NaN at every position of a word of probability zero.
-
-    Raises:
-      ImrError: if the process is generalised: its beliefs are no probabilities of states.
+    Returns: Probabilities, shape (..., l, s); NaN at every position of a word of probability zero.
+    Raises: ImrError if the process is generalised: its beliefs are no probabilities of states.
 
     >>> from imr.processes import even
     >>> smooth(even(0.5), jnp.array([1, 1, 0])).round(4).tolist()

@@ -22,12 +22,7 @@ def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
 
     Args:
       num_tokens, length: k and l.
-
-    Returns:
-      Tokens, shape (k^l, l).
-
-    Raises:
-      ImrError: if there are more than 2^24 words.
+    Raises: ImrError if there are more than 2^24 words.
 
     >>> all_words(2, 2).tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -86,9 +81,7 @@ def mixed_states(
       merge: whether words of equal belief are replaced by the first of them, with the sum of their
         probabilities. If the mixed states are finite in number, any depth is then cheap.
       tolerance: within which beliefs are equal; None is 1e-10, or 1e-5 for a process in float32.
-
-    Raises:
-      ImrError: if the process is traced, or there are more than 2^24 words.
+    Raises: ImrError if the process is traced, or there are more than 2^24 words.
 
     >>> from imr.processes import golden_mean
     >>> [words.tolist() for words in mixed_states(golden_mean(0.5), 2).words]
@@ -146,6 +139,44 @@ def count_mixed_states(
     tolerance = _tolerance(process, tolerance)
     tree = mixed_states(process, depth, merge=True, tolerance=tolerance)
     return len(_equal(np.concatenate([np.asarray(x) for x in tree.beliefs]), tolerance)[0])
+
+
+class Prefixes(NamedTuple):
+    """Indices of prefixes in an array (words, positions, ...) over all words.
+
+    Attributes:
+      word: the row, shape (prefixes,).
+      position: the last token of the prefix, shape (prefixes,).
+    """
+
+    word: Int[np.ndarray, "prefixes"]
+    position: Int[np.ndarray, "prefixes"]
+
+
+def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
+    """Where each prefix stands once in the table of all words, `imr.beliefs.all_words`.
+
+    For activations x of all words, shape (k^l, l, ...), `x[word, position]` holds those of every
+    unique prefix, sorted by length and then as in `all_words`.
+
+    Args:
+      num_tokens: k, the number of tokens.
+      length: l, the length of the words.
+      first: length of the shortest prefixes, from 1 to l.
+    Returns: `Prefixes`, one index for each of the sum of k^d prefixes, d = first to l.
+    Raises: ImrError if first is not within 1 to l, or an argument is no positive integer.
+
+    >>> [index.tolist() for index in unique_prefixes(2, 2)]
+    [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]
+    """
+    for name, value in (("num_tokens", num_tokens), ("length", length), ("first", first)):
+        check_count(name, value)
+    if first > length:
+        raise ImrError(f"first must be at most length, {length}; found {first}.")
+    depths = range(first, length + 1)
+    words = [np.arange(num_tokens**d) * num_tokens ** (length - d) for d in depths]
+    positions = [np.full(num_tokens**d, d - 1) for d in depths]
+    return Prefixes(np.concatenate(words), np.concatenate(positions))
 
 
 def check_depth(process, depth, enumerates=True):

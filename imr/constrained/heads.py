@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens
+from imr._checks import as_tokens, check_count
 from imr._numerics import matmul
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
@@ -42,9 +42,7 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
       eigenvalue: in (0, 1), a number or an entry of `spectrum(process).eigenvalues`.
       length: l.
       embedding: e in [0, 1 - eigenvalue).
-
-    Raises:
-      ImrError: if an argument is out of range.
+    Raises: ImrError if an argument is out of range.
 
     >>> one_head_attention(0.5, 3).attention[0].tolist()
     [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]
@@ -52,7 +50,7 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
     Reference: arXiv 2502.01954, section 4.
     """
     lam, e = _within("eigenvalue", eigenvalue, 0, 1, _TWO), float(embedding)
-    _check_length(length)
+    check_count("length", length)
     if not 0 <= e < 1 - lam:
         raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
     products = np.tril(lam ** np.maximum(lag_table(length), 0)) - e * np.eye(length)
@@ -73,9 +71,7 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     Args:
       eigenvalue: in (-1, 0), a number or an entry of `spectrum(process).eigenvalues`.
       length: l.
-
-    Returns:
-      `Heads`, the even head first.
+    Returns: `Heads`, the even head first.
 
     >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
     [0.3333, -0.6667]
@@ -83,7 +79,7 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     Reference: arXiv 2502.01954, section 4.
     """
     lam = _within("eigenvalue", eigenvalue, -1, 0)
-    _check_length(length)
+    check_count("length", length)
     lags = lag_table(length)
     attentions, all_gains = [], []
     for first in (2, 1):
@@ -114,12 +110,7 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
       process: the process.
       tokens: integers, shape (..., l).
       heads: of length l.
-
-    Returns:
-      Vectors, shape (..., l, s).
-
-    Raises:
-      ImrError: if lengths differ or tokens are out of range.
+    Raises: ImrError if lengths differ or tokens are out of range.
 
     >>> from imr.processes import mess3
     >>> tokens = jnp.array([0, 0])
@@ -178,9 +169,7 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     Args:
       eigenvalue: $\lambda$ in (-1, 1).
       correlation: c in [-1, 1].
-
-    Raises:
-      ImrError: if an argument is out of range.
+    Raises: ImrError if an argument is out of range.
 
     >>> round(additive_filter(0.55, 0.4).pole, 4)
     0.4666
@@ -209,11 +198,6 @@ def _within(name, value, low, high, hint=""):
     if not low < value < high:
         raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.{hint}")
     return value
-
-
-def _check_length(length):
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ImrError(f"length must be an integer of at least 1; found {length!r}.")
 
 
 def _heads(attention, gains, embedding):

@@ -35,9 +35,7 @@ def spectrum(process: Process) -> Spectrum:
 
     Args:
       process: the process.
-
-    Raises:
-      ImrError: if the process is traced, or its chain has no basis of eigenvectors.
+    Raises: ImrError if the process is traced, or its chain has no basis of eigenvectors.
 
     >>> from imr.processes import mess3
     >>> modes = spectrum(mess3(0.15, 0.6))

@@ -16,12 +16,8 @@ def token_vectors(process: Process) -> Float[Array, "k s"]:
 
     Args:
       process: the process.
-
-    Returns:
-      Vectors, shape (k, s); $\pi + v_x$ is the posterior given only x.
-
-    Raises:
-      ImrError: if a token has probability zero (under a trace its row is NaN).
+    Returns: Vectors, shape (k, s); $\pi + v_x$ is the posterior given only x.
+    Raises: ImrError if a token has probability zero (under a trace its row is NaN).
 
     >>> from imr.processes import mess3
     >>> token_vectors(mess3(0.15, 0.6))[0].round(4).tolist()
@@ -48,12 +44,7 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
 
     Args:
       process: hidden Markov.
-
-    Returns:
-      Vectors, shape (k, s).
-
-    Raises:
-      ImrError: if a token cannot be emitted from some state (under a trace its vector is NaN).
+    Raises: ImrError if a token cannot be emitted from some state (under a trace its vector is NaN).
 
     >>> from imr.processes import mess3
     >>> process = mess3(0.15, 0.6)

@@ -22,11 +22,7 @@ def describe(call: Callable[..., Any]) -> dict[str, Any]:
     """A call of a public name of `imr.nn` or `imr.processes` as JSON has it.
 
     Args:
-      call: the class or function, or a `functools.partial` of it; `rngs` stays open.
-
-    Returns:
-      `{"module": ..., "name": ..., "arguments": {...}}`; an argument that is itself such a class or
-      function is described in the same way.
+      call: the class or function, or a `functools.partial` of it, as may be its arguments.
 
     Raises:
       RunError: if it is no public name of these modules.
@@ -74,7 +70,7 @@ def build(description: Mapping[str, Any]) -> Callable[..., Any]:
       A `functools.partial`; call it with `rngs=` for a net, without arguments for a process.
 
     Raises:
-      RunError: if it is no description, or names nothing that there is.
+      RunError: if it is no such description.
 
     >>> from imr.processes import mess3
     >>> build(describe(partial(mess3, 0.15, a=0.6)))().num_tokens

@@ -40,9 +40,6 @@ def cache_folder() -> Path | None:
 
     `IMR_COMPILATION_CACHE` chooses the folder above it, or turns the cache off with 0; by default it
     is the user's cache folder, such as `~/.cache/imr/xla`.
-
-    Returns:
-      The folder, which may not exist yet; None if the cache is turned off.
     """
     chosen = os.environ.get(VARIABLE, "").strip()
     if chosen == "0":
@@ -83,12 +80,6 @@ def compilation_cache(on: bool = True) -> Iterator[Path | None]:
 
     What cannot be read counts as not there, with a warning. A folder that cannot be written turns the
     cache off and says so. A cache that the user has already given to jax stays.
-
-    Args:
-      on: False leaves everything as it is.
-
-    Yields:
-      The folder in use, or None.
     """
     theirs = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     folder = cache_folder() if on and theirs is None else None

@@ -22,13 +22,13 @@ class Checkpoints:
     Within the `with` statement SIGTERM has the next `save` save, wait and raise `Preempted`.
 
     Args:
-      directory: made where it is missing.
+      directory: is made if it is missing.
       config: JSON-ready description of the run; a checkpoint of another one is refused.
       every: steps between saves; `save` may be called at any step and decides.
       keep: how many to keep.
 
     Raises:
-      RunError: where the folder cannot be made.
+      RunError: if the folder cannot be made.
     """
 
     def __init__(
@@ -44,42 +44,35 @@ class Checkpoints:
                 f"checkpoint folder {self.directory} cannot be made: {error}."
             ) from error
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=options,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
-            },
+            self.directory, options=options, item_handlers=handlers
         )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
         Raises:
-          Preempted: where SIGTERM has asked for it; the state is then saved, whether it was due or not.
+          Preempted: if SIGTERM has asked for it; the state is then saved, whether it was due or not.
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
-            self._save(step, state, force or stop)
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
+            )
+            self._manager.save(step, args=args, force=force or stop)
         if stop:
             self._manager.wait_until_finished()
             raise Preempted(f"stopped at step {step}, which is saved in {self.directory}")
 
-    def _save(self, step: int, state: PyTree, force: bool) -> None:
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
-        )
-        self._manager.save(step, args=args, force=force)
-
     def restore(self, like: PyTree) -> PyTree | None:
-        """The newest state, or None where there is none.
+        """The newest state, or None if there is none.
 
         Args:
           like: a state of the same structure, shapes and dtypes.
 
         Raises:
-          RunError: where the checkpoint is of another configuration, or does not have the shapes and
+          RunError: if the checkpoint is of another configuration, or does not have the shapes and
             dtypes of `like`, or cannot be read.
         """
         step = self._manager.latest_step()
@@ -93,17 +86,11 @@ class Checkpoints:
             )["config"]
         except Exception as error:
             raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
-        differing = sorted(
-            name
-            for name in saved.keys() | self.config.keys()
-            if saved.get(name) != self.config.get(name)
-        )
+        pairs = {k: (saved.get(k), self.config.get(k)) for k in saved.keys() | self.config.keys()}
+        differing = [f"{k} is {a!r} there and {b!r} here" for k, (a, b) in pairs.items() if a != b]
         if differing:
-            found = ", ".join(
-                f"{name} is {saved.get(name)!r} there and {self.config.get(name)!r} here"
-                for name in differing
-            )
-            raise RunError(f"{where} is of another configuration: {found}. {remedy}")
+            words = ", ".join(sorted(differing))
+            raise RunError(f"{where} is of another configuration: {words}. {remedy}")
         raw = _raw(like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
         try:
@@ -134,13 +121,10 @@ class Checkpoints:
 
 
 def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configuration and newest state of a folder of `Checkpoints`, without knowing its structure.
-
-    Returns:
-      The configuration, and the state as nested dictionaries of arrays.
+    """Configuration and newest state, in nested dictionaries of arrays, of a folder of `Checkpoints`.
 
     Raises:
-      RunError: where there is no checkpoint, or it cannot be read.
+      RunError: if there is no checkpoint, or it cannot be read.
     """
     directory = Path(directory).resolve()
     if not directory.is_dir():
@@ -152,17 +136,17 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise RunError(f"{directory} holds no checkpoint.")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
         try:
-            found = manager.restore(step, args=args)
+            newest = manager.restore(step, args=args)
         except Exception as error:
             raise RunError(f"checkpoint {step} in {directory} cannot be read: {error}.") from error
-    return found["config"], found["state"]
+    return newest["config"], newest["state"]
 
 
 def _check_shapes(saved: PyTree, raw: PyTree, where: str, remedy: str) -> None:
     # Orbax casts a differing dtype without a word.
-    saved, wanted = _by_path(saved), _by_path(raw)
-    for path in sorted(saved.keys() | wanted.keys()):
-        there, here = (_describe(tree.get(path)) for tree in (saved, wanted))
+    saved, expected = _by_path(saved), _by_path(raw)
+    for path in sorted(saved.keys() | expected.keys()):
+        there, here = (_describe(tree.get(path)) for tree in (saved, expected))
         if there != here:
             raise RunError(f"{where} has {there} at {path}; this run has {here}. {remedy}")
 

@@ -38,9 +38,6 @@ def markdown_table(
       columns: which and in what order; by default all, as they first appear.
       formats: column name to format specification; `.3f` by default for floats.
 
-    Returns:
-      The table, without a newline at its end; columns of numbers are aligned right.
-
     >>> print(markdown_table([{"data": "digits", "accuracy": 0.95}, {"data": "noise"}]))
     | data   | accuracy |
     | ------ | -------: |

@@ -23,8 +23,8 @@ _STEMS = (
 
 
 class Source(NamedTuple):
-    """Where a data set is to be had: URLs ending in a slash, tried in order, and the md5 of the
-    four gzip files there: training images, training labels, test images, test labels."""
+    """Where to download a data set: URLs that end in a slash, tried in order, and the md5 of four
+    gzip files: training images, training labels, test images, test labels."""
 
     mirrors: tuple[str, ...]
     md5: tuple[str, str, str, str]
@@ -71,11 +71,8 @@ class ImageData(NamedTuple):
 def load_digits() -> ImageData:
     """scikit-learn's bundled 8 x 8 digits, pixels / 16, with a fixed stratified split.
 
-    Returns:
-      1437 training and 360 test images of 64 pixels, classes "0" to "9".
-
     Raises:
-      MissingPackageError: scikit-learn is not installed.
+      MissingPackageError: if scikit-learn is not installed.
 
     >>> load_digits().train_images.shape
     (1437, 64)
@@ -87,9 +84,8 @@ def load_digits() -> ImageData:
         raise missing_package("scikit-learn", "experiments") from error
     pixels, labels = datasets.load_digits(return_X_y=True)
     images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
-    fit, test = train_test_split(
-        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
-    )
+    rows = np.arange(len(labels))
+    fit, test = train_test_split(rows, test_size=360, random_state=0, stratify=labels)
     parts = images[fit], labels[fit], images[test], labels[test]
     return ImageData("digits", *parts, (8, 8), tuple("0123456789"))
 
@@ -107,18 +103,17 @@ def load_images(
     Args:
       name: one of `DATASETS`.
       data_dir: folder with the four official files (`train-images-idx3-ubyte.gz` and so on; also
-        without .gz, or spelt `train-images.idx3-ubyte`); it may hold fewer images than the
-        official set. None downloads from the mirrors in `SOURCES`; digits are bundled.
-      cache_dir: where downloads are kept, in a folder `name` of their own; the cache of the
-        operating system by default. A file there with the right checksum needs no network.
-      train_limit: only the first so many training images.
-      test_limit: only the first so many test images.
+        without .gz, or spelt `train-images.idx3-ubyte`), perhaps of fewer images. None downloads
+        from the mirrors in `SOURCES`; digits are bundled.
+      cache_dir: the folder that keeps downloads, in a folder `name`; the cache of the operating
+        system by default. A file there with the right checksum needs no network.
+      train_limit, test_limit: only the first so many images.
 
     Raises:
-      ImrError: an unknown name, a limit that is not from 1 to the number of images there, or a
-        `data_dir` for digits.
-      DataError: a file that is missing, damaged, or at odds with its partner; a failed download.
-      MissingPackageError: scikit-learn or pooch is needed and not installed.
+      ImrError: if the name is unknown, a limit is not from 1 to the number of images, or digits are
+        given a `data_dir`.
+      DataError: if a file is missing, damaged, or at odds with its partner, or a download fails.
+      MissingPackageError: if scikit-learn or pooch is needed and not installed.
     """
     check_choice("name", name, DATASETS)
     limits = {"train": train_limit, "test": test_limit}
@@ -187,27 +182,27 @@ def _read(name: str, paths: list[Path]) -> ImageData:
 def _find(name: str, data_dir: str | Path) -> list[Path]:
     """The four files in a local folder, in the order of `_STEMS`."""
     folder = Path(data_dir).expanduser()
-    wanted = f"expected the files of {name}, with or without .gz: {', '.join(_STEMS)}"
+    expected = f"expected the files of {name}, with or without .gz: {', '.join(_STEMS)}"
     try:
         there = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     except OSError as error:
-        raise DataError(f"data_dir {folder}: {error.strerror or error}; {wanted}.") from error
+        raise DataError(f"data_dir {folder}: {error.strerror or error}; {expected}.") from error
     paths = []
     for stem in _STEMS:
         dotted = stem.replace("-idx", ".idx")
         spellings = (f"{stem}.gz", stem, f"{dotted}.gz", dotted)
-        found = next((spelling for spelling in spellings if spelling in there), None)
-        if found is None:
+        file = next((spelling for spelling in spellings if spelling in there), None)
+        if file is None:
             listing = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
             raise DataError(
-                f"data_dir {folder} lacks {stem}; {wanted}. Files there: {listing or 'none'}."
+                f"data_dir {folder} lacks {stem}; {expected}. Files there: {listing or 'none'}."
             )
-        paths.append(folder / found)
+        paths.append(folder / file)
     return paths
 
 
 def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
-    """The four files in the cache, downloaded where they are not there or not whole."""
+    """The four files in the cache, downloaded if they are missing or damaged."""
     try:
         import pooch
     except ImportError as error:
@@ -248,11 +243,8 @@ def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float)
       images: floating array of any shape.
       std: standard deviation of the noise in units of the pixels, a number >= 0.
 
-    Returns:
-      An array of the shape and dtype of `images`.
-
     Raises:
-      ImrError: images that are not floating, or a concrete `std` that is negative or NaN.
+      ImrError: if images are not floating, or a concrete `std` is negative or NaN.
 
     >>> add_noise(jax.random.key(0), np.zeros((2, 3), np.float32), 0.5).shape
     (2, 3)
@@ -278,11 +270,11 @@ def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, n
       seed: integer >= 0; the same seed gives the same split.
 
     Returns:
-      fit_indices and held_back_indices, each in increasing order; together 0..n-1.
+      Indices to fit on and indices held back, each in increasing order; together 0..n-1.
 
     Raises:
-      ImrError: a `share` outside (0, 1) or that leaves one part empty, labels of the wrong shape
-        or dtype, a bad seed.
+      ImrError: if share is not in (0, 1) or leaves one part empty, labels are no (n,) integers, or
+        the seed is none.
 
     >>> fit, held_back = held_back_split([0, 0, 0, 0, 1, 1], 0.5, seed=0)
     >>> len(fit), len(held_back)

@@ -51,33 +51,12 @@ class Experiment(Generic[C]):
     verdict: Callable[[Mapping[str, Any]], int] | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Runs the experiment from the command line, which may be that of one of several processes.
-
-        Args:
-          argv: the flags, those of the process by default.
-
-        Returns:
-          The exit code, as of `run_main`.
-
-        Raises:
-          SystemExit: by tyro, after `--help` or for flags that do not fit.
-        """
+        """Runs the experiment from the command line, which may be that of one of several processes."""
         compile_quickly()
         return run_main(self.run, self.config, argv, description=self.question)
 
     def run(self, config: C) -> int:
-        """Checks the configuration, measures unless that is done already, and prints the results.
-
-        Args:
-          config: as parsed.
-
-        Returns:
-          The exit code, 0 unless the experiment has a verdict.
-
-        Raises:
-          ImrError: if the configuration makes no run, its data are wrong, or its folder holds
-            another run.
-        """
+        """Checks the configuration, measures unless that is done already, and prints the results."""
         check_bounds(config)
         if self.check is not None:
             self.check(config)
@@ -88,34 +67,19 @@ class Experiment(Generic[C]):
             with phase("data"):
                 data = () if self.data is None else (self.data(actual),)
             run = open_run(self.name, config, out=config.out, overwrite=config.overwrite)
-
-            def work():
+            if agreed(run.finished):
+                say(f"This configuration has already run; its results, from {run.path}:")
+            else:
                 with phase("evaluate"):
                     results = self.measure(actual, run, *data)
                 with phase("figures"):
                     self.report(actual, run, results)
-
-            run_once(run, work)
+        if is_first():
+            print((run.path / "table.md").read_text(encoding="utf-8"))
+            for figure in sorted(run.figures.glob("*.png")):
+                print(f"figure: {figure}")
+            print(f"every row, as data: {run.path / 'summary.json'}")
         return 0 if self.verdict is None else self.verdict(run.summary())
-
-
-def run_once(run: RunFolder, work: Callable[[], object]) -> None:
-    """Does the work unless the folder holds its results; prints the table and where the rest is.
-
-    Args:
-      run: the folder, from `open_run`.
-      work: makes the results, and ends in `run.finish`.
-    """
-    if agreed(run.finished):
-        say(f"This configuration has already run; its results, from {run.path}:")
-    else:
-        work()
-    if not is_first():
-        return
-    print((run.path / "table.md").read_text(encoding="utf-8"))
-    for figure in sorted(run.figures.glob("*.png")):
-        print(f"figure: {figure}")
-    print(f"every row, as data: {run.path / 'summary.json'}")
 
 
 def run_main(
@@ -165,7 +129,7 @@ def run_main(
 
 
 def _leave(code: int) -> None:
-    """Ends a process of several at once: others would wait for it where they have to agree."""
+    """Ends a process of several at once: others would wait for it as soon as they have to agree."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

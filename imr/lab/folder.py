@@ -62,15 +62,6 @@ def _write(path: Path, value: Any) -> None:
 def config_dict(config: Any) -> dict[str, Any]:
     """A configuration as JSON has it, without the control fields (`imr.lab.flags.CONTROL`).
 
-    Args:
-      config: a dataclass instance of numbers, strings, paths, tuples, dicts and dataclasses.
-
-    Returns:
-      Field name to value: tuples as lists, paths and non-finite floats as strings.
-
-    Raises:
-      ImrError: for anything else, or a value that JSON cannot hold.
-
     >>> @dataclasses.dataclass(frozen=True)
     ... class Config:
     ...     rates: tuple[float, ...] = (0.0, 0.5)
@@ -94,7 +85,7 @@ def config_hash(config: Any) -> str:
 
 
 def _commit() -> str | None:
-    """The git commit of the source tree, marked where the code differs from it."""
+    """The git commit of the source tree, marked if the code differs from it."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str:
@@ -112,7 +103,7 @@ def _commit() -> str | None:
 
 def _provenance() -> dict[str, Any]:
     """What the numbers of a run depend on beside its configuration."""
-    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
         "versions": {"python": platform.python_version()}
@@ -288,15 +279,7 @@ class Metrics:
                 os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def append(self, step: int | np.integer | jax.Array, **values: Any) -> None:
-        """Writes a line, there for any reader on return; do it before that step's checkpoint.
-
-        Args:
-          step: of training.
-          **values: scalars and strings; what is not finite is written as null.
-
-        Raises:
-          ImrError: for a value that is no scalar.
-        """
+        """Writes a line, there for any reader on return; do it before that step's checkpoint."""
         row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
         for key, value in row.items():
             if isinstance(value, list | dict):
@@ -310,15 +293,7 @@ class Metrics:
         return [row for row in self._rows() if self._carries(row, tags)]
 
     def rewind(self, step: int, **tags: Any) -> None:
-        """Drops the lines with these tags that come after `step`, all at once or not at all.
-
-        Args:
-          step: of the checkpoint from which the run goes on.
-          **tags: beside those of this object.
-
-        Raises:
-          RunError: if a line is damaged.
-        """
+        """Drops the lines with these tags that come after `step`, all at once or not at all."""
         if self.path == Path(os.devnull):
             return
         kept = [r for r in self._rows() if r["step"] <= step or not self._carries(r, tags)]
@@ -332,5 +307,5 @@ class Metrics:
             raise RunError(f"{self.path} is damaged; run again with --overwrite.") from None
 
     def _carries(self, row: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
-        wanted = {**self.tags, **json_ready("tags", tags)}
-        return all(key in row and row[key] == value for key, value in wanted.items())
+        tags = {**self.tags, **json_ready("tags", tags)}
+        return all(key in row and row[key] == value for key, value in tags.items())

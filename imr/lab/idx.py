@@ -20,15 +20,12 @@ def read_idx(path: str | Path) -> np.ndarray:
     The format: a big-endian magic number (2049 labels, 2051 images), one count for each axis, the
     bytes. No more memory is taken than the file has data, whatever its header promises.
 
-    Args:
-      path: the file.
-
     Returns:
       uint8 array, (n, rows, cols) for images or (n,) for labels.
 
     Raises:
-      DataError: the file is missing, unreadable, empty, not gzip under a `.gz` name, a damaged
-        gzip file, or its header does not agree with its bytes.
+      DataError: if the file cannot be read, is empty or damaged, is not gzip under a `.gz` name, or
+        its header does not agree with its bytes.
 
     Reference: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits.
     """
@@ -72,14 +69,14 @@ def _parse_idx(path: Path, stream: Any) -> np.ndarray:
     shape = tuple(int.from_bytes(counts[i : i + 4], "big") for i in range(0, size, 4))
     if 0 in shape:
         raise DataError(f"{path} holds nothing: its header gives shape {shape}. {_AGAIN}")
-    promised, found, body = math.prod(shape), 0, bytearray()
+    promised, size, body = math.prod(shape), 0, bytearray()
     # In chunks: the header alone must not decide how much is allocated.
     while chunk := stream.read(1 << 20):
-        found += len(chunk)
+        size += len(chunk)
         body += chunk[: promised - len(body)]
-    if found != promised:
+    if size != promised:
         raise DataError(
-            f"{path} holds too {'few' if found < promised else 'many'} bytes: its header promises "
-            f"{promised} for shape {shape}, and {found} are there. {_AGAIN}"
+            f"{path} holds too {'few' if size < promised else 'many'} bytes: its header promises "
+            f"{promised} for shape {shape}, and {size} are there. {_AGAIN}"
         )
     return np.frombuffer(body, np.uint8).reshape(shape)

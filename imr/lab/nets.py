@@ -60,13 +60,7 @@ class SavedNets(NamedTuple):
 
 
 def read_nets(directory: str | Path) -> SavedNets:
-    """The nets of the newest checkpoint in a folder, as that checkpoint describes them.
-
-    Args:
-      directory: a folder of `fit_run` or of `Checkpoints`.
-
-    Returns:
-      The nets.
+    """The nets of the newest checkpoint in a folder of `fit_run`, as that checkpoint describes them.
 
     Raises:
       RunError: if there is no checkpoint, or it does not say what it holds, or holds something else.

@@ -50,11 +50,8 @@ def init_states(
     Args:
       init: from a key to parameters.
       optimizer: of optax.
-      keys: a key for each run, shape (runs,).
+      keys: a key for each run, shape (runs,), the leading axis of all leaves of the states.
       mesh: devices, of all processes, that each get a copy; see `make_chunk`.
-
-    Returns:
-      A `TrainState` whose leaves have a leading axis of runs.
     """
 
     def one(key):
@@ -120,14 +117,7 @@ def make_chunk(
 def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[Array, "steps b"]:
     """Row indices of one epoch: a random permutation cut into full minibatches.
 
-    Args:
-      key: of this epoch.
-      num_rows: rows there are.
-      batch_size: rows in a minibatch; with fewer rows than that, there is one batch of all.
-
-    Returns:
-      Indices, shape (num_rows // batch_size, batch_size); the remainder, other rows each time, sits
-      this epoch out.
+    The remainder, other rows each time, sits the epoch out; fewer rows than batch_size are one batch.
 
     >>> import jax
     >>> epoch_of_batches(jax.random.key(0), 10, 3).shape
@@ -152,16 +142,10 @@ def fit(
     """Trains from wherever the states stand to `num_steps`, chunk by chunk.
 
     Args:
-      chunk: of `make_chunk`.
-      states: fresh of `init_states`, or restored from a checkpoint.
-      hyper: hyper-parameters of each run, leading axis of runs.
-      data: shared by all runs, placed once.
-      num_steps: where to stop; a whole number of chunks.
+      chunk, states, hyper, data: as `make_chunk` returns and takes them.
+      num_steps: the step to stop at, a whole number of chunks.
       on_chunk: called after each chunk with the step reached, the states and the losses, shape
         (runs, steps): the place for metrics, checkpoints and progress.
-
-    Returns:
-      The states at `num_steps`.
 
     Raises:
       ImrError: if the chunks step over `num_steps`.
@@ -181,17 +165,7 @@ def fit(
 
 
 class Training(NamedTuple):
-    """Several runs of one net, trained side by side in one program.
-
-    Attributes:
-      init: from a key to parameters, as in `init_states`.
-      loss, schedule: as in `make_chunk`.
-      optimizer: of optax.
-      keys: one for each run, shape (runs,).
-      hyper: hyper-parameters of each run, leading axis of runs.
-      data: shared by all runs.
-      num_steps: of each run.
-    """
+    """Several runs of one net in one program: the arguments of `init_states`, `make_chunk`, `fit`."""
 
     init: Callable[[PRNGKeyArray], PyTree]
     loss: Loss
@@ -219,17 +193,16 @@ def fit_run(
     tags: Mapping[str, Any],
     metrics: Callable[[Array], Iterable[Mapping[str, Any]]] = mean_loss,
 ) -> TrainState:
-    """Trains in a run folder, from its newest checkpoint on, with metrics and progress.
+    """Trains in a run folder, on the devices of all processes, from its newest checkpoint on.
 
-    The data, split over the devices of all processes, and the steps are those of an unbroken run,
-    whenever it was stopped.
+    A run that was stopped at any moment ends as an unbroken one.
 
     Args:
-      run: where checkpoints and metrics go.
+      run: whose folders the checkpoints and metrics go to.
       name: of the folder of checkpoints.
       training: what is trained.
-      holds: what the checkpoint says of itself: `net`, the architecture of `imr.lab.architecture`,
-        and all that tells this training from others; see `Checkpoints`.
+      holds: what the checkpoint says of itself: `architecture` and `runs`, as `imr.lab.nets.read_nets`
+        reads them, and all that tells this training from others.
       every: steps between checkpoints.
       label: what is going on, for the progress.
       tags: on every line of metrics; they tell this training's lines from others.

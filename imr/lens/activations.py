@@ -45,11 +45,7 @@ def record(model: TransformerWeights, tokens: Any) -> Activations:
     """Runs a transformer on one text; for several texts of one length use `jax.vmap`.
 
     Args:
-      model: the transformer.
-      tokens: integers, shape (n,).
-
-    Raises:
-      ImrError: if tokens are no integers, out of range, or more than the model has positions.
+      model, tokens: as in `measure_text`.
     """
     tokens = checked_tokens(model, tokens)
     return run(model, tokens, jnp.ones(tokens.shape, bool))

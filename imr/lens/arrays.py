@@ -1,6 +1,7 @@
 """Models that are not on disk: weights handed over as arrays, and transformers of `imr.nn`."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import jax.numpy as jnp
@@ -122,14 +123,14 @@ def model_from_transformer(transformer: Transformer) -> TransformerWeights:
     """
     layers, last = list(transformer.layers), transformer.norm
 
-    def stacked(*path):
-        return np.stack([np.asarray(_reach(layer, path)[...]) for layer in layers])
+    def stacked(path):
+        return np.stack([np.asarray(attrgetter(path)(layer)[...]) for layer in layers])
 
     arrays = {name: stacked(name) for name in _NEEDED}
     for name, part in (("into", "widen"), ("out", "narrow")):
-        arrays |= {name: stacked(part, "kernel"), f"{name}_bias": stacked(part, "bias")}
+        arrays |= {name: stacked(f"{part}.kernel"), f"{name}_bias": stacked(f"{part}.bias")}
     for norm in ("attention_norm", "mlp_norm"):
-        arrays |= {f"{norm}_{kind}": stacked(norm, kind) for kind in ("scale", "bias")}
+        arrays |= {f"{norm}_{kind}": stacked(f"{norm}.{kind}") for kind in ("scale", "bias")}
     outer: Any = {
         "tokens": transformer.embedding.embedding,
         "positions": transformer.position,
@@ -139,9 +140,3 @@ def model_from_transformer(transformer: Transformer) -> TransformerWeights:
     }
     arrays |= {name: np.asarray(parameter[...]) for name, parameter in outer.items()}
     return model_from_arrays(arrays, activation="relu", epsilon=last.epsilon)
-
-
-def _reach(thing: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        thing = getattr(thing, name)
-    return thing

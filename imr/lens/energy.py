@@ -24,8 +24,7 @@ class EnergyGradient(NamedTuple):
 
     Attributes:
       energy: E, shape (h,).
-      rows: the row term $P K W_Q^T / \sqrt r$, shape (h, n, d).
-      columns: the column term $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
+      rows, columns: $P K W_Q^T / \sqrt r$ and $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
     """
 
     energy: Float[Array, "h"]
@@ -86,9 +85,6 @@ def gradient_shares(
 
     Returns:
       Shape (l, h).
-
-    Raises:
-      ImrError: as `measure_text`.
     """
     check_key(key)
     check_count("probes", probes)

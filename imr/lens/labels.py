@@ -73,9 +73,6 @@ def label_null(
 
     Returns:
       `LabelCosines` of shape (draws, l).
-
-    Raises:
-      ImrError: as `measure_text`.
     """
     check_key(key)
     check_count("draws", draws)

@@ -13,13 +13,7 @@ from imr.errors import DataError, ImrError, missing_package
 
 
 class Pieces(NamedTuple):
-    """Token sequences, each of 3 tokens or more.
-
-    Attributes:
-      tokens: integer arrays of shape (n,).
-      split: number of texts that were cut because they were longer than a piece may be.
-      dropped: number of pieces that were left out because they had fewer than 3 tokens.
-    """
+    """Sequences of 3 tokens or more; how many texts were split, and how many pieces dropped."""
 
     tokens: list[np.ndarray]
     split: int

@@ -18,13 +18,7 @@ from imr.lens.model import HeadWeights
 
 
 class WeightCosines(NamedTuple):
-    r"""Cosines with $+\theta^T$ in the inner product of matrices.
-
-    Attributes:
-      whole: of $W_V W_O$ with $\theta^T$, shape (l, h).
-      within: of $W_V W_O$ with the part of $\theta^T$ in the circuit's own subspace, which $W_V$
-        reads and $W_O$ writes, shape (l, h).
-    """
+    r"""Cosines of $W_V W_O$ with $\theta^T$, and with its part that $W_V$ reads and $W_O$ writes."""
 
     whole: Float64[np.ndarray, "l h"]
     within: Float64[np.ndarray, "l h"]
@@ -45,13 +39,7 @@ class Fits(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    r"""Spectra of $\theta$.
-
-    Attributes:
-      singular_values, eigenvalues: those that its rank allows, shape (l, h, r).
-      symmetric_share: $|S|^2 / |\theta|^2$ of its symmetric part S, shape (l, h); about 1/2 for a
-        random matrix.
-    """
+    r"""Of $\theta$; the symmetric share is $|S|^2 / |\theta|^2$, S its symmetric part, 1/2 at random."""
 
     singular_values: Float64[np.ndarray, "l h r"]
     eigenvalues: Complex128[np.ndarray, "l h r"]
@@ -164,8 +152,7 @@ def mismatched(
       parts: fields of `HeadWeights` to take. With `("key",)`, queries meet the keys of another head.
 
     Raises:
-      ImrError: if the shift is a multiple of the number of heads, or a part is no field of
-        `HeadWeights`.
+      ImrError: if the shift is a multiple of the number of heads, or a part is no field.
     """
     l, h = heads.query.shape[:2]
     if shift % (l * h) == 0:
@@ -186,9 +173,6 @@ def rotated(heads: HeadWeights, key: Key[Array, ""]) -> HeadWeights:
     Args:
       heads: of all layers; U (d, d) is drawn uniformly, once for all of them.
       key: a PRNG key.
-
-    Raises:
-      ImrError: if key is no PRNG key.
     """
     check_key(key)
     query, keys, _, _ = _float64(heads)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_axis, check_count, check_rank, is_concrete
+from imr._checks import check_axis, check_count, check_rank, is_concrete, out_of_traces
 from imr._numerics import widen
 from imr._typing import Bias, BiasLike, ClassWeights, Scalar, ScalarLike, WeightsLike
 from imr.errors import ImrError
@@ -85,7 +85,8 @@ class Latent(RowModel):
 
 
 def _checked_group(group: Any, num_prototypes: int, num_classes: int | None):
-    group = jnp.asarray(group)
+    with out_of_traces(group):
+        group = jnp.asarray(group)
     check_rank("group", group, 1, "(m,)")
     check_axis("group", group.shape[0], "theta", num_prototypes, "prototypes")
     if not jnp.issubdtype(group.dtype, jnp.integer):

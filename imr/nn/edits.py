@@ -38,8 +38,7 @@ def ablate_along(
     r"""Removes the part of activations that lies along directions: $x - (x - x_0) D^+ D$.
 
     Args:
-      residual: activations x, shape (..., d).
-      directions: D, shape (p, d).
+      residual, directions: x and D, as in `coordinates`.
       origin: $x_0$, a number or shape (d,), whose part along D remains. The mean of the activations
         makes this mean ablation.
 
@@ -67,12 +66,8 @@ def replace_along(
     """Sets the coefficients of activations along directions, and leaves the rest.
 
     Args:
-      residual: activations, shape (..., d).
-      directions: D, shape (p, d).
+      residual, directions: as in `coordinates`.
       values: the new coefficients, shape (..., p), or (p,) for all activations.
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit.
 
     >>> replace_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([5.0])).tolist()
     [10.0, 4.0]
@@ -88,8 +83,7 @@ def add_along(
     """Adds a multiple of each direction to activations: $x + c D$.
 
     Args:
-      residual: activations x, shape (..., d).
-      directions: D, shape (p, d).
+      residual, directions: x and D, as in `coordinates`.
       values: c, shape (..., p), or (p,) for all activations.
 
     Raises:

@@ -71,12 +71,8 @@ def exact_kl(
       process: hidden Markov.
       length: l; all k^l words, at most 2^24, are run.
       block: words at a time.
-
-    Returns:
-      Divergences for d = 1 to l, shape (l,).
-
-    Raises:
-      ImrError: if the process is generalised.
+    Returns: Divergences for d = 1 to l, shape (l,).
+    Raises: ImrError if the process is generalised.
 
     >>> from imr.processes import coin
     >>> exact_kl(lambda tokens: jnp.zeros((*tokens.shape, 2)), coin(0.5), 3).tolist()

@@ -184,9 +184,7 @@ def largest_n(
       machine, devices: as in `seconds`.
       numbers_per_row: numbers of the state, the stages of a step and the field's temporaries.
       itemsize: bytes of a number.
-
-    Raises:
-      ImrError: if numbers_per_row is not positive.
+    Raises: ImrError if numbers_per_row is not positive.
 
     >>> largest_n(H100, 9 * 16 + 6 * 16)
     83333333

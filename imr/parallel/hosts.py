@@ -37,9 +37,7 @@ def initialize(
         SLURM or GKE.
       num_processes, process_id: number of processes, and number of this one, from 0.
       timeout: seconds to wait for the others; after that jax ends process 0 with its own report.
-
-    Raises:
-      ImrError: if the values do not fit, or the coordinator does not answer in time.
+    Raises: ImrError if the values do not fit, or the coordinator does not answer in time.
     """
     given = (coordinator, num_processes, process_id)
     if any(x is not None for x in given) and None in given:
@@ -96,8 +94,7 @@ def initialize_from_environment() -> None:
     `IMR_COORDINATOR`, `IMR_NUM_PROCESSES`, `IMR_PROCESS_ID` and `IMR_TIMEOUT` are its arguments;
     `IMR_DISTRIBUTED=1` calls it without arguments. If none is set, this is the only process.
 
-    Raises:
-      ImrError: if only some are set, or one is no number.
+    Raises: ImrError if only some are set, or one is no number.
     """
     given = [os.environ.get(name) for name in _VARIABLES]
     if not any(given):

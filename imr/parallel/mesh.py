@@ -55,9 +55,7 @@ def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
     Args:
       num_devices: takes the first so many devices; None takes all.
       axis: its name.
-
-    Raises:
-      ImrError: if there are fewer devices.
+    Raises: ImrError if there are fewer devices.
 
     >>> dict(make_mesh(1).shape)
     {'rows': 1}
@@ -97,9 +95,7 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
       tree: arrays (n_local, ...), as many rows in each process; rows of process 0 come first. The
         number of devices of a process must divide n_local.
       mesh: of all devices.
-
-    Raises:
-      ImrError: if the numbers of rows do not fit.
+    Raises: ImrError if the numbers of rows do not fit.
     """
     axis, size = mesh_axis(mesh)
     parts = max(1, size // jax.process_count())

@@ -22,12 +22,9 @@ def mixture(
       weights: probabilities c, shape (n,); None is uniform.
       vocabulary: for each process a sequence m of different integers: its token y is token m[y] of
         the mixture. None keeps the numbers. A token keeps its name if all processes agree on it.
-
-    Returns:
-      A `Process` with the states of all processes, one process after the other, named `i:state`.
-
-    Raises:
-      ImrError: if weights are no distribution, or vocabulary does not fit the processes.
+    Returns: A `Process` with the states of all processes, one process after the other, named
+      `i:state`.
+    Raises: ImrError if weights are no distribution, or vocabulary does not fit the processes.
 
     >>> from imr.processes import coin
     >>> both = mixture([coin(0.5), coin(0.9)], vocabulary=[[0, 1], [1, 2]])
@@ -40,28 +37,8 @@ def mixture(
     weights = np.full(count, 1 / count) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (count,) or weights.min() < 0 or abs(weights.sum() - 1) > 1e-6:
         raise ImrError(f"weights must be {count} probabilities that sum to 1; found {weights}.")
-    if vocabulary is None:
-        vocabulary = [range(p.num_tokens) for p in processes]
-    if not isinstance(vocabulary, Sequence | np.ndarray) or len(vocabulary) != count:
-        raise ImrError(
-            f"vocabulary must hold {count} maps, one for each process; found {vocabulary}."
-        )
-    maps = [_map(f"vocabulary[{i}]", m) for i, m in enumerate(vocabulary)]
-    for i, (m, p) in enumerate(zip(maps, processes, strict=True)):
-        if len(m) != p.num_tokens or len(set(m)) != len(m) or min(m) < 0:
-            raise ImrError(
-                f"vocabulary[{i}] must hold {p.num_tokens} different tokens, none negative; "
-                f"found {m}."
-            )
-    size = sum(p.num_states for p in processes)
-    names: list[set[str]] = [set() for _ in range(1 + max(max(m) for m in maps))]
-    for m, p in zip(maps, processes, strict=True):
-        for x, name in zip(m, p.tokens, strict=True):
-            names[x].add(name)
-    agreed = [name for each in names for name in each]
-    # Numbers, unless every token has one name, and no other token has it.
-    unique = len(set(agreed)) == len(agreed) == len(names)
-    tokens = agreed if unique else [str(x) for x in range(len(names))]
+    maps = _token_maps(vocabulary, processes)
+    tokens, size = _token_names(maps, processes), sum(p.num_states for p in processes)
     transitions = np.zeros((len(tokens), size, size))
     at = 0
     for m, p in zip(maps, processes, strict=True):
@@ -73,15 +50,45 @@ def mixture(
     return Process(transitions, np.concatenate(initial), tokens=tokens, states=states)
 
 
-def _map(name, m):
-    """A map of tokens as a list of integers."""
-    try:
-        tokens = np.asarray([] if isinstance(m, dict | str) else m)
-    except ValueError:
-        tokens = np.asarray([])
-    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-        raise ImrError(f"{name} must be a sequence of integers, one for each token; found {m!r}.")
-    return tokens.tolist()
+def _token_maps(vocabulary, processes):
+    """For each process a list of the mixture's tokens."""
+    if vocabulary is None:
+        return [list(range(p.num_tokens)) for p in processes]
+    if not isinstance(vocabulary, Sequence | np.ndarray) or len(vocabulary) != len(processes):
+        raise ImrError(
+            f"vocabulary must hold {len(processes)} maps, one for each process; found {vocabulary}."
+        )
+    maps = []
+    for i, (m, p) in enumerate(zip(vocabulary, processes, strict=True)):
+        try:
+            tokens = np.asarray([] if isinstance(m, dict | str) else m)
+        except ValueError:
+            tokens = np.asarray([])
+        if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+            raise ImrError(
+                f"vocabulary[{i}] must be a sequence of integers, one for each token; found {m!r}."
+            )
+        if (
+            len(tokens) != p.num_tokens
+            or len(set(tokens.tolist())) != len(tokens)
+            or min(tokens) < 0
+        ):
+            raise ImrError(
+                f"vocabulary[{i}] must hold {p.num_tokens} different tokens, none negative; found {m}."
+            )
+        maps.append(tokens.tolist())
+    return maps
+
+
+def _token_names(maps, processes):
+    """Names of the mixture's tokens: numbers, unless each token has one name that is its alone."""
+    names: list[set[str]] = [set() for _ in range(1 + max(max(m) for m in maps))]
+    for m, p in zip(maps, processes, strict=True):
+        for x, name in zip(m, p.tokens, strict=True):
+            names[x].add(name)
+    agreed = [name for each in names for name in each]
+    unique = len(set(agreed)) == len(agreed) == len(names)
+    return agreed if unique else [str(x) for x in range(len(names))]
 
 
 def product(factors: Sequence[Process]) -> Process:
@@ -92,9 +99,6 @@ def product(factors: Sequence[Process]) -> Process:
 
     Args:
       factors: hidden Markov processes, at least one.
-
-    Returns:
-      A `Process` of $\prod k_i$ tokens and $\prod s_i$ states.
 
     >>> from imr.processes import coin, z1r
     >>> product([coin(0.5), z1r(0.5)]).transitions.shape
@@ -115,12 +119,8 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
       first: the process that selects, of k tokens.
       seconds: k processes on the same tokens and states; if `first` emits x, the second state moves
         by seconds[x]. It starts from the start distribution of seconds[0].
-
-    Returns:
-      A `Process`; the index of `first` is the most significant digit of tokens and states.
-
-    Raises:
-      ImrError: if seconds are not k hidden Markov processes of one shape.
+    Returns: A `Process`; the index of `first` is the most significant digit of tokens and states.
+    Raises: ImrError if seconds are not k hidden Markov processes of one shape.
 
     >>> from imr.processes import coin, z1r
     >>> conditional_product(coin(0.5), [z1r(0.1), z1r(0.9)]).num_tokens
@@ -182,9 +182,7 @@ def with_end_token(
       name: of the token.
       restart: whether another sequence follows, from `process.initial`; if not, the end token is
         repeated forever, from a new state.
-
-    Raises:
-      ImrError: if probability is out of range.
+    Raises: ImrError if probability is out of range.
 
     >>> from imr.processes import coin
     >>> with_end_token(coin(0.5), 0.5).transitions.ravel().tolist()

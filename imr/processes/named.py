@@ -59,9 +59,6 @@ def even_ones(p: float) -> Process:
 
     Args:
       p: probability that a run begins, in [0, 1].
-
-    >>> even_ones(0.5).transitions[1].tolist()
-    [[0.0, 0.5], [1.0, 0.0]]
     """
     p = _number("p", p, 0, 1)
     return _process("EO", [(0, "E", "E", 1 - p), (1, "E", "O", p), (1, "O", "E", 1)])
@@ -74,9 +71,6 @@ def no_consecutive_ones(p: float) -> Process:
 
     Args:
       p: probability of a one after a zero, in [0, 1].
-
-    >>> no_consecutive_ones(0.5).transitions[1].tolist()
-    [[0.0, 0.5], [0.0, 0.0]]
     """
     p = _number("p", p, 0, 1)
     return _process("AB", [(0, "A", "A", 1 - p), (0, "B", "A", 1), (1, "A", "B", p)])
@@ -89,9 +83,6 @@ def sns(p: float, q: float) -> Process:
 
     Args:
       p, q: in (0, 1].
-
-    >>> sns(0.5, 0.25).transitions[0].tolist()
-    [[0.5, 0.5], [0.0, 0.75]]
     """
     p, q = _number("p", p, 0, 1, open_low=True), _number("q", q, 0, 1, open_low=True)
     edges = [(0, "A", "A", 1 - p), (0, "A", "B", p), (0, "B", "B", 1 - q), (1, "B", "A", q)]
@@ -138,9 +129,6 @@ def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
     Args:
       p1, p2: as in `rrxor`.
       epsilon: in [0, 1].
-
-    >>> round(leaky_rrxor(0.5, 0.5, 0.1).transitions[0, 0, 0].item(), 4)
-    0.01
     """
     epsilon = _number("epsilon", epsilon, 0, 1)
     plain = rrxor(p1, p2)
@@ -177,9 +165,7 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
 
     Args:
       open_probs: the first is 1, the others lie in [0, 1).
-
-    Raises:
-      ImrError: if the first is not 1 or another is out of range.
+    Raises: ImrError if the first is not 1 or another is out of range.
 
     >>> matching_parens([1.0, 0.5]).num_states
     3
@@ -205,12 +191,7 @@ def mr_name(p: float, q: float) -> Process:
 
     Args:
       p, q: positive, p + q at most 1.
-
-    Raises:
-      ImrError: if p + q exceeds 1.
-
-    >>> mr_name(0.4, 0.3).tokens
-    ('Mr.', 'Something', 'Blah', 'name')
+    Raises: ImrError if p + q exceeds 1.
     """
     p, q = _number("p", p, 0, 1, open_low=True), _number("q", q, 0, 1, open_low=True)
     if (rest := 1 - p - q) < -1e-12:
@@ -227,9 +208,6 @@ def days_of_week() -> Process:
 
     Weights before each row is normalised: the name of the next day 5, of any other day 1, Tmrw to
     the next day 1, Yest to the day before 1, Wkdy to each weekday 1/5, Wknd to each weekend day 1/2.
-
-    >>> days_of_week().num_tokens
-    11
     """
     days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
     weights = np.zeros((11, 7, 7))
@@ -257,9 +235,6 @@ def fanizza(alpha: float, lamb: float) -> Process:
       alpha: angle.
       lamb: l, in (0, 1/2].
 
-    >>> fanizza(2.0, 0.49).right.round(3).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
     alpha = _number("alpha", alpha, -np.inf, np.inf)
@@ -284,12 +259,7 @@ def post_quantum(log_alpha: float, beta: float) -> Process:
     Args:
       log_alpha: $\ln\alpha$, positive.
       beta: in (0, 1); $\alpha + \beta \ne 2$, and $\ln\alpha / \ln\beta$ is no integer.
-
-    Raises:
-      ImrError: if the two do not fit together.
-
-    >>> post_quantum(1.0, 0.5).num_tokens
-    3
+    Raises: ImrError if the two do not fit together.
 
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
@@ -315,12 +285,7 @@ def tom_quantum(alpha: float, beta: float) -> Process:
 
     Args:
       alpha, beta: real, beta not zero.
-
-    Raises:
-      ImrError: if beta is zero.
-
-    >>> tom_quantum(1.0, 4.0).stationary.round(3).tolist()[1:]
-    [0.0, 0.0]
+    Raises: ImrError if beta is zero.
 
     Reference: arXiv 2507.07432.
     """

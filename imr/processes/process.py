@@ -29,15 +29,12 @@ class Process:
       generalised: whether entries may be negative. w is then computed and scaled to sum to s if
         possible; distributions are normalised by $\mu w = 1$. Only words of one token are checked
         to have probabilities.
-
     Attributes:
       transitions, stationary, initial, right: T (k, s, s), $\pi$ (s,), $\mu$ (s,), w (s,).
       tokens, states, generalised: as given.
-
-    Raises:
-      ImrError: if shapes do not fit, an entry is negative, the probabilities of a row do not sum to
-        one (the message names row and excess), or the stationary distribution is not unique and no
-        start is given.
+    Raises: ImrError if shapes do not fit, an entry is negative, the probabilities of a row do not
+      sum to one (the message names row and excess), or the stationary distribution is not unique
+      and no start is given.
 
     >>> process = Process([[[0.5, 0.0], [1.0, 0.0]], [[0.0, 0.5], [0.0, 0.0]]])
     >>> [round(p, 4) for p in process.stationary.tolist()]
@@ -149,9 +146,7 @@ def is_unifilar(process: Process) -> bool:
 
     Args:
       process: the process.
-
-    Raises:
-      ImrError: if the process is traced.
+    Raises: ImrError if the process is traced.
 
     >>> from imr.processes import sns, z1r
     >>> is_unifilar(z1r(0.5)), is_unifilar(sns(0.5, 0.5))
