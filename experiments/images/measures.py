@@ -102,16 +102,16 @@ def plan_words(config: Config, data: ImageData) -> str:
     n, f = data.train_images.shape
     plan, k = schedule(config, n), len(data.class_names)
     fits = np.count_nonzero(config.train_noise) * (2 * len(config.penalties) + config.seeds)
-    # Multiplications and additions; a softmax of k entries counts as ten for each entry.
-    work = fits * 1000 * k * (4 * n * f + 30 * 8192)
+    # Multiplications and additions; drawing and softmax of an entry count as a hundred of them.
+    work = fits * 1000 * k * (4 * n * f + 120 * 8192)
     for name, depth in product(config.models, config.iterations):
         width = 0 if name in ("attention", "latent_attention") else config.mlp_width
         rows = k * config.prototypes if name == "latent_attention" else k
         steps = plan.num_steps * len(groups(config)) * config.seeds
         twice = 2 * config.flow_steps if name == "flow" else 1
         work += 12 * twice * depth * steps * plan.batch_size * f * (rows + width)
-    # As measured on one core of a server: 5e10 of them a second, and 3 s to compile a model.
-    seconds = work / 5e10 + 3 * (2 + len(config.models) * len(config.iterations))
+    # As measured on one core of a server: 6e10 of them a second, and 3 s to compile a model.
+    seconds = work / 6e10 + 3 * (4 + len(config.models) * len(config.iterations))
     about = f"{max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     trained = ", ".join(config.models) or "no other model"
     return (
@@ -159,13 +159,6 @@ def regression_scores(theta, bias, z, y):
     return jax.lax.map(lambda each: one(*each), (theta, bias))
 
 
-@jax.jit
-def held_back_scores(theta, bias, x, y, noise):
-    """Accuracy and cross-entropy at each penalty on held-back images with the noise of training."""
-    z = add_noise(jax.random.key(0), x, noise)
-    return jax.vmap(lambda theta, bias: score(z @ theta.T + bias[None, :], y))(theta, bias)
-
-
 def measure_regression(config: Config, noise: float, arrays, test, keys, data: ImageData):
     """Multinomial regression trained with that noise: at its validated penalty, and at every one."""
     (x, y), k, penalties = arrays, len(data.class_names), sorted(config.penalties)
@@ -173,10 +166,9 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
     # Masks instead of slices: the fits to a part and to all rows are then one program.
     part, every = np.isin(np.arange(len(y)), kept), np.full(len(y), True)
     fits = fit_penalties(x, y, k, penalties, noise, keys[0], part)
-    scores = held_back_scores(
-        fits.theta, fits.bias, data.train_images[held], data.train_labels[held], noise
-    )
-    accuracies, losses = (np.asarray(score) for score in scores)
+    z = add_noise(jax.random.key(0), data.train_images[held], noise)[None]
+    scores = regression_scores(fits.theta, fits.bias, z, data.train_labels[held])
+    accuracies, losses = (np.asarray(score)[:, 0] for score in scores)
     best = int(np.argmin(losses))
 
     fits = fit_penalties(x, y, k, penalties, noise, keys[0], every)

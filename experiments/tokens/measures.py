@@ -100,9 +100,9 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
             "plateau_clusters": float(np.median(height[b][long])) if long.any() else None,
             "plateau_open_share": float(open_ended[b].mean()),
             "antisymmetric_share_start": float(flows.antisymmetric_start[b].mean()),
-            "antisymmetric_share_later": finite_mean(flows.antisymmetric_later[b]),
-            "gradient_cosine_mean": finite_mean(gradient[b]),
-            "gradient_cosine_min": finite_min(gradient[b]),
+            "antisymmetric_share_later": finite(np.mean, flows.antisymmetric_later[b]),
+            "gradient_cosine_mean": finite(np.mean, gradient[b]),
+            "gradient_cosine_min": finite(np.min, gradient[b]),
             "norm": float(at(m.norm, last)[b].mean()),
             "norm_error": float(np.nanmax(m.norm_error[b])) if setting.sphere else None,
             "last_time": float(np.median(times[last[b]])), "seeds": config.seeds,
@@ -206,16 +206,10 @@ def median(values) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def finite_mean(values) -> float | None:
-    """The mean of what is there, or None."""
+def finite(statistic, values) -> float | None:
+    """A statistic of the finite values, or None if there are none."""
     values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else None
-
-
-def finite_min(values) -> float | None:
-    """The least of what is there, or None."""
-    values = values[np.isfinite(values)]
-    return float(values.min()) if values.size else None
+    return float(statistic(values)) if values.size else None
 
 
 def seed_mean(values) -> np.ndarray:
