@@ -39,19 +39,12 @@ def law(a: Mapping[str, np.ndarray], *, title: str) -> Any:
 def classes(a: Mapping[str, np.ndarray], *, title: str) -> Any:
     """Class structure in time: collapse of variability, of features and of logits, and accuracy."""
     figure, axes = panels(1, 2, (9, 4.0), title=title)
-    left, right = axes[0]
+    (left, right), ts = axes[0], a["ts"]
     for kind, colour in _COLOURS.items():
-        band(left, a["ts"], a[f"nc1_{kind}"], f"features, {kind}", colour, np.mean)
-        band(
-            left,
-            a["ts"],
-            a[f"nc1_logits_{kind}"],
-            f"logits, {kind}",
-            colour,
-            np.mean,
-            linestyle=":",
-        )
-        band(right, a["ts"], a[f"accuracy_{kind}"], kind, colour, np.mean)
+        features, logits = a[f"nc1_{kind}"], a[f"nc1_logits_{kind}"]
+        band(left, ts, features, f"features, {kind}", colour, np.mean)
+        band(left, ts, logits, f"logits, {kind}", colour, np.mean, linestyle=":")
+        band(right, ts, a[f"accuracy_{kind}"], kind, colour, np.mean)
     left.set(yscale="log", ylabel="nc1, within-class over between-class scatter")
     right.set(ylabel="accuracy on the flowing images")
     _against_time(axes, which="both")
@@ -105,20 +98,18 @@ def pictures(a: Mapping[str, np.ndarray], names: Sequence[str], *, title: str) -
     count, columns = len(states), 2 * len(times)
     figure, axes = panels(count, columns, (1.05 * columns + 1.2, 1.25 * count + 0.9), title=title)
     low, high = states[:, 0].min(), states[:, 0].max()
-    for row, images, limit, name, read in zip(
-        axes, states, a["limits"], names, a["read"], strict=True
-    ):
+    parts = zip(axes, states, a["limits"], names, a["read"], strict=True)
+    for row, images, limit, name, read in parts:
         row[0].set_ylabel(name, fontsize=8)
         for axis, image, word in zip(row, images, read, strict=False):
             axis.imshow(image, cmap="gray", vmin=low, vmax=high)
             axis.set_xlabel(word, fontsize=7, color="k" if word == name else "C3", labelpad=2)
         _differences(row[len(times) : -1], images[1:] - images[0])
         _differences(row[-1:], limit[None])
-    for axis, time in zip(axes[0], times, strict=False):
-        axis.set_title(f"t = {_short(time)}", fontsize=8)
-    for axis, time in zip(axes[0, len(times) : -1], times[1:], strict=True):
-        axis.set_title(f"Z({_short(time)}) − Z(0)", fontsize=7)
-    axes[0, -1].set_title("predicted, w", fontsize=8)
+    short = [_short(time) for time in times]
+    titles = [f"t = {t}" for t in short] + [f"Z({t}) − Z(0)" for t in short[1:]]
+    for axis, text in zip(axes[0], [*titles, "predicted, w"], strict=True):
+        axis.set_title(text, fontsize=7)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return figure
