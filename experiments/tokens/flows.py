@@ -130,40 +130,30 @@ class Flows(NamedTuple):
     paths: Any  # of the first seed, shape (b, 1 + t, n, d); inf where the flow did not get there
 
 
-def solve_setting(setting: Setting, phi, betas, z0, ts, later, config, keys) -> Flows:
-    """Solves a setting for every inverse temperature and seed in one program."""
-    numbers = (jnp.asarray(config.threshold, z0.dtype), jnp.asarray(config.rtol, z0.dtype))
-    sizes = (config.probes, config.max_steps)
-    flows = _solve(sizes, _flags(setting), phi, betas, z0, ts, later, *numbers, keys)
-    return flows._replace(paths=flows.paths[:, 0])
-
-
-@partial(jax.jit, static_argnums=0)
-def _solve(sizes, flags, phi, betas, z0, ts, later, threshold, rtol, keys) -> Flows:
-    probes, max_steps = sizes
+@partial(jax.jit, static_argnames=("probes", "max_steps"))
+def solve(flags, phi, betas, z0, ts, later, keys, threshold, rtol, *, probes, max_steps) -> Flows:
+    """Solves a setting, given as arrays, for every inverse temperature and seed in one program."""
 
     def one(beta, z0, phi, key):
         field = Partial(_flow, *flags, phi, beta)
-        flow: Any = imr.solve(
-            field, z0, t1=ts[-1], ts=ts, rtol=rtol, atol=rtol / 100, max_steps=max_steps
-        )
+        options = {"rtol": rtol, "atol": rtol / 100, "max_steps": max_steps}
+        flow: Any = imr.solve(field, z0, t1=ts[-1], ts=ts, **options)
         zs = jnp.concatenate([z0[None], flow.zs])
         measures = jax.lax.map(partial(_measure, flags, phi, beta, threshold), zs)
         # Unprojected: a gradient's projection to the sphere has no symmetric Jacobian in R^d.
         ambient = Partial(_flow, flags[0], jnp.asarray(False), flags[2], phi, beta)
-        first, second = jax.lax.map(
-            partial(_share, ambient, key, probes), zs[jnp.array([0, later + 1])]
-        )
+
+        def share(z):
+            reached = jnp.isfinite(z).all()
+            share = antisymmetric_share(ambient, jnp.where(reached, z, 1.0), key, probes)
+            return jnp.where(reached, share, jnp.nan)
+
+        first, second = jax.lax.map(share, zs[jnp.array([0, later + 1])])
         return Flows(measures, flow.result, flow.num_steps, first, second, zs)
 
     over_seeds = jax.vmap(one, in_axes=(None, 0, 0, 0))
-    return jax.vmap(over_seeds, in_axes=(0, None, None, None))(betas, z0, phi, keys)
-
-
-def _share(field, key, probes, z):
-    reached = jnp.isfinite(z).all()
-    share = antisymmetric_share(field, jnp.where(reached, z, 1.0), key, probes)
-    return jnp.where(reached, share, jnp.nan)
+    flows = jax.vmap(over_seeds, in_axes=(0, None, None, None))(betas, z0, phi, keys)
+    return flows._replace(paths=flows.paths[:, 0])
 
 
 def _measure(flags, phi, beta, threshold, z) -> Measures:

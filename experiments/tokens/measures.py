@@ -1,5 +1,7 @@
 """The flows solved, and rows of tables, in numpy."""
 
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.tokens.config import Config
-from experiments.tokens.flows import SETTINGS, Flows, Setting, solve_setting, start
+from experiments.tokens.flows import SETTINGS, Flows, Setting, _flags, solve, start
 from imr import Result
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
@@ -40,8 +42,11 @@ def measure(config: Config, run: RunFolder) -> Results:
     grid = jax.device_put((betas.astype(z0.dtype), ts.astype(z0.dtype)))
     with Progress(len(SETTINGS), "tokens", "flow") as progress:
         for count, setting in enumerate(SETTINGS):
-            flows = solve_setting(setting, phi, grid[0], z0, grid[1], later, config, keys)
-            solved[setting] = flows = jax.tree.map(np.asarray, flows)
+            found = solve(
+                _flags(setting), phi, grid[0], z0, grid[1], later, keys, config.threshold,
+                config.rtol, probes=config.probes, max_steps=config.max_steps,
+            )  # fmt: skip
+            solved[setting] = flows = jax.tree.map(np.asarray, found)
             rows += setting_rows(config, setting, betas, ts, flows)
             write_metrics(config, run, setting, betas, ts, flows)
             progress.update(count + 1)
@@ -145,20 +150,15 @@ def crossing_times(counts, ts, level: float) -> np.ndarray:
 
 def plateaus(counts, ts, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The longest stay in log time at one number of clusters, more than 1 and at most n/2."""
-    logs = np.log10(ts)
-    shape = counts.shape[:2]
-    decades, height, open_ended = np.zeros(shape), np.full(shape, np.nan), np.zeros(shape, bool)
-    for where in np.ndindex(shape):
+    logs, found = np.log10(ts), np.empty((*counts.shape[:2], 3))
+    for where in np.ndindex(counts.shape[:2]):
         count = counts[where][np.isfinite(counts[where])]
-        edges = np.flatnonzero(np.diff(count)) + 1
-        for low, high in zip([0, *edges], [*edges, len(count)], strict=True):
-            if low == high or not 1 < count[low] <= n / 2:
-                continue
-            length = logs[high - 1] - logs[low]
-            if length > decades[where]:
-                decades[where], height[where] = length, count[low]
-                open_ended[where] = high == len(count)
-    return decades, height, open_ended
+        stays = [(0.0, np.nan, False)]
+        for low, high in pairwise([0, *(np.flatnonzero(np.diff(count)) + 1), len(count)]):
+            if low < high and 1 < count[low] <= n / 2:
+                stays.append((logs[high - 1] - logs[low], count[low], high == len(count)))
+        found[where] = max(stays, key=itemgetter(0))
+    return found[..., 0], found[..., 1], found[..., 2] == 1
 
 
 def column_rows(config: Config, ts, betas, solved: dict[Setting, Flows]) -> list[dict[str, Any]]:
