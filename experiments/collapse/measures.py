@@ -89,7 +89,7 @@ def _drift(n: int, course: Course, z0: np.ndarray, theta0: np.ndarray) -> np.nda
 
 
 def _known(config: Config, row: dict[str, Any]) -> dict[str, float | None]:
-    """Bounds, known codes, and closed forms of the collapsed simplex frame if there is room for it."""
+    """Bounds, known codes, and closed forms of the collapsed simplex frame if it has room."""
     k, f, on = config.classes, row["f"], row["decay"] == "on"
     rank, room = min(f, k - 1), f >= k - 1  # what is centred has no more than k - 1 dimensions
     pace = row["loss"] * row["t"] * 2 * k * row["margin"] / (k - 1)

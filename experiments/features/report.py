@@ -157,10 +157,11 @@ def _draw_pictures(config, run, ts, at, seed, images, data):
     order = np.argsort(course.margin[0, : len(images)], kind="stable")
     chosen = np.array([order[labels[order] == c][0] for c in np.unique(labels)[: config.strips]])
     moved = (course.shown[at] - course.shown[0])[:, chosen] @ seed.basis.T
+    states = np.swapaxes(images[chosen] + moved, 0, 1)
     limits = seed.late.direction[labels[chosen]] @ seed.basis.T
     arrays = {
         "ts": ts[at], "labels": labels[chosen], "read": names[course.chosen[at][:, chosen]].T,
-        "states": np.swapaxes(images[chosen] + moved, 0, 1).reshape(len(chosen), -1, *data.image_shape),
+        "states": states.reshape(len(chosen), -1, *data.image_shape),
         "limits": limits.reshape(-1, *data.image_shape),
     }  # fmt: skip
     title = (

@@ -32,7 +32,7 @@ def phase_diagram(
     values: Mapping[str, np.ndarray], betas, ts, *, label: str, title: str, log: bool = False,
     limits: tuple[float, float], cmap: str, curves: Mapping[str, Any], curve_label: str = "",
 ) -> Any:  # fmt: skip
-    """A quantity over time and inverse temperature, a panel for each flow, with its curve if any."""
+    """A quantity over time and inverse temperature: a panel for each flow, some with a curve."""
     from matplotlib.colors import LogNorm, Normalize
 
     rows, x, y = -(-len(values) // 2), edges(ts), edges(betas)

@@ -48,9 +48,9 @@ def _printed(row) -> dict[str, Any]:
     time, plateau = row["half_clustering_time"], row["plateau_clusters"]
     codes = [f"{row[c.name.lower()]} {c.name.lower()}" for c in Result if row[c.name.lower()]]
     return {
-        "sign": SIGNS[row["sign"]], "sphere": _YES[row["sphere"]], "column": _YES[row["column_term"]],
-        "beta": f"{row['beta']:.3g}", "mean cosine": cell(row, "mean_cosine", "+.3f"),
-        "clusters": cell(row, "clusters", ".1f"),
+        "sign": SIGNS[row["sign"]], "sphere": _YES[row["sphere"]],
+        "column": _YES[row["column_term"]], "beta": f"{row['beta']:.3g}",
+        "mean cosine": cell(row, "mean_cosine", "+.3f"), "clusters": cell(row, "clusters", ".1f"),
         "half time": "never" if time is None else f"{time:.3g}",
         "plateau": "-" if plateau is None else f"{row['plateau_decades']:.2f} at {plateau:g}",
         "antisymmetric": f"{row['antisymmetric_share_start']:.1e}",
