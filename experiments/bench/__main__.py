@@ -3,12 +3,13 @@
 import os
 import sys
 
-from experiments.bench.cores import one_core
-
 if __name__ == "__main__":  # before jax is imported
     os.environ.setdefault("XLA_FLAGS", "")  # XLA's own settings are what is measured
     if "--all-cores" not in sys.argv:
-        one_core()
+        threads = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        os.environ["XLA_FLAGS"] += f" {threads}"
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 from experiments.bench.config import Config, check, shrink
 from experiments.bench.measures import measure

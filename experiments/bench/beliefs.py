@@ -1,5 +1,6 @@
 """Beliefs: constrained ones against a loop in Python, the Bayes filter by both of its scans."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,43 +20,37 @@ FORMATS = {"difference": ".1e", f"times {CONSTRAINED}": ".1f", f"times {SCAN}": 
 
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     """Times every way on every problem: what was done, and a row for each."""
-    process = mess3(0.15, 0.6)
-    words = all_words(3, config.depth)
+    process, words = mess3(0.15, 0.6), all_words(3, config.depth)
     many = imr.sample(process, jax.random.split(jax.random.key(config.seed), 10_000), 100).tokens
-    long = many.reshape(1, -1)[:, :100_000]
-    rows = []
-    with Progress(3, "beliefs", "problem") as progress:
-        ways = {
-            CONSTRAINED: lambda: imr.constrained_beliefs(process, words),
-            "a loop in Python": lambda: loop(process, words),
+
+    def read(tokens, method):
+        return imr.bayes_filter(process, tokens, method=method).beliefs
+
+    problems: dict[str, dict[str, Any]] = {
+        f"all 3^{config.depth} words": {
+            CONSTRAINED: partial(imr.constrained_beliefs, process, words),
+            "a loop in Python": partial(loop, process, words),
         }
-        rows += compare(f"all 3^{config.depth} words", ways, CONSTRAINED, config.repetitions)
-        progress.update(1)
-        for done, (name, tokens) in enumerate(
-            {"10,000 sequences of 100": many, "one of 100,000": long}.items(), start=2
-        ):
-            ways = {
-                SCAN: lambda tokens=tokens: imr.bayes_filter(process, tokens).beliefs,
-                TREE: lambda tokens=tokens: (
-                    imr.bayes_filter(process, tokens, method="associative").beliefs
-                ),
-            }
-            rows += compare(name, ways, SCAN, config.repetitions)
+    }
+    long = many.reshape(1, -1)[:, :100_000]
+    for name, tokens in (("10,000 sequences of 100", many), ("one of 100,000", long)):
+        problems[name] = {
+            SCAN: partial(read, tokens, "scan"), TREE: partial(read, tokens, "associative")
+        }  # fmt: skip
+    rows = []
+    with Progress(len(problems), "beliefs", "problem") as progress:
+        for done, (problem, ways) in enumerate(problems.items(), start=1):
+            first = next(iter(ways))
+            results, times = race(ways, config.repetitions, first)
+            for name, found in results.items():
+                apart = difference(found, results[first])
+                rows.append({"problem": problem, **times[name], "difference": apart})
             progress.update(done)
     return (
         "Beliefs of Mess3(0.15, 0.6), float32. `difference`: from the first way, largest over the "
         "largest entry. The associative scan does s times the work in O(log l) steps: it is for "
         "accelerators and long sequences."
     ), rows
-
-
-def compare(problem: str, ways: Any, base: str, repetitions: int) -> list[dict[str, Any]]:
-    """A row for each way on one problem."""
-    results, times = race(ways, repetitions, base)
-    return [
-        {"problem": problem, **times[name], "difference": difference(found, results[base])}
-        for name, found in results.items()
-    ]
 
 
 def loop(process: Any, words: Any) -> np.ndarray:

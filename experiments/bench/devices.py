@@ -4,44 +4,40 @@ A process of its own has the devices: `python -m experiments.bench.devices N`.
 """
 
 import json
-import os
-import subprocess
+import math
+import re
 import sys
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.rounds import difference, in_process
+from imr.attention import attention_products
+from imr.parallel import cost, make_mesh
 
 RANK = 16
 DEVICES = (1, 2, 4, 8)
-FORMATS = {"difference": ".1e", "gradient's": ".1e", "MB sent, compiled": ".3f", "MB sent, model": ".3f"}  # fmt: skip
+FORMATS = {
+    "difference": ".1e", "gradient's": ".1e", "MB sent, compiled": ".3f", "MB sent, model": ".3f"
+}  # fmt: skip
 
 
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     """A row for each number of devices."""
     n = 500 if config.smoke else 4001
     flags = "--xla_force_host_platform_device_count=8"
-    made = subprocess.run(
-        [sys.executable, "-P", "-m", "experiments.bench.devices", str(n)],
-        capture_output=True, text=True, check=True,
-        env={**os.environ, "XLA_FLAGS": flags, "NPROC": "32", "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    rows = in_process("devices", n, XLA_FLAGS=flags, NPROC="32", JAX_PLATFORMS="cpu")
     return (
         f"attention_products of {n} rows, rank {RANK}, float32, over devices that are threads of this CPU: "
         "their speed means nothing and is not given. `difference`: from one device without a mesh, "
         "largest over the largest entry. `MB sent`: by each device, counted in the compiled program, and by "
         "imr.parallel.cost."
-    ), json.loads(made.stdout)
+    ), rows
 
 
-def rows(n: int) -> list[dict[str, Any]]:
-    """In a process that has eight devices."""
-    import jax
-    import jax.numpy as jnp
-
-    from experiments.bench.rounds import difference
-    from imr.attention import attention_products
-    from imr.parallel import cost, make_mesh
-
+def compare(n: int) -> list[dict[str, Any]]:
+    """A row for each number of devices, in a process that has eight."""
     q = jax.random.normal(jax.random.key(0), (n, RANK)) / RANK**0.25
 
     def run(q, mesh):
@@ -52,40 +48,33 @@ def rows(n: int) -> list[dict[str, Any]]:
         return jax.value_and_grad(scalar, has_aux=True)(q)
 
     (_, wanted), slope = jax.jit(lambda q: run(q, None))(q)
-    found = []
+    rows = []
     for count in DEVICES:
         mesh = make_mesh(count)
         (_, products), gradient = jax.jit(lambda q, mesh=mesh: run(q, mesh))(q)
         program = jax.jit(lambda q, mesh=mesh: attention_products(q, mesh=mesh)).lower(q).compile()
         model = cost.attention_cost(n + -n % count, RANK, way="ring", devices=count)
-        found.append(
+        rows.append(
             {
-                "devices": count,
-                "difference": float(np.max(list(map(difference, products, wanted)))),
+                "devices": count, "difference": max(map(difference, products, wanted)),
                 "gradient's": difference(gradient, slope),
                 "MB sent, compiled": count * permuted(program.as_text() or "") / 1e6,
                 "MB sent, model": model.exchanged / 1e6,
             }
-        )
-    return found
+        )  # fmt: skip
+    return rows
 
 
 def permuted(text: str) -> int:
     """Bytes that the collective permutations of a program send, each counted once."""
-    import re
-
-    size = {"f32": 4, "pred": 1, "s32": 4}
-    total = 0
+    size, total = {"f32": 4, "pred": 1, "s32": 4}, 0
     for line in text.splitlines():
         if re.search(r" = .* collective-permute(-start)?\(", line):
             shapes = re.findall(r"(f32|pred|s32)\[([\d,]*)\]", line.split(" collective-permute")[0])
             for kind, dims in shapes:
-                count = 1
-                for d in filter(None, dims.split(",")):
-                    count *= int(d)
-                total += size[kind] * count
+                total += size[kind] * math.prod(int(d) for d in dims.split(",") if d)
     return total
 
 
 if __name__ == "__main__":
-    print(json.dumps(rows(int(sys.argv[1]))))
+    print(json.dumps(compare(int(sys.argv[1]))))

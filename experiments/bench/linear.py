@@ -22,12 +22,13 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
         for count, scale in enumerate(config.scales):
             rows += compare(config, scale)
             progress.update(count + 1)
+    skipped = f" Skipped: {TORCH}; torch and torchdiffeq are not installed."
     return (
         f"The linear model's flow, n={config.n} f={config.features} k={config.classes}, "
         f"t1={config.t1:g}, rtol {config.rtol:g}, atol {config.atol:g}, float32. `scale`: length of "
         f"the rows of theta. `{REDUCED}`: imr.solve_reduced; `{CLOSED}`: the closed field. "
         f"`difference`: from {AUTODIFF}, largest over the largest entry."
-        + ("" if available() else f" Skipped: {TORCH}; torch and torchdiffeq are not installed.")
+        + ("" if TORCH in {row["way"] for row in rows} else skipped)
     ), rows
 
 
@@ -52,36 +53,24 @@ def compare(config: Any, scale: float) -> list[dict[str, Any]]:
         }
         for name, flow in flows.items()
     ]  # fmt: skip
-    if available():
+    run = torch_flow(z0, theta, labels, config)
+    if run is not None:
         # In rounds of its own: where both hold the threads, each slows the other down.
-        run = torch_flow(z0, theta, labels, config)
         found, slow = race({TORCH: run}, max(2, config.repetitions // 3), TORCH)
         ratio = slow[TORCH]["median s"] / times[REDUCED]["median s"]
+        apart = difference(found[TORCH], flows[AUTODIFF].z)
         del slow[TORCH][f"times {TORCH}"]
-        rows.append(
-            {
-                "scale": scale, **slow[TORCH], f"times {REDUCED}": ratio,
-                "difference": difference(found[TORCH], flows[AUTODIFF].z),
-            }
-        )  # fmt: skip
+        rows.append({"scale": scale, **slow[TORCH], f"times {REDUCED}": ratio, "difference": apart})
     return rows
 
 
-def available() -> bool:
-    """Whether torch and torchdiffeq are installed, and work."""
+def torch_flow(z0: Any, theta: Any, labels: Any, config: Any) -> Callable[[], Any] | None:
+    """The same flow by torchdiffeq, the field by torch's autograd; None if one of them is missing."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
-        import torchdiffeq  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from torchdiffeq import odeint  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError):
-        return False
-    return torch is not None
-
-
-def torch_flow(z0: Any, theta: Any, labels: Any, config: Any) -> Callable[[], Any]:
-    """The same flow by torchdiffeq, the field by torch's autograd."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torchdiffeq import odeint  # pyright: ignore[reportMissingImports]
-
+        return None
     if not config.all_cores:
         torch.set_num_threads(1)
     z, weights = (torch.tensor(np.asarray(x)) for x in (z0, theta))

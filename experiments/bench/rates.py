@@ -1,11 +1,13 @@
 """What the machine can do, what the fields make of it, and what the cost model says of larger ones."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import imr
+from experiments.bench.linear import problem
 from experiments.bench.rounds import race
 from imr.parallel import cost
 
@@ -18,8 +20,9 @@ FORMATS = {
 
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     """Rows of the machine's own rates, of the fields, and of fields on other machines."""
-    machine, own = peaks(config)
-    rows = [*own, *(achieved(machine, *each) for each in fields(config)), *elsewhere()]
+    machine = peaks(config)
+    peak = {"what": "peak", **_rates(machine, 1.0)}
+    rows = [peak, *here(config, machine), *elsewhere()]
     return (
         "`peak`: a product of two 1024 x 1024 matrices, exponentials of 16,384 numbers in cache, 16 million "
         "numbers gone through in place: all in float32. `here`: measured, beside the model's sum of FLOPs, exponentials and "
@@ -28,94 +31,88 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     ), rows
 
 
-def peaks(config: Any) -> tuple[cost.Machine, list[dict[str, Any]]]:
+def peaks(config: Any) -> cost.Machine:
     """FLOPs, exponentials and bytes a second of this machine."""
     keys = jax.random.split(jax.random.key(config.seed), 3)
     size, many = (256, 2**20) if config.smoke else (1024, 2**24)
     a, b = (jax.random.normal(key, (size, size)) for key in keys[:2])
-    x, y = jax.random.normal(keys[2], (2**14,)), jnp.ones(many)
+    x, box = (
+        jax.random.normal(keys[2], (2**14,)),
+        [jnp.ones(many)],
+    )  # the box is gone through in place
     rounds, passes = 1000, 10
-    ways = {
-        "product": jax.jit(jnp.matmul),
-        "exponential": jax.jit(
-            lambda x: jax.lax.fori_loop(0, rounds, lambda _, x: jnp.exp(x) - 1.0, 0.01 * x)
-        ),
-        "memory": jax.jit(
-            lambda y: jax.lax.fori_loop(0, passes, lambda _, y: 0.5 * y + 1.0, y), donate_argnums=0
-        ),
-    }
-    box = [y]  # gone through in place
+
+    @jax.jit
+    def exponentials(x):
+        return jax.lax.fori_loop(0, rounds, lambda _, x: jnp.exp(x) - 1.0, 0.01 * x)
+
+    @partial(jax.jit, donate_argnums=0)
+    def through(y):
+        return jax.lax.fori_loop(0, passes, lambda _, y: 0.5 * y + 1.0, y)
 
     def memory():
-        box[0] = ways["memory"](box[0])
+        box[0] = through(box[0])
         return box[0]
 
-    arguments = {"product": (a, b), "exponential": (x,)}
-    calls: dict[str, Any] = {n: lambda n=n: ways[n](*arguments[n]) for n in arguments}
-    calls["memory"] = memory
-    _, times = race(calls, config.repetitions, "product")
+    product = jax.jit(jnp.matmul)
+    ways = {
+        "product": lambda: product(a, b), "exponential": lambda: exponentials(x), "memory": memory
+    }  # fmt: skip
+    _, times = race(ways, config.repetitions, "product")
     least = {name: times[name]["least s"] for name in ways}
-    machine = cost.Machine(
+    return cost.Machine(
         "here", 2.0 * size**3 / least["product"], rounds * x.size / least["exponential"],
         8.0 * many * passes / least["memory"], 0.0, 0.0,
     )  # fmt: skip
-    shown = {"GFLOP/s": machine.flops, "Gexp/s": machine.exponentials, "GB/s": machine.bytes}
-    return machine, [{"what": "peak", **{name: value / 1e9 for name, value in shown.items()}}]
 
 
-def fields(config: Any) -> list[tuple[str, Any, Any, cost.Cost]]:
-    """Name, function, argument and cost."""
-    n = 2048 if config.smoke else 8192
-    keys = jax.random.split(jax.random.key(config.seed), 4)
-    tokens = jax.random.normal(keys[0], (n, RANK)) / RANK**0.25
-    z = jax.random.normal(keys[1], (config.n, config.features))
-    theta = jax.random.normal(keys[2], (config.classes, config.features)) / config.features**0.5
-    labels = jax.random.randint(keys[3], (config.n,), 0, config.classes)
-    loss = imr.feature_loss(imr.Linear(theta), labels)
-    return [
-        (
-            f"self-attention field, n={n}, r={RANK}",
-            imr.closed_field(imr.feature_loss(imr.Quadratic(jnp.eye(RANK)), None)),
-            tokens,
-            cost.quadratic_field_cost(n, RANK, RANK, way="tiles"),
-        ),
-        (
-            f"linear field by autodiff, n={config.n}, f={config.features}, k={config.classes}",
-            imr.gradient_field(loss),
-            z,
-            cost.linear_field_cost(config.n, config.features, config.classes),
-        ),
-    ]
-
-
-def achieved(machine: cost.Machine, name: str, field: Any, z: Any, model: cost.Cost) -> dict[str, Any]:  # fmt: skip
-    """A field's rates here."""
-    run = jax.jit(lambda z: field(0.0, z, None))
-    _, times = race({name: lambda: run(z)}, 5, name)
-    least, bound = times[name]["least s"], cost.seconds(model, machine)
+def _rates(amounts: cost.Machine | cost.Cost, seconds: float) -> dict[str, float]:
     return {
-        "what": f"here: {name}", "GFLOP/s": model.flops / least / 1e9,
-        "Gexp/s": model.exponentials / least / 1e9, "GB/s": model.bytes / least / 1e9,
-        "median s": times[name]["median s"], "model s": bound, "model's share": bound / least,
-        "GFLOP": model.flops / 1e9, "Gexp": model.exponentials / 1e9,
+        "GFLOP/s": amounts.flops / seconds / 1e9, "Gexp/s": amounts.exponentials / seconds / 1e9,
+        "GB/s": amounts.bytes / seconds / 1e9,
     }  # fmt: skip
+
+
+def _sizes(model: cost.Cost) -> dict[str, float]:
+    return {"GFLOP": model.flops / 1e9, "Gexp": model.exponentials / 1e9}
+
+
+def here(config: Any, machine: cost.Machine) -> list[dict[str, Any]]:
+    """The rates of two fields on this machine, beside what the cost model says."""
+    n, f, k = config.n, config.features, config.classes
+    many = 2048 if config.smoke else 8192
+    tokens = jax.random.normal(jax.random.key(config.seed), (many, RANK)) / RANK**0.25
+    attention = imr.closed_field(imr.feature_loss(imr.Quadratic(jnp.eye(RANK)), None))
+    tiles = cost.quadratic_field_cost(many, RANK, RANK, way="tiles")
+    z, theta, labels = problem(config, 1.0)
+    linear = imr.gradient_field(imr.feature_loss(imr.Linear(theta), labels))
+    whole = cost.linear_field_cost(n, f, k)
+    rows = []
+    for name, field, start, model in (
+        (f"self-attention field, n={many}, r={RANK}", attention, tokens, tiles),
+        (f"linear field by autodiff, n={n}, f={f}, k={k}", linear, z, whole),
+    ):  # fmt: skip
+        run = jax.jit(partial(field, 0.0))
+        _, times = race({name: partial(run, start, None)}, 5, name)
+        least, bound = times[name]["least s"], cost.seconds(model, machine)
+        rows.append(
+            {
+                "what": f"here: {name}", **_rates(model, least),
+                "median s": times[name]["median s"], "model s": bound,
+                "model's share": bound / least, **_sizes(model),
+            }
+        )  # fmt: skip
+    return rows
 
 
 def elsewhere() -> list[dict[str, Any]]:
     """The self-attention field at sizes that take about a second."""
-    found = []
-    for machine, devices, n in (
-        (cost.H100, 1, 2**19),
-        (cost.H200, 1, 2**19),
-        (cost.V5E, 256, 2**22),
-    ):
+    rows = []
+    machines = ((cost.H100, 1, 2**19), (cost.H200, 1, 2**19), (cost.V5E, 256, 2**22))
+    for machine, devices, n in machines:
         way = "tiles" if devices == 1 else "ring"
         model = cost.quadratic_field_cost(n, RANK, RANK, way=way, block=4096, devices=devices)
-        found.append(
-            {
-                "what": f"model: {devices} x {machine.name}, n={n:,}, r={RANK}",
-                "model s": cost.seconds(model, machine, devices),
-                "GFLOP": model.flops / 1e9, "Gexp": model.exponentials / 1e9,
-            }
-        )  # fmt: skip
-    return found
+        name = f"model: {devices} x {machine.name}, n={n:,}, r={RANK}"
+        seconds = cost.seconds(model, machine, devices)
+        rows.append({"what": name, "model s": seconds, **_sizes(model)})
+    return rows

@@ -1,5 +1,9 @@
 """Ways to one end, timed side by side."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,3 +45,11 @@ def difference(found: Any, wanted: Any) -> float:
     """Largest difference over the largest entry."""
     found, wanted = np.asarray(found), np.asarray(wanted)
     return float(np.max(np.abs(found - wanted)) / np.max(np.abs(wanted)))
+
+
+def in_process(module: str, *arguments: Any, **environment: str) -> Any:
+    """What `python -m experiments.bench.MODULE ARGUMENTS`, a process of its own, prints as JSON."""
+    command = [sys.executable, "-P", "-m", f"experiments.bench.{module}", *map(str, arguments)]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout)

@@ -24,10 +24,8 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     build = partial(Classifier, config.features, config.classes, iterations=3)
     graph = graph_of(build)
     keys = jax.random.split(jax.random.key(config.seed), 2)
-    data = (
-        jax.random.normal(keys[0], (config.n, config.features)),
-        jax.random.randint(keys[1], (config.n,), 0, config.classes),
-    )
+    x = jax.random.normal(keys[0], (config.n, config.features))
+    data = x, jax.random.randint(keys[1], (config.n,), 0, config.classes)
 
     def loss(params, hyper, data, rows, key):
         del hyper, key
@@ -42,8 +40,8 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     chunk = train.make_chunk(loss, optimizer, schedule)
 
     def way(seeds):
-        states = train.init_states(initialiser(build), optimizer, jax.random.split(keys[0], seeds))
-        box = [states]  # a chunk consumes what it is given
+        starts = jax.random.split(keys[0], seeds)
+        box = [train.init_states(initialiser(build), optimizer, starts)]  # a chunk consumes it
 
         def run():
             box[0], losses = chunk(box[0], jnp.zeros(seeds), data)
