@@ -28,12 +28,9 @@ class Filtered(NamedTuple):
 
 
 def bayes_filter(
-    process: Process,
-    tokens: Any,
-    *,
-    method: Literal["scan", "associative"] = "scan",
+    process: Process, tokens: Any, *, method: Literal["scan", "associative"] = "scan",
     initial: Any = None,
-) -> Filtered:
+) -> Filtered:  # fmt: skip
     r"""Bayesian filter: $\eta_d = \eta_{d-1} T_{x_d} / (\eta_{d-1} T_{x_d} w)$, $\eta_0 = \mu$.
 
     $\log P(x_1 \dots x_d) = \sum_{c \le d} \log (\eta_{c-1} T_{x_c} w)$. After a word of

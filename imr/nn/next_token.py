@@ -16,14 +16,9 @@ from imr.processes.process import check_process
 
 
 def next_token_loss(
-    model: Callable[[Array], Array],
-    process: Process,
-    key: Any,
-    *,
-    batch_size: int = 128,
-    length: int = 10,
-    soft: bool = False,
-) -> Scalar:
+    model: Callable[[Array], Array], process: Process, key: Any, *, batch_size: int = 128,
+    length: int = 10, soft: bool = False,
+) -> Scalar:  # fmt: skip
     r"""Mean cross-entropy, in nats, of a model's predictions along freshly sampled sequences.
 
     Hard: $-\frac{1}{Bl}\sum \log q(x_{d+1} | x_1 \dots x_d)$. Soft: the sampled next token is replaced
@@ -89,9 +84,8 @@ def exact_kl(
     def terms(word):
         filtered = bayes_filter(process, word)
         alive = jnp.isfinite(filtered.log_probability)[:, None]
-        p = next_token_probabilities(
-            process, jnp.where(alive, filtered.beliefs, process.initial[None])
-        )
+        beliefs = jnp.where(alive, filtered.beliefs, process.initial[None])
+        p = next_token_probabilities(process, beliefs)
         log_q = jax.nn.log_softmax(_logits(model, process, word[None])[0].astype(p.dtype), axis=-1)
         log_p = jnp.log(jnp.where(p > 0, p, 1))
         kl = jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0), axis=-1)

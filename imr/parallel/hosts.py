@@ -21,12 +21,9 @@ class Preempted(Exception):
 
 
 def initialize(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    timeout: float = 300.0,
-) -> None:
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
+    *, timeout: float = 300.0,
+) -> None:  # fmt: skip
     """Connects this process with the other processes of a program that runs on several hosts.
 
     Call it before anything asks jax for its devices. Experiments call it themselves, see

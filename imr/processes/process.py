@@ -52,14 +52,9 @@ class Process:
     generalised: bool
 
     def __init__(
-        self,
-        transitions: Any,
-        initial: Any = None,
-        *,
-        tokens: Sequence[str] | None = None,
-        states: Sequence[str] | None = None,
-        generalised: bool = False,
-    ):
+        self, transitions: Any, initial: Any = None, *, tokens: Sequence[str] | None = None,
+        states: Sequence[str] | None = None, generalised: bool = False,
+    ):  # fmt: skip
         if not is_concrete(transitions):
             transitions = jnp.asarray(transitions)
         elif not isinstance(transitions, jax.Array):
