@@ -95,10 +95,10 @@ def check_key(key: Any) -> None:
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
 
 
-def check_count(name, value):
-    """Demands a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ImrError(f"{name} must be an integer of at least 1; found {value!r}.")
+def check_count(name, value, least=1):
+    """Demands an integer of at least 1, or of at least the number given."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
 
 
 def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:

@@ -74,13 +74,11 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
     unifilar = not process.generalised and is_unifilar(process)
     check_depth(process, depth, enumerates=not unifilar)
     process = bare(process)
-    if process.generalised:
-        upper = _entropies(process, process.stationary, depth)[-1]
-        return EntropyRate(jnp.zeros_like(upper), upper)
-    known = _known_start(process, 0 if unifilar else depth)
-    return EntropyRate(
-        known, known if unifilar else _entropies(process, process.stationary, depth)[-1]
-    )
+    if unifilar:
+        return EntropyRate(*[_known_start(process, 0)] * 2)
+    upper = _entropies(process, process.stationary, depth)[-1]
+    known = jnp.zeros_like(upper) if process.generalised else _known_start(process, depth)
+    return EntropyRate(known, upper)
 
 
 def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
@@ -99,7 +97,7 @@ def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
     rate = entropy_rate(process, depth).upper
     if depth == 0:
         return jnp.zeros_like(rate)
-    return _excess(_entropies(bare(process), process.stationary, depth - 1), rate)
+    return jnp.sum(_entropies(bare(process), process.stationary, depth - 1) - rate)
 
 
 @partial(jax.jit, static_argnames="depth")
@@ -124,8 +122,3 @@ def _known_start(process, depth):
     starts = jnp.eye(process.num_states, dtype=process.transitions.dtype)
     each = jax.lax.map(lambda start: _entropies(process, start, depth)[-1], starts)
     return matmul(process.stationary, each)
-
-
-@jax.jit
-def _excess(entropies, rate):
-    return jnp.sum(entropies - rate)

@@ -6,13 +6,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import as_tokens, check_choice, check_finite, is_concrete
+from imr._checks import as_tokens, check_choice, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
-from imr.processes.process import Process, bare, check_process, least_probability
+from imr.processes.process import Process, bare, check_process, check_start, least_probability
 
 
 class Filtered(NamedTuple):
@@ -59,13 +58,8 @@ def bayes_filter(
     check_process(process)
     check_choice("method", method, ("scan", "associative"))
     tokens = as_tokens(tokens, process.num_tokens)
-    if initial is not None and np.shape(initial) != (process.num_states,):
-        raise ImrError(
-            f"initial must have shape ({process.num_states},), one entry for each state; "
-            f"found {np.shape(initial)}."
-        )
-    if initial is not None and is_concrete(initial, process):
-        _check_start(process, np.asarray(initial))
+    right = process.right if is_concrete(initial, process) else None
+    check_start(initial, process.num_states, right, process.generalised)
     return Filtered(*_filter(bare(process), tokens, initial, method == "associative"))
 
 
@@ -126,16 +120,6 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
             "process must be hidden Markov; found a generalised one, whose beliefs are no probabilities."
         )
     return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
-
-
-def _check_start(process, initial):
-    check_finite("initial", initial)
-    total = float(initial @ np.asarray(process.right))
-    if abs(total - 1) > 1e-5 or (not process.generalised and initial.min() < 0):
-        raise ImrError(
-            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} and "
-            f"the sum {total:g}."
-        )
 
 
 def _matrices(process, tokens):

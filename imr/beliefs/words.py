@@ -182,8 +182,7 @@ def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
 def check_depth(process, depth, enumerates=True):
     """Checks a length of words, and that the words can be enumerated."""
     check_process(process)
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-        raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
+    check_count("depth", depth, 0)
     if enumerates and process.num_tokens ** (depth + 1) > MOST_WORDS:
         raise ImrError(
             f"depth {depth} with {process.num_tokens} tokens has more than {MOST_WORDS} words; "

@@ -13,8 +13,6 @@ from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process
 
-_TWO = " For a negative eigenvalue use two_head_attention."
-
 
 class Heads(NamedTuple):
     r"""A constructed layer: residual after attention $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
@@ -49,7 +47,8 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
 
     Reference: arXiv 2502.01954, section 4.
     """
-    lam, e = _within("eigenvalue", eigenvalue, 0, 1, _TWO), float(embedding)
+    hint = " For a negative eigenvalue use two_head_attention."
+    lam, e = _within("eigenvalue", eigenvalue, 0, 1, hint), float(embedding)
     check_count("length", length)
     if not 0 <= e < 1 - lam:
         raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
@@ -83,9 +82,8 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     lags = lag_table(length)
     attentions, all_gains = [], []
     for first in (2, 1):
-        products = np.where(
-            (lags >= first) & (lags % 2 == first % 2), lam ** np.maximum(lags, 0), 0.0
-        )
+        reached = (lags >= first) & (lags % 2 == first % 2)
+        products = np.where(reached, lam ** np.maximum(lags, 0), 0.0)
         # The limits; rows that use them determine the early ones below.
         gains = np.full(length, lam**first / (1 - lam**2))
         gains[0] = lam**2 if first == 2 else lam - lam**2
@@ -144,9 +142,7 @@ def predicted_values(process: Process, heads: Heads) -> Values:
     (1, 4, 3, 3)
     """
     vectors = token_vectors(process)
-    return Values(
-        heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None]
-    )  # fmt: skip
+    return Values(heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None])
 
 
 class AdditiveFilter(NamedTuple):
@@ -174,8 +170,7 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     >>> round(additive_filter(0.55, 0.4).pole, 4)
     0.4666
     """
-    lam = _within("eigenvalue", eigenvalue, -1, 1)
-    c = float(correlation)
+    lam, c = _within("eigenvalue", eigenvalue, -1, 1), float(correlation)
     if not -1 <= c <= 1:
         raise ImrError(f"correlation must lie in [-1, 1]; found {c:g}.")
     noise, drive = 1 - c**2, 1 - lam**2

@@ -13,16 +13,11 @@ from imr.errors import ImrError
 
 def mesh_axis(mesh: Any) -> tuple[str, int]:
     """Name and size of the one axis of the mesh."""
+    hint = "imr.parallel.make_mesh() makes one of all devices."
     if not isinstance(mesh, Mesh):
-        raise ImrError(
-            f"mesh must be a jax.sharding.Mesh; found {type(mesh).__name__}. "
-            "imr.parallel.make_mesh() makes one of all devices."
-        )
+        raise ImrError(f"mesh must be a jax.sharding.Mesh; found {type(mesh).__name__}. {hint}")
     if len(mesh.axis_names) != 1:
-        raise ImrError(
-            f"mesh must have one axis, over which rows are distributed; found {dict(mesh.shape)}. "
-            "imr.parallel.make_mesh() makes one of all devices."
-        )
+        raise ImrError(f"mesh must have one axis, of the rows; found {dict(mesh.shape)}. {hint}")
     return mesh.axis_names[0], mesh.size
 
 
@@ -85,7 +80,15 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
       tree: arrays, the same in every process.
       mesh: None leaves the arrays as they are.
     """
-    return tree if mesh is None else _placed(tree, NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(x):
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return _of_arrays(place, tree)
 
 
 def from_local_rows(tree: Any, mesh: Mesh) -> Any:
@@ -120,14 +123,14 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def _placed(tree, sharding):
+def _of_arrays(function, tree):
+    """The function of each array; of random keys, the function of their data."""
+
     def one(x):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+            data = function(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return function(x)
 
     return jax.tree.map(one, tree)
 
@@ -139,13 +142,8 @@ def local(tree: Any) -> Any:
       tree: arrays, replicated or local.
     """
 
-    def one(x):
-        if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
-            return x
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
-        return x.addressable_data(0)
+    def copy(x):
+        alone = not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1
+        return x if alone else x.addressable_data(0)
 
-    return jax.tree.map(one, tree)
+    return _of_arrays(copy, tree)

@@ -64,17 +64,11 @@ def _token_maps(vocabulary, processes):
             tokens = np.asarray([] if isinstance(m, dict | str) else m)
         except ValueError:
             tokens = np.asarray([])
-        if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        different = tokens.shape == (p.num_tokens,) == np.unique(tokens).shape
+        if not different or tokens.dtype.kind not in "iu" or min(tokens) < 0:
             raise ImrError(
-                f"vocabulary[{i}] must be a sequence of integers, one for each token; found {m!r}."
-            )
-        if (
-            len(tokens) != p.num_tokens
-            or len(set(tokens.tolist())) != len(tokens)
-            or min(tokens) < 0
-        ):
-            raise ImrError(
-                f"vocabulary[{i}] must hold {p.num_tokens} different tokens, none negative; found {m}."
+                f"vocabulary[{i}] must be a sequence of integers, {p.num_tokens} different tokens, "
+                f"none negative; found {m!r}."
             )
         maps.append(tokens.tolist())
     return maps
@@ -195,12 +189,10 @@ def with_end_token(
     size = s if restart else s + 1
     transitions = np.zeros((k + 1, size, size))
     transitions[:k, :s, :s] = (1 - probability) * np.asarray(process.transitions)
-    start = np.zeros(size)
-    start[:s] = np.asarray(process.initial)
-    transitions[k] = probability * start[None, :]
+    start = np.pad(np.asarray(process.initial), (0, size - s))
+    transitions[k] = probability * (start if restart else np.eye(size)[s])[None, :]
     if not restart:
-        transitions[k, :s] = probability * np.eye(size)[s][None, :]
-        transitions[k, s] = np.eye(size)[s]
+        transitions[k, s, s] = 1
     states = process.states if restart else (*process.states, name)
     return Process(transitions, start, tokens=(*process.tokens, name), states=states)
 

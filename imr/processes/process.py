@@ -10,6 +10,10 @@ import numpy as np
 from imr._checks import check_finite, is_concrete
 from imr.errors import ImrError
 
+_LEAVES = ("transitions", "stationary", "initial", "right")
+# The rows of float32 matrices sum to one only up to rounding.
+_TOLERANCE = 1e-5
+
 
 @jax.tree_util.register_pytree_with_keys_class
 class Process:
@@ -68,23 +72,15 @@ class Process:
         dtype = jnp.result_type(transitions)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ImrError(f"transitions must be a floating array; found dtype {dtype}.")
-        if initial is not None and np.shape(initial) != shape[1:2]:
-            raise ImrError(
-                f"initial must have shape {shape[1:2]}, one entry for each state of transitions; "
-                f"found {np.shape(initial)}."
-            )
+        check_start(initial, shape[1])
         tokens, states = _names("tokens", tokens, shape[0]), _names("states", states, shape[1])
-        self._set(tokens=tokens, states=states, generalised=bool(generalised))
+        vars(self).update(tokens=tokens, states=states, generalised=bool(generalised))
         if is_concrete(transitions, initial):
             computed = _concrete(np.asarray(transitions, np.float64), initial, self)
         else:
             computed = _traced(jnp.asarray(transitions), initial, self.generalised)
-        transitions = jnp.asarray(transitions)
-        stationary, initial, right = (jnp.asarray(x, transitions.dtype) for x in computed)
-        self._set(transitions=transitions, stationary=stationary, initial=initial, right=right)
-
-    def _set(self, **values: Any) -> None:
-        vars(self).update(values)
+        leaves = (jnp.asarray(x, dtype) for x in (transitions, *computed))
+        vars(self).update(zip(_LEAVES, leaves, strict=True))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise ImrError(
@@ -108,25 +104,22 @@ class Process:
 
     def tree_flatten_with_keys(self):
         """Arrays as leaves; names and flag static."""
-        names = ("transitions", "stationary", "initial", "right")
-        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _LEAVES]
         return leaves, (self.tokens, self.states, self.generalised)
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
         """Without checks: leaves may be tracers, shapes, or objects of jax's own."""
         self = object.__new__(cls)
-        names = ("transitions", "stationary", "initial", "right", "tokens", "states", "generalised")
-        self._set(**dict(zip(names, (*leaves, *static), strict=True)))
+        names = (*_LEAVES, "tokens", "states", "generalised")
+        vars(self).update(zip(names, (*leaves, *static), strict=True))
         return self
 
 
 def check_process(process: Any) -> None:
     """Raises an `ImrError` unless it is a `Process`."""
     if not isinstance(process, Process):
-        hint = (
-            f" Call it with its parameters: {process.__name__}(...)." if callable(process) else ""
-        )
+        hint = f" Pass its parameters: {process.__name__}(...)." if callable(process) else ""
         raise ImrError(f"process must be an imr.Process; found a {type(process).__name__}.{hint}")
 
 
@@ -161,16 +154,35 @@ def _names(what, names, count):
     return names
 
 
-# The rows of float32 matrices sum to one only up to rounding.
-_TOLERANCE = 1e-5
+def check_start(initial, size, right=None, generalised=False):
+    """Checks the shape of a start distribution, and its values if the right vector is given."""
+    if initial is None:
+        return
+    if np.shape(initial) != (size,):
+        raise ImrError(
+            f"initial must have shape ({size},), one entry for each state; found {np.shape(initial)}."
+        )
+    if right is None:
+        return
+    check_finite("initial", initial)
+    initial = np.asarray(initial, np.float64)
+    total = float(initial @ np.asarray(right, np.float64))
+    if not generalised and (initial.min() < 0 or abs(total - 1) > _TOLERANCE):
+        raise ImrError(
+            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} "
+            f"and the sum {total:g}."
+        )
+    if abs(total - 1) > _TOLERANCE:
+        raise ImrError(
+            "initial must be normalised by the right eigenvector, initial @ right = 1; "
+            f"found {total:g}."
+        )
 
 
 def _concrete(transitions, initial, process):
     """Stationary, initial and right vectors in float64; the values are checked first."""
     check_finite("transitions", transitions)
-    if initial is not None:
-        initial = np.asarray(initial, np.float64)
-        check_finite("initial", initial)
+    initial = None if initial is None else np.asarray(initial, np.float64)
     if process.generalised:
         stationary, right = _generalised_vectors(transitions, initial)
     else:
@@ -184,12 +196,8 @@ def _hidden_vectors(transitions, initial, process):
     _check_entries(transitions, matrix, process)
     # If entries have few digits, a deficit of the row sum would look like a way out of a class.
     matrix = matrix / matrix.sum(1, keepdims=True)
-    if initial is not None and (initial.min() < 0 or abs(initial.sum() - 1) > _TOLERANCE):
-        raise ImrError(
-            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} "
-            f"and the sum {initial.sum():g}."
-        )
     eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
+    check_start(initial, len(matrix), ones)
     if (classes := _closed_classes(matrix)) == 1:
         equations = np.concatenate([matrix.T - eye, ones[None]])
         stationary = np.linalg.lstsq(equations, np.append(0 * ones, 1.0), rcond=None)[0]
@@ -221,11 +229,7 @@ def _generalised_vectors(transitions, initial):
     right = vh[-1]
     total = right.sum()
     right = right * (len(right) / total if abs(total) > 1e-9 else 1.0)
-    if initial is not None and abs(initial @ right - 1) > _TOLERANCE:
-        raise ImrError(
-            f"initial must be normalised by the right eigenvector, initial @ right = 1; "
-            f"found {initial @ right:g}."
-        )
+    check_start(initial, len(matrix), right, generalised=True)
     stationary = u[:, -1] / (u[:, -1] @ right)
     chances = (stationary if initial is None else initial) @ transitions @ right
     if chances.min() < -_TOLERANCE or chances.max() > 1 + _TOLERANCE:
