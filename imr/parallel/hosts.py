@@ -101,18 +101,17 @@ def initialize_from_environment() -> None:
         if joined == "1":
             initialize()
         return
-    wait = None
+    wait = os.environ.get("IMR_TIMEOUT", "300")
     try:
-        coordinator, *numbers = given
-        count, number = map(int, numbers)  # pyright: ignore[reportArgumentType]
-        timeout = float(wait := os.environ.get("IMR_TIMEOUT", "300"))
+        count, number = map(int, given[1:])  # pyright: ignore[reportArgumentType]
+        timeout = float(wait)
     except (TypeError, ValueError):
         raise ImrError(
             f"{', '.join(_VARIABLES)} must be an address and two integers, IMR_TIMEOUT seconds; found "
             f"{given} and {wait!r}."
         ) from None
     check_positive("IMR_TIMEOUT", timeout)
-    initialize(coordinator, count, number, timeout=timeout)
+    initialize(given[0], count, number, timeout=timeout)
 
 
 def is_first() -> bool:

@@ -22,8 +22,7 @@ def mixture(
       weights: probabilities c, shape (n,); None is uniform.
       vocabulary: for each process a sequence m of different integers: its token y is token m[y] of
         the mixture. None keeps the numbers. A token keeps its name if all processes agree on it.
-    Returns: A `Process` with the states of all processes, one process after the other, named
-      `i:state`.
+    Returns: A `Process`; its states are those of all processes in order, named `i:state`.
     Raises: ImrError if weights are no distribution, or vocabulary does not fit the processes.
 
     >>> from imr.processes import coin
@@ -100,8 +99,8 @@ def product(factors: Sequence[Process]) -> Process:
     """
     factors = list(factors)
     _check_hidden("factors", factors)
-    result = factors[0]
-    for factor in factors[1:]:
+    result, *others = factors
+    for factor in others:
         result = conditional_product(result, [factor] * result.num_tokens)
     return result
 

@@ -84,9 +84,6 @@ def zero_one_random(p: float) -> Process:
 
     Args:
       p: probability that the random bit is one, in [0, 1].
-
-    >>> zero_one_random(0.5).stationary.round(3).tolist()
-    [0.333, 0.333, 0.333]
     """
     p = _number("p", p)
     zero, one = [[0, 1, 0], [0, 0, 0], [1 - p, 0, 0]], [[0, 0, 0], [0, 0, 1], [p, 0, 0]]
@@ -101,9 +98,6 @@ def rrxor(p1: float, p2: float) -> Process:
 
     Args:
       p1, p2: probabilities that the first and the second bit are zero, in [0, 1].
-
-    >>> rrxor(0.5, 0.5).num_states
-    5
     """
     p1, p2 = _number("p1", p1), _number("p2", p2)
     transitions = np.zeros((2, 5, 5))
@@ -155,15 +149,13 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
     Args:
       open_probs: the first is 1, the others lie in [0, 1).
     Raises: ImrError if the first is not 1 or another is out of range.
-
-    >>> matching_parens([1.0, 0.5]).num_states
-    3
     """
     probs = [_number(f"open_probs[{d}]", p) for d, p in enumerate(np.atleast_1d(open_probs))]
-    if not probs or probs[0] != 1:
-        raise ImrError(f"open_probs must begin with 1: nothing is open at depth 0; found {probs}.")
-    if 1 in probs[1:]:
-        raise ImrError(f"open_probs after the first must lie in [0, 1); found {probs}.")
+    if not probs or probs[0] != 1 or 1 in probs[1:]:
+        raise ImrError(
+            "open_probs must begin with 1, as nothing is open at depth 0, and go on in [0, 1); "
+            f"found {probs}."
+        )
     closing = 1 - np.array([*probs[1:], 0.0])
     return Process(np.stack([np.diag(probs, 1), np.diag(closing, -1)]), tokens="()")
 

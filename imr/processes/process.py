@@ -21,9 +21,8 @@ class Process:
 
     $T_{x,i,j} = P(\text{emit } x, \text{go to } j \mid i)$, $A = \sum_x T_x$, $\pi A = \pi$,
     $P(x_1 \dots x_d) = \mu T_{x_1} \cdots T_{x_d} w$ with $A w = w$; w is all ones unless the
-    process is generalised. Distributions are row vectors. A process is a pytree, so it passes
-    through `jax.jit`, `jax.vmap` and `jax.grad`; names and the flag are static. Under a trace values
-    are not checked, and the stationary distribution is assumed to be unique.
+    process is generalised. Distributions are row vectors. A process is a pytree with static names.
+    Under a trace values are not checked, and the stationary distribution is assumed to be unique.
 
     Args:
       transitions: shape (k, s, s).
@@ -173,27 +172,36 @@ def check_start(initial, size, right=None, generalised=False):
             f"and the sum {total:g}."
         )
     if abs(total - 1) > _TOLERANCE:
-        raise ImrError(
-            "initial must be normalised by the right eigenvector, initial @ right = 1; "
-            f"found {total:g}."
-        )
+        rule = "normalised by the right eigenvector, initial @ right = 1"
+        raise ImrError(f"initial must be {rule}; found {total:g}.")
 
 
 def _concrete(transitions, initial, process):
     """Stationary, initial and right vectors in float64; the values are checked first."""
     check_finite("transitions", transitions)
     initial = None if initial is None else np.asarray(initial, np.float64)
-    if process.generalised:
-        stationary, right = _generalised_vectors(transitions, initial)
-    else:
-        stationary, right = _hidden_vectors(transitions, initial, process)
+    vectors = _generalised_vectors if process.generalised else _hidden_vectors
+    stationary, right = vectors(transitions, initial, process)
     return stationary, stationary if initial is None else initial, right
 
 
 def _hidden_vectors(transitions, initial, process):
     """Stationary and right vector of a hidden Markov process."""
+    if transitions.min() < 0:
+        x, i, j = np.unravel_index(np.argmin(transitions), transitions.shape)
+        raise ImrError(
+            f"transitions must not be negative; found {transitions[x, i, j]:g} for token "
+            f"{process.tokens[x]!r} from state {process.states[i]!r} to {process.states[j]!r}. "
+            "For a generalised process pass generalised=True."
+        )
     matrix = transitions.sum(0)
-    _check_entries(transitions, matrix, process)
+    excess = matrix.sum(1) - 1
+    i = int(np.argmax(np.abs(excess)))
+    if abs(excess[i]) > _TOLERANCE:
+        raise ImrError(
+            f"transitions out of each state must sum to 1 over tokens and next states; row {i} "
+            f"(state {process.states[i]!r}) sums to {excess[i] + 1:.9g}, off by {excess[i]:.3g}."
+        )
     # If entries have few digits, a deficit of the row sum would look like a way out of a class.
     matrix = matrix / matrix.sum(1, keepdims=True)
     eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
@@ -215,7 +223,7 @@ def _hidden_vectors(transitions, initial, process):
     return stationary / stationary.sum(), ones
 
 
-def _generalised_vectors(transitions, initial):
+def _generalised_vectors(transitions, initial, process):
     """Stationary and right vector of a generalised process."""
     matrix = transitions.sum(0)
     u, scales, vh = np.linalg.svd(matrix - np.eye(len(matrix)))
@@ -247,23 +255,6 @@ def _closed_classes(matrix):
         reached = (reached.astype(np.float32) @ reached.astype(np.float32)) > 0
     closed = ~np.any(reached & ~reached.T, axis=1)
     return len(np.unique(reached[closed], axis=0))
-
-
-def _check_entries(transitions, matrix, process):
-    if transitions.min() < 0:
-        x, i, j = np.unravel_index(np.argmin(transitions), transitions.shape)
-        raise ImrError(
-            f"transitions must not be negative; found {transitions[x, i, j]:g} for token "
-            f"{process.tokens[x]!r} from state {process.states[i]!r} to {process.states[j]!r}. "
-            "For a generalised process pass generalised=True."
-        )
-    excess = matrix.sum(1) - 1
-    i = int(np.argmax(np.abs(excess)))
-    if abs(excess[i]) > _TOLERANCE:
-        raise ImrError(
-            f"transitions out of each state must sum to 1 over tokens and next states; row {i} "
-            f"(state {process.states[i]!r}) sums to {excess[i] + 1:.9g}, off by {excess[i]:.3g}."
-        )
 
 
 def _traced(transitions, initial, generalised):
