@@ -19,8 +19,7 @@ def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"
 
     Args:
       process: the process.
-      depth: the largest d; there are at most 2^24 words.
-    Returns: Entropies for d = 0 to depth, shape (depth + 1,).
+      depth: the largest d, from 0; there are at most 2^24 words.
 
     >>> from imr.processes import z1r
     >>> conditional_entropies(z1r(0.5), 2).round(3).tolist()
@@ -109,10 +108,8 @@ def _entropies(process, start, depth):
         joint = matmul(words, readout)
         total = jnp.sum(joint, axis=1, keepdims=True)
         positive = (joint > 0) & (total > 0)
-        terms = joint * (
-            jnp.log(jnp.where(positive, joint, 1)) - jnp.log(jnp.where(total > 0, total, 1))
-        )
-        entropies.append(-jnp.sum(jnp.where(positive, terms, 0)))
+        log_p = jnp.log(jnp.where(positive, joint, 1)) - jnp.log(jnp.where(total > 0, total, 1))
+        entropies.append(-jnp.sum(jnp.where(positive, joint * log_p, 0)))
     return jnp.stack(entropies)
 
 

@@ -18,8 +18,7 @@ class Filtered(NamedTuple):
     """Beliefs after each token, and log-probabilities of the words that end there.
 
     Attributes:
-      beliefs: shape (..., l, s).
-      log_probability: shape (..., l).
+      beliefs, log_probability: shapes (..., l, s) and (..., l).
     """
 
     beliefs: Float[Array, "*b l s"]
@@ -41,10 +40,9 @@ def bayes_filter(
       process: the process.
       tokens: integers, shape (..., l).
       method: "scan" processes one token after the other; "associative" multiplies matrices in a
-        tree, in O(log l) steps and s times the work. Each row of a product has its own log scale.
+        tree, in O(log l) steps and s times the work.
       initial: start distribution, shape (s,); None is `process.initial`.
-    Raises: ImrError if tokens are no integers or out of range, method is unknown, or initial does
-      not fit.
+    Raises: ImrError if an argument does not fit, or tokens are out of range.
 
     >>> from imr.processes import golden_mean
     >>> beliefs, log_probability = bayes_filter(golden_mean(0.5), jnp.array([1, 0, 1, 1]))
@@ -116,17 +114,16 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
     """
     check_process(process)
     if process.generalised:
-        raise ImrError(
-            "process must be hidden Markov; found a generalised one, whose beliefs are no probabilities."
-        )
+        kind = "a generalised one, whose beliefs are no probabilities"
+        raise ImrError(f"process must be hidden Markov; found {kind}.")
     return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
 
 
 def _matrices(process, tokens):
-    """T of each token; zero for tokens out of range, which pass the checks only under a trace."""
-    valid = (tokens >= 0) & (tokens < process.num_tokens)
-    picked = process.transitions[jnp.where(valid, tokens, 0)]
-    return jnp.where(valid[..., None, None], picked, 0)
+    """T of each token; zero for tokens out of range, unchecked under a trace."""
+    return process.transitions.at[tokens].get(
+        mode="fill", fill_value=0, wrap_negative_indices=False
+    )
 
 
 def _log(p):

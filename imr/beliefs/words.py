@@ -90,16 +90,13 @@ def mixed_states(
     check_depth(process, depth, enumerates=False)
     tolerance = _tolerance(process, tolerance)
     if not is_concrete(process):
-        raise ImrError(
-            "the shapes that mixed_states returns depend on values: call it outside of jax.jit."
-        )
+        raise ImrError("shapes of mixed_states depend on values: call it outside of jax.jit.")
     transitions = np.asarray(process.transitions, np.float64)
     right = np.asarray(process.right, np.float64)
-    k = process.num_tokens
+    k, least = process.num_tokens, least_probability(process, np.float64)
     words = [np.zeros((1, 0), np.int32)]
     beliefs = [np.asarray(process.initial, np.float64)[None]]
     probabilities: list[Any] = [np.ones(1)]
-    least = least_probability(process, np.float64)
     for _ in range(depth):
         if len(words[-1]) * k > MOST_WORDS:
             raise ImrError(f"depth must keep words below {MOST_WORDS}; found {depth}. Try merge.")
@@ -124,9 +121,7 @@ def mixed_states(
     )
 
 
-def count_mixed_states(
-    process: Process, depth: int, *, tolerance: float | None = None
-) -> int:  # fmt: skip
+def count_mixed_states(process: Process, depth: int, *, tolerance: float | None = None) -> int:
     """The number of distinct beliefs after words of length 0 to depth.
 
     Args:
@@ -145,8 +140,7 @@ class Prefixes(NamedTuple):
     """Indices of prefixes in an array (words, positions, ...) over all words.
 
     Attributes:
-      word: the row, shape (prefixes,).
-      position: the last token of the prefix, shape (prefixes,).
+      word, position: the row, and the last token of the prefix; shape (prefixes,).
     """
 
     word: Int[np.ndarray, "prefixes"]
@@ -160,10 +154,8 @@ def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
     unique prefix, sorted by length and then as in `all_words`.
 
     Args:
-      num_tokens: k, the number of tokens.
-      length: l, the length of the words.
+      num_tokens, length: k and l, as in `all_words`.
       first: length of the shortest prefixes, from 1 to l.
-    Returns: `Prefixes`, one index for each of the sum of k^d prefixes, d = first to l.
     Raises: ImrError if first is not within 1 to l, or an argument is no positive integer.
 
     >>> [index.tolist() for index in unique_prefixes(2, 2)]

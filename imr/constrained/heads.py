@@ -18,8 +18,7 @@ class Heads(NamedTuple):
     r"""A constructed layer: residual after attention $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
 
     Attributes:
-      attention: A, shape (h, l, l); rows sum to one.
-      gains: g, shape (h, l); the value at position s is $g_s v_{x_s}$.
+      attention, gains: A (h, l, l), whose rows sum to one, and g (h, l).
       embedding: e, a scalar.
     """
 
@@ -68,14 +67,10 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     limits are $\lambda^2 / (1 - \lambda^2)$ and $\lambda / (1 - \lambda^2)$.
 
     Args:
-      eigenvalue: in (-1, 0), a number or an entry of `spectrum(process).eigenvalues`.
-      length: l.
-    Returns: `Heads`, the even head first.
+      eigenvalue, length: as in `one_head_attention`, with the eigenvalue in (-1, 0).
 
     >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
     [0.3333, -0.6667]
-
-    Reference: arXiv 2502.01954, section 4.
     """
     lam = _within("eigenvalue", eigenvalue, -1, 0)
     check_count("length", length)
@@ -91,23 +86,21 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
             new = d - first
             if new > 0:
                 gains[new] = lam**first / (1 - np.sum(products[d, :new] / gains[:new]))
-        attention = products / gains[None, :]
+        attentions.append(products / gains[None, :])
         # Rows without a token at their lags look at the first position.
-        attention[:2] = np.eye(length)[0][None, :]
-        attentions.append(attention)
+        attentions[-1][:2] = np.eye(length)[0][None, :]
         all_gains.append(gains)
     return _heads(attentions, all_gains, 1.0)
 
 
 def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b l s"]:
-    r"""Applies a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
+    r"""Applies a constructed layer: the residual after attention of `Heads`.
 
     The heads of one eigenvalue give $\eta - \pi$ if the tokens have weights on no other one.
 
     Args:
-      process: the process.
+      process, heads: the process, and heads of length l.
       tokens: integers, shape (..., l).
-      heads: of length l.
     Raises: ImrError if lengths differ or tokens are out of range.
 
     >>> from imr.processes import mess3
@@ -118,9 +111,8 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     check_process(process)
     tokens = as_tokens(tokens, process.num_tokens)
     if tokens.shape[-1] != heads.gains.shape[-1]:
-        raise ImrError(
-            f"tokens have length {tokens.shape[-1]}, but heads {heads.gains.shape[-1]}: they must be equal."
-        )
+        lengths = f"tokens have length {tokens.shape[-1]}, but heads {heads.gains.shape[-1]}"
+        raise ImrError(f"{lengths}: they must be equal.")
     return _apply(token_vectors(process), tokens, heads)
 
 
@@ -189,10 +181,9 @@ def _within(name, value, low, high, hint=""):
         raise ImrError(f"{name} must be a number; found {value!r}.") from None
     if value.imag:
         raise ImrError(f"{name} must be real; found {value:g}.")
-    value = value.real
-    if not low < value < high:
-        raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.{hint}")
-    return value
+    if not low < value.real < high:
+        raise ImrError(f"{name} must lie in ({low}, {high}); found {value.real:g}.{hint}")
+    return value.real
 
 
 def _heads(attention, gains, embedding):

@@ -27,7 +27,6 @@ def constrained_beliefs(
       method: "recursive", $z_d = z_{d-1} A + v_{x_d}$; "kernel", the sum over all pairs of
         positions, as in attention, of size l^2 k s; "spectral", the same with
         $v_x A^n = \sum_k \lambda_k^n (v_x R_k) L_k$, for a process that is not traced.
-    Returns: Beliefs, shape (..., l, s). Rows sum to one; entries may be negative.
     Raises: ImrError if method is unknown, tokens are out of range, a token has probability zero, or
       the method is "spectral" and the chain has no basis of eigenvectors.
 
@@ -49,12 +48,11 @@ def constrained_beliefs(
 
 
 def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
-    """Constrained beliefs after all k^d words of length d, the first token most significant.
+    """Constrained beliefs after all k^d words of length d, in the order of `imr.beliefs.all_words`.
 
     Args:
       process: the process.
       depth: d, at least 0; there are at most 2^24 words.
-    Returns: Beliefs, shape (k^d, s), in the order of `imr.beliefs.belief_level`.
     Raises: ImrError if depth is out of range.
 
     >>> from imr.processes import mess3

@@ -60,8 +60,7 @@ def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
     """The linear model's field on features, by automatic differentiation.
 
     Args:
-      n, f, k: rows, features and classes.
-      itemsize: bytes of a number.
+      n, f, k, itemsize: rows, features, classes, and bytes of a number.
 
     >>> linear_field_cost(8000, 784, 10).flops / 1e6
     251.2
@@ -92,11 +91,9 @@ def attention_cost(
     takes 2 n^2 exponentials, the other ways n^2.
 
     Args:
-      n, r: rows and columns of Q.
+      n, r, itemsize: rows and columns of Q, and bytes of a number.
       way: "whole" (P is held in memory), "strips", "tiles" or "ring".
-      block: rows of a strip or tile.
-      devices: of the ring.
-      itemsize: bytes of a number.
+      block, devices: rows of a strip or tile, and devices of the ring.
 
     >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
     [1.03125, 2.0]
@@ -143,8 +140,7 @@ def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -
     """A step of an explicit Runge-Kutta solver: its stages and their linear combinations.
 
     Args:
-      field: cost of one evaluation.
-      size: numbers in the state.
+      field, size: cost of one evaluation, and numbers in the state.
       stages: evaluations per step; 6 for Tsit5, which reuses the last one.
       itemsize: bytes of a number.
 
@@ -163,8 +159,7 @@ def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
     are shorter if the parts overlap, and longer if a rate stays below its peak.
 
     Args:
-      cost: of the computation, on all devices.
-      machine, devices: p devices of this kind.
+      cost, machine, devices: of the computation on all of the p devices of this kind.
 
     >>> round(1e3 * seconds(attention_cost(65_536, 16, way="tiles", block=4096), H100), 2)
     7.99
@@ -181,9 +176,8 @@ def largest_n(
     """The number of rows that fit in memory.
 
     Args:
-      machine, devices: as in `seconds`.
+      machine, devices, itemsize: as in `seconds` and `step_cost`.
       numbers_per_row: numbers of the state, the stages of a step and the field's temporaries.
-      itemsize: bytes of a number.
     Raises: ImrError if numbers_per_row is not positive.
 
     >>> largest_n(H100, 9 * 16 + 6 * 16)

@@ -26,8 +26,7 @@ def initialize(
 ) -> None:  # fmt: skip
     """Connects this process with the other processes of a program that runs on several hosts.
 
-    Call it before anything asks jax for its devices. Experiments call it themselves, see
-    `initialize_from_environment`.
+    Call it before anything asks jax for its devices. Experiments call it themselves.
 
     Args:
       coordinator: host:port of process 0. Without arguments jax looks up the cluster: Cloud TPU,

@@ -1,5 +1,6 @@
 """Meshes of devices, and the placement of arrays on them."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,10 +29,9 @@ def padding(n: int, parts: int) -> int:
 
 def pad_axis(x: jax.Array, count: int, axis: int = 0, value: Any = 0) -> jax.Array:
     """The array with `count` more entries at the end of an axis."""
-    if not count:
-        return x
-    widths = [(0, count if i == axis % x.ndim else 0) for i in range(x.ndim)]
-    return jnp.pad(x, widths, constant_values=value)
+    widths = np.zeros((x.ndim, 2), int)
+    widths[axis, 1] = count
+    return jnp.pad(x, widths, constant_values=value) if count else x
 
 
 def split_over(mesh: Mesh, x: jax.Array, axis: int = 0) -> jax.Array:
@@ -95,8 +95,8 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     """Arrays distributed by rows over the mesh; each process contributes its rows.
 
     Args:
-      tree: arrays (n_local, ...), as many rows in each process; rows of process 0 come first. The
-        number of devices of a process must divide n_local.
+      tree: arrays (n_local, ...), of the same n_local in each process, divisible by its number of
+        devices; rows of process 0 come first.
       mesh: of all devices.
     Raises: ImrError if the numbers of rows do not fit.
     """
@@ -108,9 +108,7 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
 
         every = multihost_utils.process_allgather(np.asarray(counts))
         if np.any(every != every[:1]):
-            raise ImrError(
-                f"every process must have the same number of rows; found {every.tolist()}."
-            )
+            raise ImrError(f"every process must have as many rows; found {every.tolist()}.")
     for count in counts:
         if count < 0 or count % parts:
             raise ImrError(
@@ -118,9 +116,8 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
                 f"process; found {'a scalar' if count < 0 else count}. Add or remove rows."
             )
     sharding = NamedSharding(mesh, PartitionSpec(axis))
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
-    )
+    place = partial(jax.make_array_from_process_local_data, sharding)
+    return jax.tree.map(place, jax.tree.map(np.asarray, tree))
 
 
 def _of_arrays(function, tree):
