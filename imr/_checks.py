@@ -101,6 +101,26 @@ def check_count(name, value, least=1):
         raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
 
 
+def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
+    """A concrete real number within an interval such as "(0, 1]"."""
+    if not is_concrete(value):
+        raise ImrError(
+            f"{name} must be a concrete number, because its range is checked; found a traced value. "
+            "Call this outside of jax.jit, vmap and grad and pass the result in as an argument."
+        )
+    try:
+        value = complex(value)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be a number; found {value!r}.") from None
+    if value.imag:
+        raise ImrError(f"{name} must be real; found {value:g}.")
+    value, (low, high) = value.real, map(float, interval[1:-1].split(","))
+    on_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
+    if on_open_end or not low <= value <= high or not np.isfinite(value):
+        raise ImrError(f"{name} must lie in {interval}; found {value:g}.{hint}")
+    return value
+
+
 def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:
     """Tokens as integers (..., l), of 0 to num_tokens - 1 where they are concrete."""
     if not isinstance(tokens, jax.Array):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_count
+from imr._checks import as_number, as_tokens, check_count
 from imr._numerics import matmul
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
@@ -47,7 +47,7 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
     Reference: arXiv 2502.01954, section 4.
     """
     hint = " For a negative eigenvalue use two_head_attention."
-    lam, e = _within("eigenvalue", eigenvalue, 0, 1, hint), float(embedding)
+    lam, e = as_number("eigenvalue", eigenvalue, "(0, 1)", hint), float(embedding)
     check_count("length", length)
     if not 0 <= e < 1 - lam:
         raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
@@ -72,7 +72,7 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
     [0.3333, -0.6667]
     """
-    lam = _within("eigenvalue", eigenvalue, -1, 0)
+    lam = as_number("eigenvalue", eigenvalue, "(-1, 0)")
     check_count("length", length)
     lags = lag_table(length)
     attentions, all_gains = [], []
@@ -162,9 +162,8 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     >>> round(additive_filter(0.55, 0.4).pole, 4)
     0.4666
     """
-    lam, c = _within("eigenvalue", eigenvalue, -1, 1), float(correlation)
-    if not -1 <= c <= 1:
-        raise ImrError(f"correlation must lie in [-1, 1]; found {c:g}.")
+    lam = as_number("eigenvalue", eigenvalue, "(-1, 1)")
+    c = as_number("correlation", correlation, "[-1, 1]")
     noise, drive = 1 - c**2, 1 - lam**2
     # c^2 P^2 + half P - constant = 0; the form of the root that does not cancel.
     half, constant = drive * (noise - c**2), drive * noise
@@ -172,18 +171,6 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     variance = (root - half) / (2 * c**2) if half < 0 else 2 * constant / (half + root)
     total = c**2 * variance + noise
     return AdditiveFilter(float(lam * noise / total), float(c * variance / total), float(variance))
-
-
-def _within(name, value, low, high, hint=""):
-    try:
-        value = complex(value)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be a number; found {value!r}.") from None
-    if value.imag:
-        raise ImrError(f"{name} must be real; found {value:g}.")
-    if not low < value.real < high:
-        raise ImrError(f"{name} must lie in ({low}, {high}); found {value.real:g}.{hint}")
-    return value.real
 
 
 def _heads(attention, gains, embedding):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr._checks import is_concrete
+from imr._checks import as_number, is_concrete
 from imr.errors import ImrError
 from imr.processes.process import Process
 
@@ -182,8 +182,7 @@ def with_end_token(
     [0.25, 0.25, 0.5]
     """
     _check_hidden("process", [process])
-    if not 0 < float(probability) < 1:
-        raise ImrError(f"probability must lie in (0, 1); found {probability}.")
+    probability = as_number("probability", probability, "(0, 1)")
     k, s = process.num_tokens, process.num_states
     size = s if restart else s + 1
     transitions = np.zeros((k + 1, size, size))

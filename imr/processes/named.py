@@ -5,27 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import is_concrete
+from imr._checks import as_number
 from imr.errors import ImrError
 from imr.processes.process import Process
-
-
-def _number(name, value, interval="[0, 1]"):
-    """The value as a float within the interval."""
-    if not is_concrete(value):
-        raise ImrError(
-            f"{name} must be a concrete number, because its range is checked; found a traced value. "
-            "Construct the process outside of jax.jit, vmap and grad and pass it in as an argument."
-        )
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be a number; found {value!r}.") from None
-    low, high = map(float, interval[1:-1].split(","))
-    on_edge = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    if on_edge or not low <= value <= high or not np.isfinite(value):
-        raise ImrError(f"{name} must lie in {interval}; found {value:g}.")
-    return value
 
 
 def coin(p: float) -> Process:
@@ -37,7 +19,7 @@ def coin(p: float) -> Process:
     >>> coin(0.25).transitions.ravel().tolist()
     [0.25, 0.75]
     """
-    p = _number("p", p)
+    p = as_number("p", p, "[0, 1]")
     return Process([[[p]], [[1 - p]]], states="C")
 
 
@@ -49,7 +31,7 @@ def even_ones(p: float) -> Process:
     Args:
       p: probability that a run begins, in [0, 1].
     """
-    p = _number("p", p)
+    p = as_number("p", p, "[0, 1]")
     return Process([[[1 - p, 0], [0, 0]], [[0, p], [1, 0]]], states="EO")
 
 
@@ -61,7 +43,7 @@ def no_consecutive_ones(p: float) -> Process:
     Args:
       p: probability of a one after a zero, in [0, 1].
     """
-    p = _number("p", p)
+    p = as_number("p", p, "[0, 1]")
     return Process([[[1 - p, 0], [1, 0]], [[0, p], [0, 0]]], states="AB")
 
 
@@ -73,7 +55,7 @@ def sns(p: float, q: float) -> Process:
     Args:
       p, q: in (0, 1].
     """
-    p, q = _number("p", p, "(0, 1]"), _number("q", q, "(0, 1]")
+    p, q = as_number("p", p, "(0, 1]"), as_number("q", q, "(0, 1]")
     return Process([[[1 - p, p], [0, 1 - q]], [[0, 0], [q, 0]]], states="AB")
 
 
@@ -85,7 +67,7 @@ def zero_one_random(p: float) -> Process:
     Args:
       p: probability that the random bit is one, in [0, 1].
     """
-    p = _number("p", p)
+    p = as_number("p", p, "[0, 1]")
     zero, one = [[0, 1, 0], [0, 0, 0], [1 - p, 0, 0]], [[0, 0, 0], [0, 0, 1], [p, 0, 0]]
     return Process([zero, one], states="01R")
 
@@ -99,7 +81,7 @@ def rrxor(p1: float, p2: float) -> Process:
     Args:
       p1, p2: probabilities that the first and the second bit are zero, in [0, 1].
     """
-    p1, p2 = _number("p1", p1), _number("p2", p2)
+    p1, p2 = as_number("p1", p1, "[0, 1]"), as_number("p2", p2, "[0, 1]")
     transitions = np.zeros((2, 5, 5))
     transitions[0, [0, 1, 2, 4], [1, 4, 3, 0]] = p1, p2, p2, 1
     transitions[1, [0, 1, 2, 3], [2, 3, 4, 0]] = 1 - p1, 1 - p2, 1 - p2, 1
@@ -113,7 +95,7 @@ def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
       p1, p2: as in `rrxor`.
       epsilon: in [0, 1].
     """
-    epsilon = _number("epsilon", epsilon)
+    epsilon = as_number("epsilon", epsilon, "[0, 1]")
     plain = rrxor(p1, p2)
     transitions = (1 - epsilon) * np.asarray(plain.transitions) + epsilon / 10
     return Process(transitions, states=plain.states)
@@ -134,7 +116,7 @@ def mess3(x: float, a: float) -> Process:
 
     Reference: arXiv 2502.01954, section 2.
     """
-    x, a = _number("x", x, "(0, 0.5]"), _number("a", a)
+    x, a = as_number("x", x, "(0, 0.5]"), as_number("a", a, "[0, 1]")
     move = np.full((3, 3), x) + (1 - 3 * x) * np.eye(3)
     emit = np.full((3, 3), (1 - a) / 2) + (3 * a - 1) / 2 * np.eye(3)
     return Process(move[None] * emit.T[:, None, :], tokens="ABC")
@@ -150,7 +132,9 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
       open_probs: the first is 1, the others lie in [0, 1).
     Raises: ImrError if the first is not 1 or another is out of range.
     """
-    probs = [_number(f"open_probs[{d}]", p) for d, p in enumerate(np.atleast_1d(open_probs))]
+    probs = [
+        as_number(f"open_probs[{d}]", p, "[0, 1]") for d, p in enumerate(np.atleast_1d(open_probs))
+    ]
     if not probs or probs[0] != 1 or 1 in probs[1:]:
         raise ImrError(
             "open_probs must begin with 1, as nothing is open at depth 0, and go on in [0, 1); "
@@ -170,7 +154,7 @@ def mr_name(p: float, q: float) -> Process:
       p, q: positive, p + q at most 1.
     Raises: ImrError if p + q exceeds 1.
     """
-    p, q = _number("p", p, "(0, 1]"), _number("q", q, "(0, 1]")
+    p, q = as_number("p", p, "(0, 1]"), as_number("q", q, "(0, 1]")
     if (rest := 1 - p - q) < -1e-12:
         raise ImrError(f"p + q must lie in (0, 1]; found {p:g} + {q:g} = {p + q:g}.")
     rest = max(rest, 0.0)
@@ -211,8 +195,8 @@ def fanizza(alpha: float, lamb: float) -> Process:
 
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
-    alpha = _number("alpha", alpha, "[-inf, inf]")
-    lamb = _number("lamb", lamb, "(0, 0.5]")
+    alpha = as_number("alpha", alpha, "[-inf, inf]")
+    lamb = as_number("lamb", lamb, "(0, 0.5]")
     cos, sin = lamb * np.cos(alpha), lamb * np.sin(alpha)
     scale = 1 - 2 * cos + lamb**2
     u, v = (1 - cos + sin) / scale, (1 - cos - sin) / scale
@@ -237,8 +221,8 @@ def post_quantum(log_alpha: float, beta: float) -> Process:
 
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
-    log_alpha = _number("log_alpha", log_alpha, "(0, 700]")
-    beta = _number("beta", beta, "(0, 1)")
+    log_alpha = as_number("log_alpha", log_alpha, "(0, 700]")
+    beta = as_number("beta", beta, "(0, 1)")
     alpha, ratio = np.exp(log_alpha), log_alpha / np.log(beta)
     if abs(alpha + beta - 2) < 1e-9:
         raise ImrError(f"alpha + beta must differ from 2; found {alpha:g} + {beta:g}.")
@@ -263,8 +247,8 @@ def tom_quantum(alpha: float, beta: float) -> Process:
 
     Reference: arXiv 2507.07432.
     """
-    alpha = _number("alpha", alpha, "[-inf, inf]")
-    beta = _number("beta", beta, "[-inf, inf]")
+    alpha = as_number("alpha", alpha, "[-inf, inf]")
+    beta = as_number("beta", beta, "[-inf, inf]")
     if beta == 0:
         raise ImrError(f"beta must lie in (-inf, 0) or (0, inf); found {beta:g}.")
     size = np.hypot(alpha, beta)
