@@ -101,6 +101,12 @@ def check_count(name, value, least=1):
         raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
 
 
+def check_counts(**values):
+    """Demands positive integers; the keywords are their names."""
+    for name, value in values.items():
+        check_count(name, value)
+
+
 def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
     """A concrete real number within an interval such as "(0, 1]"."""
     if not is_concrete(value):

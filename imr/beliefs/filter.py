@@ -15,11 +15,7 @@ from imr.processes.process import Process, bare, check_process, check_start, lea
 
 
 class Filtered(NamedTuple):
-    """Beliefs after each token, and log-probabilities of the words that end there.
-
-    Attributes:
-      beliefs, log_probability: shapes (..., l, s) and (..., l).
-    """
+    """Beliefs (..., l, s) after each token, log-probabilities (..., l) of the words that end there."""
 
     beliefs: Float[Array, "*b l s"]
     log_probability: Float[Array, "*b l"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_count, check_positive, is_concrete
+from imr._checks import check_count, check_counts, check_positive, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process, least_probability
@@ -27,8 +27,7 @@ def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
     >>> all_words(2, 2).tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
-    check_count("num_tokens", num_tokens)
-    check_count("length", length)
+    check_counts(num_tokens=num_tokens, length=length)
     if num_tokens**length > MOST_WORDS:
         raise ImrError(f"length must keep {num_tokens}^length below {MOST_WORDS}; found {length}.")
     numbers, places = np.arange(num_tokens**length), num_tokens ** np.arange(length)[::-1]
@@ -58,12 +57,7 @@ def belief_level(process: Process, depth: int) -> Level:
 
 
 class MixedStates(NamedTuple):
-    """Lists over the length d of words, from 0 to depth.
-
-    Attributes:
-      words: those of positive probability in lexicographic order, shape (n, d).
-      beliefs, probabilities: shapes (n, s) and (n,).
-    """
+    """Words of positive probability, lexicographic, with their beliefs; a list over their lengths."""
 
     words: list[Int[Array, "n d"]]
     beliefs: list[Float[Array, "n s"]]
@@ -113,12 +107,11 @@ def mixed_states(
         words.append(word.astype(np.int32))
         beliefs.append(belief)
         probabilities.append(weight)
-    dtype = process.transitions.dtype
-    return MixedStates(
-        [jnp.asarray(x) for x in words],
-        [jnp.asarray(x, dtype) for x in beliefs],
-        [jnp.asarray(x, dtype) for x in probabilities],
-    )
+
+    def arrays(levels):
+        return [jnp.asarray(x, process.transitions.dtype) for x in levels]
+
+    return MixedStates([jnp.asarray(x) for x in words], arrays(beliefs), arrays(probabilities))
 
 
 def count_mixed_states(process: Process, depth: int, *, tolerance: float | None = None) -> int:
@@ -161,8 +154,7 @@ def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
     >>> [index.tolist() for index in unique_prefixes(2, 2)]
     [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]
     """
-    for name, value in (("num_tokens", num_tokens), ("length", length), ("first", first)):
-        check_count(name, value)
+    check_counts(num_tokens=num_tokens, length=length, first=first)
     if first > length:
         raise ImrError(f"first must be at most length, {length}; found {first}.")
     depths = range(first, length + 1)
@@ -205,9 +197,7 @@ def _equal(beliefs, tolerance):
         np.floor(beliefs / tolerance + 0.3719), axis=0, return_index=True, return_inverse=True
     )
     order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return first[order], rank[group.reshape(-1)]
+    return first[order], np.argsort(order)[group.reshape(-1)]
 
 
 @partial(jax.jit, static_argnames="depth")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_count, check_key
+from imr._checks import check_counts, check_key
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
 from imr.errors import ImrError
@@ -38,8 +38,7 @@ def next_token_loss(
     >>> round(next_token_loss(uniform, mess3(0.15, 0.6), jax.random.key(0)).item(), 4)
     1.0986
     """
-    check_count("batch_size", batch_size)
-    check_count("length", length)
+    check_counts(batch_size=batch_size, length=length)
     check_process(process)
     check_key(key)
     tokens = sample(process, jax.random.split(key, batch_size), length + 1).tokens
@@ -74,8 +73,7 @@ def exact_kl(
     [0.0, 0.0, 0.0]
     """
     check_process(process)
-    check_count("length", length)
-    check_count("block", block)
+    check_counts(length=length, block=block)
     if process.generalised:
         # Its tiny negative probabilities have no logarithm.
         raise ImrError("process must be hidden Markov; found a generalised one.")

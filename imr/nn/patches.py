@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_count, check_rank
+from imr._checks import check_axis, check_counts, check_rank
 from imr._typing import Features
 from imr.attention import attention_terms
 from imr.errors import ImrError
@@ -49,8 +49,7 @@ class PatchBlock(LieBlock):
         mlp_width: int | None = 128, tau: float = 0.25, signed_step: bool = False, rngs: nnx.Rngs,
     ):  # fmt: skip
         super().__init__(num_features, num_classes, attention, tau, signed_step)
-        for name, value in (("grid", grid), ("heads", heads), ("rank", rank)):
-            check_count(name, value)
+        check_counts(grid=grid, heads=heads, rank=rank)
         if not (isinstance(image_shape, tuple | list) and len(image_shape) == 2):
             raise ImrError(f"image_shape must be (height, width); found {image_shape!r}.")
         height, width = image_shape

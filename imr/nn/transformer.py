@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_count
+from imr._checks import as_tokens, check_counts
 from imr.errors import ImrError
 
 # The initialisation of GPT-2.
@@ -98,12 +98,8 @@ class Transformer(nnx.Module):
         self, num_tokens: int, length: int, *, layers: int = 1, heads: int = 1, features: int = 64,
         head_features: int = 32, mlp_width: int = 256, rngs: nnx.Rngs,
     ):  # fmt: skip
-        sizes = {
-            "num_tokens": num_tokens, "length": length, "layers": layers, "heads": heads,
-            "features": features, "head_features": head_features, "mlp_width": mlp_width,
-        }  # fmt: skip
-        for name, value in sizes.items():
-            check_count(name, value)
+        check_counts(num_tokens=num_tokens, length=length, layers=layers, heads=heads)
+        check_counts(features=features, head_features=head_features, mlp_width=mlp_width)
         self.num_tokens, self.length = num_tokens, length
         self.embedding = nnx.Embed(num_tokens, features, embedding_init=_SMALL, rngs=rngs)
         self.position = nnx.Param(_SMALL(rngs.params(), (length, features), jnp.float32))

@@ -109,10 +109,9 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
     r"""A process whose token selects the dynamics of another: $T_{(x,y)} = T^1_x \otimes T^{2|x}_y$.
 
     Args:
-      first: the process that selects, of k tokens.
+      first: of k tokens; its tokens and states are the most significant digits of the indices.
       seconds: k processes on the same tokens and states; if `first` emits x, the second state moves
         by seconds[x]. It starts from the start distribution of seconds[0].
-    Returns: A `Process`; the index of `first` is the most significant digit of tokens and states.
     Raises: ImrError if seconds are not k hidden Markov processes of one shape.
 
     >>> from imr.processes import coin, z1r

@@ -92,8 +92,7 @@ def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
     """`rrxor` with uniform noise: every entry becomes (1 - epsilon) T + epsilon / 10.
 
     Args:
-      p1, p2: as in `rrxor`.
-      epsilon: in [0, 1].
+      p1, p2, epsilon: as in `rrxor`, and in [0, 1].
     """
     epsilon = as_number("epsilon", epsilon, "[0, 1]")
     plain = rrxor(p1, p2)
@@ -190,8 +189,7 @@ def fanizza(alpha: float, lamb: float) -> Process:
     1 - l(\sin\alpha + \cos\alpha))$; $T_1 = l \cdot \mathrm{diag}(0, 1, \mathrm{rot}(\alpha))$.
 
     Args:
-      alpha: angle.
-      lamb: l, in (0, 1/2].
+      alpha, lamb: an angle, and l in (0, 1/2].
 
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
