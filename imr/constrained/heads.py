@@ -110,9 +110,8 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     """
     check_process(process)
     tokens = as_tokens(tokens, process.num_tokens)
-    if tokens.shape[-1] != heads.gains.shape[-1]:
-        lengths = f"tokens have length {tokens.shape[-1]}, but heads {heads.gains.shape[-1]}"
-        raise ImrError(f"{lengths}: they must be equal.")
+    if (length := tokens.shape[-1]) != (other := heads.gains.shape[-1]):
+        raise ImrError(f"tokens have length {length}, but heads {other}: they must be equal.")
     return _apply(token_vectors(process), tokens, heads)
 
 
@@ -128,10 +127,6 @@ def predicted_values(process: Process, heads: Heads) -> Values:
 
     Args:
       process, heads: as in `apply_heads`.
-
-    >>> from imr.processes import mess3
-    >>> predicted_values(mess3(0.15, 0.6), one_head_attention(0.55, 4)).values.shape
-    (1, 4, 3, 3)
     """
     vectors = token_vectors(process)
     return Values(heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None])

@@ -54,10 +54,6 @@ def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
       process: the process.
       depth: d, at least 0; there are at most 2^24 words.
     Raises: ImrError if depth is out of range.
-
-    >>> from imr.processes import mess3
-    >>> constrained_level(mess3(0.15, 0.6), 2).shape
-    (9, 3)
     """
     check_process(process)
     check_count("depth", depth, 0)

@@ -36,7 +36,7 @@ def initialize(
     Raises: ImrError if the values do not fit, or the coordinator does not answer in time.
     """
     given = (coordinator, num_processes, process_id)
-    if any(x is not None for x in given) and None in given:
+    if None in given and given != (None, None, None):
         raise ImrError(
             f"coordinator, num_processes and process_id go together; found {given}. Without all of "
             "them the cluster is looked up (Cloud TPU, SLURM, GKE)."
@@ -47,10 +47,8 @@ def initialize(
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise ImrError(f"coordinator must be host:port; found {coordinator!r}.")
         if not isinstance(process_id, int) or not 0 <= process_id < num_processes:
-            raise ImrError(
-                f"process_id must lie in 0 to {num_processes - 1}, for {num_processes} processes; "
-                f"found {process_id!r}."
-            )
+            last = num_processes - 1
+            raise ImrError(f"process_id must lie in 0 to {last}; found {process_id!r}.")
         if process_id:
             _wait_for(host, int(port), timeout)
     # It affects only CPUs, whose processes communicate through it.

@@ -92,10 +92,6 @@ def product(factors: Sequence[Process]) -> Process:
 
     Args:
       factors: hidden Markov processes, at least one.
-
-    >>> from imr.processes import coin, z1r
-    >>> product([coin(0.5), z1r(0.5)]).transitions.shape
-    (4, 3, 3)
     """
     factors = list(factors)
     _check_hidden("factors", factors)
