@@ -44,9 +44,8 @@ def model_from_arrays(
       norm_first: whether norms come before the parts.
       activation: of the MLP.
       epsilon: added to the variance in norms.
-
-    Raises:
-      DataError: if a name is not known, or an array is missing, of another shape or not finite.
+    Raises: DataError if a name is not known, or an array is missing, of another shape or not
+      finite.
 
     >>> w = np.ones((1, 2, 4, 3))
     >>> model = model_from_arrays({"query": w, "key": w, "value": w, "output": np.ones((1, 2, 3, 4))})

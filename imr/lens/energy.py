@@ -82,9 +82,7 @@ def gradient_shares(
       model, tokens, length: as in `measure_text`.
       key: for the probes.
       probes: how many.
-
-    Returns:
-      Shape (l, h).
+    Returns: Shape (l, h).
     """
     check_key(key)
     check_count("probes", probes)

@@ -22,7 +22,6 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
     Args:
       folder: with `config.json` and `model.safetensors`, or its shards beside
         `model.safetensors.index.json`.
-
     Raises:
       DataError: if it is no such folder, the architecture or one of its options is not known, a
         tensor is missing, misshapen, quantised or not finite, or a file is damaged.

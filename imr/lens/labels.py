@@ -70,9 +70,7 @@ def label_null(
       model, tokens, length: as in `measure_text`.
       key: for the orders; the same key gives all texts the same orders.
       draws: number of orders.
-
-    Returns:
-      `LabelCosines` of shape (draws, l).
+    Returns: `LabelCosines` of shape (draws, l).
     """
     check_key(key)
     check_count("draws", draws)

@@ -85,10 +85,8 @@ def measure_text(
       length: from 3 to n.
       key: for the nulls; the same key gives all texts the same permutations of features.
       draws: of each null that is random.
-
-    Raises:
-      ImrError: if tokens are no integers, out of range, or more than the model has positions, if
-        the length is out of range, or if key or draws are none.
+    Raises: ImrError if tokens are no integers, out of range, or more than the model has positions,
+      if the length is out of range, or if key or draws are none.
 
     Reference: THEORY A8; the measures are imr's own.
     """

@@ -125,9 +125,7 @@ def score(value: Any, null: Any) -> Score:
     Args:
       value: the measure, of any shape.
       null: draws of it, with a leading axis of draws.
-
-    Raises:
-      ImrError: if there are fewer than two draws.
+    Raises: ImrError if there are fewer than two draws.
 
     >>> float(score(3.0, [0.0, 2.0]).z.round(3))
     1.414
@@ -150,9 +148,7 @@ def mismatched(
       shift: how far the other head lies before it, counted through all layers and round; 1 to
         l h - 1 are all there are.
       parts: fields of `HeadWeights` to take. With `("key",)`, queries meet the keys of another head.
-
-    Raises:
-      ImrError: if the shift is a multiple of the number of heads, or a part is no field.
+    Raises: ImrError if the shift is a multiple of the number of heads, or a part is no field.
     """
     l, h = heads.query.shape[:2]
     if shift % (l * h) == 0:

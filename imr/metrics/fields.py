@@ -30,14 +30,10 @@ def antisymmetric_share(
       num_probes: how many probes.
       t: time, handed to the field.
       args: handed to the field.
-
-    Returns:
-      A scalar in [0, 1], whatever the probes: exactly 0 for a gradient or a constant field, and 1
-      for a rotation.
-
-    Raises:
-      ImrError: if the field returns other shapes than z has, z is not floating or num_probes is
-        no positive integer.
+    Returns: A scalar in [0, 1], whatever the probes: exactly 0 for a gradient or a constant field,
+      and 1 for a rotation.
+    Raises: ImrError if the field returns other shapes than z has, z is not floating or num_probes
+      is no positive integer.
 
     >>> field = lambda t, z, args: z @ jnp.array([[0.0, 1.0], [-1.0, 0.0]])
     >>> antisymmetric_share(field, jnp.ones((3, 2)), jax.random.key(0)).item()

@@ -32,9 +32,7 @@ class Probe(NamedTuple):
 
         Args:
           features: shape (..., d).
-
-        Raises:
-          ImrError: if features have another number of columns than the probe.
+        Raises: ImrError if features have another number of columns than the probe.
         """
         check_axis("features", features.shape[-1], "the probe", self.weight.shape[0], "columns")
         linear = matmul(features.astype(self.weight.dtype), self.weight)
@@ -61,13 +59,9 @@ def fit_probe(
       weights: shape (n,), not negative: the probabilities of the prefixes. Rows of weight zero
         are ignored, NaN included.
       ridge: $\rho$, in units of the largest eigenvalue of C.
-
-    Returns:
-      A `Probe`, computed in the wider dtype of features and targets. For constant targets its R^2
-      is NaN.
-
-    Raises:
-      ImrError: if shapes do not fit, or weights or ridge are negative.
+    Returns: A `Probe`, computed in the wider dtype of features and targets. For constant targets
+      its R^2 is NaN.
+    Raises: ImrError if shapes do not fit, or weights or ridge are negative.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0]])
     >>> probe = fit_probe(x, 2 * x + 1, jnp.ones(3), ridge=0.0)
@@ -124,9 +118,7 @@ def encoding(
 
     Args:
       features, targets, weights: as in `fit_probe`.
-
-    Returns:
-      A direction for each entry of the targets, shape (s, d).
+    Returns: A direction for each entry of the targets, shape (s, d).
 
     >>> y = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> encoding(y @ jnp.array([[3.0, 0.0], [0.0, 0.0]]), y, jnp.ones(2)).round(3).tolist()
@@ -160,9 +152,7 @@ def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "
     Args:
       vectors: V, shape (..., d).
       directions: shape (p, d).
-
-    Returns:
-      A scalar in [0, 1].
+    Returns: A scalar in [0, 1].
 
     >>> energy_share(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])).round(2).item()
     0.36
@@ -189,12 +179,8 @@ def lag_gains(
       vectors: v of each token, shape (k, s); see `imr.constrained.token_vectors`.
       words: tokens, shape (n, l).
       weights: shape (n,), such as the probabilities of the words.
-
-    Returns:
-      Gains g by lag, shape (l,).
-
-    Raises:
-      ImrError: if shapes do not fit, a word is out of range, or weights are negative or all 0.
+    Returns: Gains g by lag, shape (l,).
+    Raises: ImrError if shapes do not fit, a word is out of range, or weights are negative or all 0.
 
     >>> words = jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     >>> v = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -234,12 +220,8 @@ def parity_share(attention: Float[AnyArray, "*b l l"]) -> Float[Array, "*b 2"]:
 
     Args:
       attention: weights, shape (..., l, l), l at least 2.
-
-    Returns:
-      Shape (..., 2), even lags first; they sum to one.
-
-    Raises:
-      ImrError: if there is no earlier position.
+    Returns: Shape (..., 2), even lags first; they sum to one.
+    Raises: ImrError if there is no earlier position.
 
     >>> parity_share(jnp.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.1, 0.3, 0.6]])).round(2).tolist()
     [0.25, 0.75]
