@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
 from imr.lens._parts import centred, checked_text, normalise, orders_of, unit
-from imr.lens.activations import Scramble, run
+from imr.lens.activations import run
 from imr.lens.model import TransformerWeights
 
 
@@ -52,9 +52,8 @@ def label_cosines(
     present: Bool[Array, "n"],
 ) -> LabelCosines:
     r"""Cosines of what one MLP adds with $C \theta$ at the end of the layer and of the model."""
-    update = unit(centred(mlp, present))
-    cosines = (jnp.sum(update * unit(centred(term, present))) for term in (following, final))
-    return LabelCosines(*cosines)
+    update, *terms = (unit(centred(x, present)) for x in (mlp, following, final))
+    return LabelCosines(*(jnp.sum(update * term) for term in terms))
 
 
 def label_null(
@@ -83,11 +82,10 @@ def _label_null(model, tokens, length, key, draws):
     l, d = model.heads.query.shape[0], model.tokens.shape[1]
 
     def one(scramble):
-        activations = run(model, tokens, present, scramble)
-        streams = jnp.stack([activations.after[scramble.layer], activations.after[-1]])
-        following, final = label_terms(model, streams)
-        return label_cosines(activations.mlp[scramble.layer], following, final, present)
+        layer, activations = scramble[0], run(model, tokens, present, scramble)
+        streams = jnp.stack([activations.after[layer], activations.after[-1]])
+        return label_cosines(activations.mlp[layer], *label_terms(model, streams), present)
 
     orders = jnp.repeat(orders_of(key, draws, d), l, axis=0)
-    cosines = jax.lax.map(one, Scramble(jnp.tile(jnp.arange(l), draws), orders))
+    cosines = jax.lax.map(one, (jnp.tile(jnp.arange(l), draws), orders))
     return jax.tree.map(lambda x: x.reshape(draws, l), cosines)
