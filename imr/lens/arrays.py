@@ -108,7 +108,7 @@ def _floats(name: str, value: Any) -> np.ndarray:
         raise DataError(f"{name} must be an array of floats on the CPU: {error}.") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise DataError(f"{name} must be an array of floats; found dtype {array.dtype}.")
-    array = array.astype(np.float32)
+    array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise DataError(f"{name} holds values that are not finite.")
     return array
