@@ -13,7 +13,6 @@ from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
 from imr.lens import (
     HeadWeights,
-    LabelCosines,
     Score,
     Spectra,
     TermCosines,
@@ -39,40 +38,12 @@ Columns = dict[str, Any]  # arrays (l, h) or (l,) by the name of their column
 
 
 class Measured(NamedTuple):
-    """What was measured of one model.
-
-    Attributes:
-      subject: the model.
-      heads: a row for each head.
-      layers: a row for each layer, if the model has read texts.
-      spectra: of theta.
-    """
+    """What was measured of one model: a row for each head, and for each layer if it read texts."""
 
     subject: Subject
     heads: list[dict[str, Any]]
     layers: list[dict[str, Any]]
     spectra: Spectra
-
-
-class Moments(NamedTuple):
-    """Sums over texts of the measures and of their squares."""
-
-    count: int
-    total: TextMeasures
-    squares: TextMeasures
-
-    def mean(self) -> TextMeasures:
-        """Means over texts."""
-        return jax.tree.map(lambda x: x / self.count, self.total)
-
-    def interval(self) -> TextMeasures:
-        """Half the widths of the 95 % confidence intervals of the means."""
-
-        def one(total, squares):
-            variance = np.maximum(squares / self.count - (total / self.count) ** 2, 0)
-            return _quantile(self.count) * np.sqrt(variance / max(self.count - 1, 1))
-
-        return jax.tree.map(one, self.total, self.squares)
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
@@ -133,45 +104,43 @@ def _cosines(config: Config, heads: HeadWeights, tag: str) -> Columns:
 def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     """The activation measures as means over texts, columns of shape (l, h) and (l,)."""
     model, key = subject.model, jax.random.key(config.seed)
-    moments = _moments(config, subject, key)
+    mean, interval = _over_texts(config, subject, key)
     probed = subject.tokens[:: max(1, len(subject.tokens) // PROBED_TEXTS)][:PROBED_TEXTS]
-    shares = _gradient_columns(model, probed, key)
+    heads = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
+    for term, value, null in zip(TermCosines._fields, mean.cosines, mean.permuted, strict=True):
+        heads[f"{term}_cosine_z_permuted"] = _score(value, null).z
+    heads |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
+    heads["energy_change_ci"] = interval.energy_change
+    heads |= _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
-    draws = [
-        label_null(model, *_padded(model, tokens), key, LABEL_DRAWS)
-        for tokens in probed[:LABEL_TEXTS]
-    ]
-    null = jax.tree.map(lambda *x: np.mean(np.stack(x), axis=0), *draws)
-    return _head_columns(moments) | shares, _layer_columns(moments, null)
+    padded = [_padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
+    draws = [label_null(model, *text, key, LABEL_DRAWS) for text in padded]
+    null = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
+    layers = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
+    layers |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
+    return heads, layers | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
 
 
-def _moments(config: Config, subject: Subject, key: jax.Array) -> Moments:
+def _over_texts(
+    config: Config, subject: Subject, key: jax.Array
+) -> tuple[TextMeasures, TextMeasures]:
+    """Means over texts, and half the widths of their 95 % confidence intervals."""
     model, texts = subject.model, sorted(subject.tokens, key=len)  # few programs in a row
-    total: Any = None
-    with Progress(len(texts), f"{subject.name}: texts") as progress:
+    count, total = len(texts), None
+    with Progress(count, f"{subject.name}: texts") as progress:
         for number, tokens in enumerate(texts):
             measures = measure_text(model, *_padded(model, tokens), key, config.draws)
             one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
-            moments = Moments(1, one, jax.tree.map(np.square, one))
-            total = moments if total is None else jax.tree.map(np.add, total, moments)
+            both = one, jax.tree.map(np.square, one)
+            total = both if total is None else jax.tree.map(np.add, total, both)
             progress.update(number + 1)
-    return total
+    mean, square = jax.tree.map(lambda x: x / count, total)
 
+    def half(mean, square):
+        variance = np.maximum(square - mean**2, 0)
+        return _quantile(count) * np.sqrt(variance / max(count - 1, 1))
 
-def _head_columns(moments: Moments) -> Columns:
-    mean, interval = moments.mean(), moments.interval()
-    columns = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
-    for term, value, null in zip(TermCosines._fields, mean.cosines, mean.permuted, strict=True):
-        columns[f"{term}_cosine_z_permuted"] = _score(value, null).z
-    columns |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
-    return columns | {"energy_change_ci": interval.energy_change}
-
-
-def _layer_columns(moments: Moments, null: LabelCosines) -> Columns:
-    mean, interval = moments.mean(), moments.interval()
-    columns = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
-    columns |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
-    return columns | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
+    return mean, jax.tree.map(half, mean, square)
 
 
 def _beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:

@@ -45,7 +45,6 @@ ON_TEXTS = {
     "row_cosine": "row term", "column_cosine": "column term", "sum_cosine": "sum of terms",
     "energy_change": "change of energy", "gradient_share": "share of a gradient field",
 }  # fmt: skip
-SHARES = {"descent_residual", "climb_residual", "symmetric_share", "gradient_share"}  # 0 to 1
 
 
 def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
@@ -61,9 +60,9 @@ def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
 
 def tables(config: Config, heads: Rows, layers: Rows, words: list[str]) -> str:
     """The tables to read, in Markdown."""
-    parts = [HEADS, ON_TEXT, markdown_table([_head_row(row, not words) for row in heads])]
+    parts = [HEADS, ON_TEXT, markdown_table([_line(row, HEAD_COLUMNS, not words) for row in heads])]
     if layers:
-        parts += [LAYERS, markdown_table([_layer_row(row, not words) for row in layers])]
+        parts += [LAYERS, markdown_table([_line(row, TERMS | LABELS, not words) for row in layers])]
     if words:
         parts += ["What holds and what does not:", "\n".join(f"- {line}" for line in words)]
     else:
@@ -82,17 +81,14 @@ HEAD_COLUMNS = {
 }  # fmt: skip
 
 
-def _head_row(row: dict[str, Any], named: bool) -> dict[str, Any]:
-    first = {"model": row["model"]} if named else {}
-    columns = {name: _with_z(row, key) for name, key in HEAD_COLUMNS.items()}
-    return {**first, "layer": row["layer"], "head": row["head"], **columns}
-
-
-def _layer_row(row: dict[str, Any], named: bool) -> dict[str, Any]:
-    first = {"model": row["model"]} if named else {}
-    columns = {name: _with_z(row, key) for name, key in (TERMS | LABELS).items()}
-    energies = {f"E {place}": row[f"energy_{place}"] for place in Energies._fields}
-    return {**first, "layer": row["layer"], **columns, **energies}
+def _line(row: dict[str, Any], columns: dict[str, str], named: bool) -> dict[str, Any]:
+    """A row of heads or layers as the table has it."""
+    first = {name: row[name] for name in ("model", "layer", "head") if name in row}
+    if not named:
+        del first["model"]
+    cells = {name: _with_z(row, key) for name, key in columns.items()}
+    energies = {at: row.get(f"energy_{at}") for at in Energies._fields} if "head" not in row else {}
+    return first | cells | {f"E {at}": value for at, value in energies.items()}
 
 
 def _with_z(row: dict[str, Any], key: str) -> str:
@@ -104,11 +100,9 @@ def _with_z(row: dict[str, Any], key: str) -> str:
 
 def by_kind(heads: Rows, layers: Rows) -> Rows:
     """Nets of one kind together: means over heads or layers, then mean and spread over seeds."""
-    columns = {
-        name: key
-        for name, key in HEAD_COLUMNS.items()
-        if name not in ("folded", "descent left", "climb left")
-    } | LABELS
+    columns = HEAD_COLUMNS | LABELS
+    for name in ("folded", "descent left", "climb left"):
+        del columns[name]
     seeds: dict[str, list[str]] = {}
     for name in dict.fromkeys(row["model"] for row in heads):
         seeds.setdefault(name.rsplit(", seed ", 1)[0], []).append(name)
@@ -116,10 +110,8 @@ def by_kind(heads: Rows, layers: Rows) -> Rows:
     for kind, names in seeds.items():
         line: dict[str, Any] = {"nets": kind, "seeds": len(names)}
         for column, key in columns.items():
-            rows = layers if key.startswith("label") else heads
-            values = [
-                [row[key] for row in rows if row["model"] == name and key in row] for name in names
-            ]
+            rows = [row for row in (layers if key.startswith("label") else heads) if key in row]
+            values = [[row[key] for row in rows if row["model"] == name] for name in names]
             if values[0]:
                 means = [np.mean(each) for each in values]
                 line[column] = f"{np.mean(means):.3f} ± {np.std(means):.3f}"
@@ -131,30 +123,22 @@ def draw(run: RunFolder, measured: Measured, tag: str) -> None:
     """Draws heat maps of the measures beside their nulls, energy along depth, and spectra."""
     name, shape = measured.subject.name, measured.subject.model.heads.query.shape[:2]
 
-    def maps(file: str, what: str, columns: dict[str, str]) -> None:
-        keys = [(key, f"{key}_null", f"{key}_z") for key in columns]
-        arrays = {
-            key: np.array([row[key] for row in measured.heads]).reshape(shape)
-            for three in keys for key in three
-        }  # fmt: skip
-        rows = [
-            figures.Measure(title, key not in SHARES, *(arrays[part] for part in three))
-            for (key, title), three in zip(columns.items(), keys, strict=True)
-        ]
-        run.save_figure(f"{file}{tag}", figures.heat_maps(rows, title=f"{name}: {what}"), **arrays)
+    def maps(file: str, what: str, titles: dict[str, str]) -> None:
+        keys = [key + part for key in titles for part in figures.PARTS]
+        arrays = {k: np.array([row[k] for row in measured.heads]).reshape(shape) for k in keys}
+        figure = figures.heat_maps(arrays, titles, title=f"{name}: {what}")
+        run.save_figure(f"{file}{tag}", figure, **arrays)
 
     maps("weights", "what the weights say", ON_WEIGHTS)
     spectra = measured.spectra._asdict()
     del spectra["symmetric_share"]
     title = f"{name}: singular values of theta"
-    run.save_figure(
-        f"spectra{tag}", figures.spectra(spectra["singular_values"], title=title), **spectra
-    )
+    figure = figures.spectra(spectra["singular_values"], title=title)
+    run.save_figure(f"spectra{tag}", figure, **spectra)
     if not measured.layers:
         return
     maps("texts", "what heads do on text", ON_TEXTS)
-    energies = np.array(
-        [[row[f"energy_{at}"] for row in measured.layers] for at in Energies._fields]
-    )
+    rows = [[row[f"energy_{at}"] for row in measured.layers] for at in Energies._fields]
+    energies = np.array(rows)
     figure = figures.energy(energies, title=f"{name}: log-sum-exp of each layer's heads")
     run.save_figure(f"energy{tag}", figure, energies=energies)
