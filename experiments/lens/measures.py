@@ -47,21 +47,18 @@ class Measured(NamedTuple):
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
-    """Measures every model."""
+    """Measures the weights of every model, then its activations on texts."""
     del run
-    return [measure_one(config, subject) for subject in subjects]
-
-
-def measure_one(config: Config, subject: Subject) -> Measured:
-    """Measures the weights of one model, then its activations on texts."""
-    spectra = theta_spectra(subject.model.heads)
-    heads, layers = _weight_columns(config, subject.model, spectra), {}
-    if subject.tokens:
-        on_text, layers = _text_columns(config, subject)
-        heads |= on_text
-    shape = subject.model.heads.query.shape[:2]
-    by_layer = _rows(subject.name, layers, shape[:1]) if layers else []
-    return Measured(subject, _rows(subject.name, heads, shape), by_layer, spectra)
+    results = []
+    for subject in subjects:
+        name, model, tokens = subject
+        spectra, shape, layers = theta_spectra(model.heads), model.heads.query.shape[:2], []
+        columns = _weight_columns(config, model, spectra)
+        if tokens:
+            on_text, by_layer = _text_columns(config, subject)
+            columns, layers = columns | on_text, _rows(name, by_layer, shape[:1])
+        results.append(Measured(subject, _rows(name, columns, shape), layers, spectra))
+    return results
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -205,10 +202,7 @@ def _spread(count: int, draws: int) -> list[int]:
 
 
 def _padded(model: TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """The text padded to one of few sizes, two for every doubling, and its length.
-
-    Each size is a compiled program.
-    """
+    """The text padded to one of few sizes, as each is a compiled program, and its length."""
     size = 8
     while size < len(tokens):
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

@@ -27,13 +27,7 @@ from imr.processes import sample
 
 
 class Subject(NamedTuple):
-    """A model and the texts that it reads.
-
-    Attributes:
-      name: for tables and figures.
-      model: its weights.
-      tokens: a sequence for each text; without any, only the weights are measured.
-    """
+    """A model and the texts that it reads; without any, only its weights are measured."""
 
     name: str
     model: TransformerWeights
@@ -98,7 +92,9 @@ def _of_nets(
     config: Config, nets: SavedNets, weights: Callable[[Any], TransformerWeights], tokens: list
 ) -> Iterator[Subject]:
     """Every net of a checkpoint, before and after its training."""
-    trained = ", ".join(["trained", *([nets.holds["targets"]] if "targets" in nets.holds else [])])
+    trained = ", ".join(
+        ["trained", nets.holds["targets"]] if "targets" in nets.holds else ["trained"]
+    )
     for kind, params in (("untrained", nets.untrained()), (trained, nets.params)):
         for index, run in enumerate(nets.runs[: 1 if config.smoke else None]):
             settings = [f"{name} {value:g}" for name, value in run.items() if name != "seed"]

@@ -62,7 +62,7 @@ def attend(
     queries = project(inputs, heads.query, heads.query_bias)
     keys = project(inputs, heads.key, heads.key_bias)
     values = matmul(project(inputs, heads.value, heads.value_bias), heads.output)
-    logits = matmul(queries, jnp.swapaxes(keys, 1, 2)) * queries.shape[-1] ** -0.5
+    logits = matmul(queries, keys.mT) * queries.shape[-1] ** -0.5
     attention = softmax(logits, seen[None])
     return attention, matmul(attention, values)
 

@@ -102,14 +102,13 @@ def _measure_text(model, tokens, length, key, draws):
     layers = numbers, model.heads, input_norms(model), activations._replace(final=None)
     measures = jax.lax.map(partial(_measure_layer, model, present, orders), layers)
     nulls = ("mismatched", "permuted", "energy_permuted", "layers_permuted")
-    first = {name: jax.tree.map(_swap_first, getattr(measures, name)) for name in nulls}
+    first = {
+        name: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), getattr(measures, name))
+        for name in nulls
+    }
     terms = label_terms(model, activations.after)
     labels = jax.vmap(lambda mlp, term: label_cosines(mlp, term, terms[-1], present))
     return measures._replace(**first, labels=labels(activations.mlp, terms))
-
-
-def _swap_first(x):
-    return jnp.swapaxes(x, 0, 1)
 
 
 def _measure_layer(model, present, orders, layer) -> TextMeasures:
@@ -166,21 +165,16 @@ def _mismatch(model, present, layer, updates) -> TermCosines:
     query, key, query_bias, key_bias = (w.reshape(l * h, *w.shape[2:]) for w in weights)
     queries = project(at.inputs[None], query, query_bias)
     keys = project(at.inputs[None], key, key_bias)
-    # No rows of padding.
-    attention = jnp.where((visible(model, present) & present[:, None])[None], at.attention, 0)
+    attention = jnp.where(present[None, :, None], at.attention, 0)  # no rows of padding
 
     def one(shift):
         other = (h * number + jnp.arange(h) + shift) % (l * h)
-        rows = matmul(matmul(attention, keys[other]), _transposed(query[other]))
-        columns = matmul(matmul(_transposed(attention), queries[other]), _transposed(key[other]))
+        rows = matmul(matmul(attention, keys[other]), query[other].mT)
+        columns = matmul(matmul(attention.mT, queries[other]), key[other].mT)
         return _cosines(updates, unit(_descents(rows, columns, present)))
 
     shifts = np.linspace(1, l * h - 1, min(OTHERS, l * h - 1)).round().astype(int)
     return jax.lax.map(one, jnp.asarray(shifts))
-
-
-def _transposed(x):
-    return jnp.swapaxes(x, 1, 2)
 
 
 def _descents(rows, columns, present):
