@@ -120,22 +120,22 @@ def model_from_transformer(transformer: Transformer) -> TransformerWeights:
     Args:
       transformer: of `imr.nn`.
     """
-    layers, last = list(transformer.layers), transformer.norm
+    paths = {name: name for name in _NEEDED} | {
+        f"{norm}_{kind}": f"{norm}.{kind}"
+        for norm in ("attention_norm", "mlp_norm") for kind in ("scale", "bias")
+    } | {
+        "into": "widen.kernel", "into_bias": "widen.bias",
+        "out": "narrow.kernel", "out_bias": "narrow.bias",
+    }  # fmt: skip
+    outer = {
+        "tokens": "embedding.embedding", "positions": "position", "unembedding": "unembedding.kernel",
+        "outer_norm_scale": "norm.scale", "outer_norm_bias": "norm.bias",
+    }  # fmt: skip
 
-    def stacked(path):
-        return np.stack([np.asarray(attrgetter(path)(layer)[...]) for layer in layers])
+    def read(module, path):
+        return np.asarray(attrgetter(path)(module)[...])
 
-    arrays = {name: stacked(name) for name in _NEEDED}
-    for name, part in (("into", "widen"), ("out", "narrow")):
-        arrays |= {name: stacked(f"{part}.kernel"), f"{name}_bias": stacked(f"{part}.bias")}
-    for norm in ("attention_norm", "mlp_norm"):
-        arrays |= {f"{norm}_{kind}": stacked(f"{norm}.{kind}") for kind in ("scale", "bias")}
-    outer: Any = {
-        "tokens": transformer.embedding.embedding,
-        "positions": transformer.position,
-        "unembedding": transformer.unembedding.kernel,
-        "outer_norm_scale": last.scale,
-        "outer_norm_bias": last.bias,
-    }
-    arrays |= {name: np.asarray(parameter[...]) for name, parameter in outer.items()}
-    return model_from_arrays(arrays, activation="relu", epsilon=last.epsilon)
+    layers = transformer.layers
+    arrays = {name: np.stack([read(layer, at) for layer in layers]) for name, at in paths.items()}
+    arrays |= {name: read(transformer, at) for name, at in outer.items()}
+    return model_from_arrays(arrays, activation="relu", epsilon=transformer.norm.epsilon)

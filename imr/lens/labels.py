@@ -84,7 +84,8 @@ def _label_null(model, tokens, length, key, draws):
     def one(scramble):
         layer, activations = scramble[0], run(model, tokens, present, scramble)
         streams = jnp.stack([activations.after[layer], activations.after[-1]])
-        return label_cosines(activations.mlp[layer], *label_terms(model, streams), present)
+        following, final = label_terms(model, streams)
+        return label_cosines(activations.mlp[layer], following, final, present)
 
     orders = jnp.repeat(orders_of(key, draws, d), l, axis=0)
     cosines = jax.lax.map(one, (jnp.tile(jnp.arange(l), draws), orders))

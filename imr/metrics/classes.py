@@ -51,12 +51,7 @@ def margins(logits: Logits, labels: Labels) -> Rows:
 
 
 class ClassScatter(NamedTuple):
-    """Covariances of features, whose sum is that of all rows.
-
-    Attributes:
-      within: about the class means, shape (f, f).
-      between: of the class means, shape (f, f).
-    """
+    """Covariances of features about their class means and of these; the sum is that of all rows."""
 
     within: Float[Array, "f f"]
     between: Float[Array, "f f"]

@@ -55,8 +55,7 @@ def welch_bound(k: int, f: int) -> float:
     multiple of the identity (a tight frame). The k terms i = j are 1; divide the rest by k.
 
     Args:
-      k: number of vectors, at least 1.
-      f: dimensions, at least 1.
+      k, f: number of vectors and of dimensions, at least 1.
 
     >>> welch_bound(6, 4)
     0.5

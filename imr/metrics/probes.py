@@ -28,12 +28,7 @@ class Probe(NamedTuple):
     r_squared: Float[Array, ""]
 
     def __call__(self, features: Float[AnyArray, "*b d"]) -> Float[Array, "*b s"]:
-        """Decodes targets from features.
-
-        Args:
-          features: shape (..., d).
-        Raises: ImrError if features have another number of columns than the probe.
-        """
+        """Decodes targets from features; raises ImrError if their columns do not fit the probe."""
         check_axis("features", features.shape[-1], "the probe", self.weight.shape[0], "columns")
         linear = matmul(features.astype(self.weight.dtype), self.weight)
         return linear + jnp.broadcast_to(self.bias, linear.shape)
@@ -70,28 +65,35 @@ def fit_probe(
 
     Reference: arXiv 2502.01954, section 3.
     """
+    check_at_least("ridge", ridge, 0)
+    return _fit(*_checked(features, targets, weights), ridge)
+
+
+def _checked(features, targets, weights):
     features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
     check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    check_at_least("ridge", ridge, 0)
-    weights = check_weights(weights, "features", features)
-    return _fit(features, targets, weights, ridge)
+    return features, targets, check_weights(weights, "features", features)
 
 
-@jax.jit
-def _fit(features, targets, weights, ridge):
+def _centred(features, targets, weights):
+    """Weights of sum 1, and features and targets, each less its mean, and these means."""
     dtype = jnp.result_type(features, targets)
     part = (weights > 0)[:, None]
     x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
     w = (weights / jnp.sum(weights)).astype(dtype)
     mean_x, mean_y = matmul(w, x), matmul(w, y)
-    x, y = x - mean_x[None, :], y - mean_y[None, :]
-    weighed = w[:, None] * x
+    return w[:, None], x - mean_x[None, :], y - mean_y[None, :], mean_x, mean_y
+
+
+@jax.jit
+def _fit(features, targets, weights, ridge):
+    w, x, y, mean_x, mean_y = _centred(features, targets, weights)
+    weighed = w * x
     covariance = matmul(x.T, weighed)
     largest = jnp.linalg.eigvalsh(covariance)[-1]
-    penalty = ridge * largest * jnp.eye(x.shape[1], dtype=dtype)
+    penalty = ridge * largest * jnp.eye(x.shape[1], dtype=x.dtype)
     weight = jnp.linalg.solve(covariance + penalty, matmul(weighed.T, y))
-    rest = jnp.sum(w[:, None] * (y - matmul(x, weight)) ** 2)
-    total = jnp.sum(w[:, None] * y**2)
+    rest, total = jnp.sum(w * (y - matmul(x, weight)) ** 2), jnp.sum(w * y**2)
     r_squared = 1 - rest / jnp.where(total > 0, total, jnp.nan)
     return Probe(weight, mean_y - matmul(mean_x, weight), r_squared)
 
@@ -100,8 +102,7 @@ def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
     """Variance that one probe leaves unexplained over that of another: $(1 - R^2) / (1 - R'^2)$.
 
     Args:
-      r_squared: $R^2$ of the one, any shape.
-      other: $R'^2$ of the other, of the same shape.
+      r_squared, other: $R^2$ and $R'^2$, of one shape.
 
     >>> round(residual_ratio(0.9, 0.98).item(), 6)
     5.0
@@ -124,22 +125,14 @@ def encoding(
     >>> encoding(y @ jnp.array([[3.0, 0.0], [0.0, 0.0]]), y, jnp.ones(2)).round(3).tolist()
     [[1.5, 0.0], [-1.5, 0.0]]
     """
-    features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
-    check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    weights = check_weights(weights, "features", features)
-    return _encoding(features, targets, weights)
+    return _encoding(*_checked(features, targets, weights))
 
 
 @jax.jit
 def _encoding(features, targets, weights):
-    dtype = jnp.result_type(features, targets)
-    w = (weights / jnp.sum(weights)).astype(dtype)
-    part = (weights > 0)[:, None]
-    x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
-    x, y = x - matmul(w, x)[None, :], y - matmul(w, y)[None, :]
-    covariance = matmul(y.T, w[:, None] * y)
-    inverse = jnp.linalg.pinv(covariance, rtol=1e-6, hermitian=True)
-    return matmul(inverse, matmul(y.T, w[:, None] * x))
+    w, x, y, _, _ = _centred(features, targets, weights)
+    inverse = jnp.linalg.pinv(matmul(y.T, w * y), rtol=1e-6, hermitian=True)
+    return matmul(inverse, matmul(y.T, w * x))
 
 
 def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]) -> Array:
