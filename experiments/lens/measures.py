@@ -181,11 +181,8 @@ def _score(value: Any, null: Any) -> Score:
 
 
 def _columns(name: str, value: Any, null: Any) -> Columns:
-    beside = _score(value, null)
-    return {
-        name: value, f"{name}_null": beside.null_mean, f"{name}_null_std": beside.null_std,
-        f"{name}_z": beside.z,
-    }  # fmt: skip
+    parts = zip(("", "_null", "_null_std", "_z"), _score(value, null), strict=True)
+    return {name + part: array for part, array in parts}
 
 
 def _other_values(model: TransformerWeights, shift: int) -> TransformerWeights:

@@ -36,15 +36,25 @@ LAYERS = (
 )
 SEEDS = "By kind of net: means over heads and layers, then mean ± standard deviation over seeds."
 
+# By the key of a measure: its column in tables and its title in figures.
 ON_WEIGHTS = {
-    "weight_cosine": "weight cosine", "within_cosine": "within the circuit's subspace",
-    "folded_weight_cosine": "layer norms folded in", "descent_residual": "descent, share left",
-    "climb_residual": "climb, share left", "symmetric_share": "symmetric share of theta",
-}  # fmt: skip
+    "weight_cosine": ("weight", "weight cosine"),
+    "within_cosine": ("within", "within the circuit's subspace"),
+    "folded_weight_cosine": ("folded", "layer norms folded in"),
+    "descent_residual": ("descent left", "descent, share left"),
+    "climb_residual": ("climb left", "climb, share left"),
+    "symmetric_share": ("symmetric", "symmetric share of theta"),
+}
 ON_TEXTS = {
-    "row_cosine": "row term", "column_cosine": "column term", "sum_cosine": "sum of terms",
-    "energy_change": "change of energy", "gradient_share": "share of a gradient field",
-}  # fmt: skip
+    "row_cosine": ("row", "row term"),
+    "column_cosine": ("column", "column term"),
+    "sum_cosine": ("sum", "sum of terms"),
+    "energy_change": ("energy", "change of energy"),
+    "gradient_share": ("gradient", "share of a gradient field"),
+}
+HEAD_COLUMNS = {column: key for key, (column, _) in (ON_WEIGHTS | ON_TEXTS).items()}
+LABELS = {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fields}
+LAYER_COLUMNS = {term: f"{term}_cosine" for term in TermCosines._fields} | LABELS
 
 
 def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
@@ -54,31 +64,18 @@ def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
     heads = [row for measured in results for row in measured.heads]
     layers = [row for measured in results for row in measured.layers]
     words = findings(heads, layers) if len(results) == 1 else []
-    summary = {"heads": heads, "layers": layers, "findings": words}
-    run.finish(summary, tables(config, heads, layers, words))
-
-
-def tables(config: Config, heads: Rows, layers: Rows, words: list[str]) -> str:
-    """The tables to read, in Markdown."""
     parts = [HEADS, ON_TEXT, markdown_table([_line(row, HEAD_COLUMNS, not words) for row in heads])]
     if layers:
-        parts += [LAYERS, markdown_table([_line(row, TERMS | LABELS, not words) for row in layers])]
+        rows = [_line(row, LAYER_COLUMNS, not words) for row in layers]
+        parts += [LAYERS, markdown_table(rows)]
     if words:
         parts += ["What holds and what does not:", "\n".join(f"- {line}" for line in words)]
     else:
         parts += [SEEDS, markdown_table(by_kind(heads, layers))]
     if config.smoke:
         parts.append("A smoke run: too few texts for the numbers to mean anything.")
-    return "\n\n".join(parts)
-
-
-TERMS = {term: f"{term}_cosine" for term in TermCosines._fields}
-LABELS = {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fields}
-HEAD_COLUMNS = {
-    "weight": "weight_cosine", "within": "within_cosine", "folded": "folded_weight_cosine",
-    "descent left": "descent_residual", "climb left": "climb_residual",
-    "symmetric": "symmetric_share", **TERMS, "energy": "energy_change", "gradient": "gradient_share",
-}  # fmt: skip
+    summary = {"heads": heads, "layers": layers, "findings": words}
+    run.finish(summary, "\n\n".join(parts))
 
 
 def _line(row: dict[str, Any], columns: dict[str, str], named: bool) -> dict[str, Any]:
@@ -123,7 +120,8 @@ def draw(run: RunFolder, measured: Measured, tag: str) -> None:
     """Draws heat maps of the measures beside their nulls, energy along depth, and spectra."""
     name, shape = measured.subject.name, measured.subject.model.heads.query.shape[:2]
 
-    def maps(file: str, what: str, titles: dict[str, str]) -> None:
+    def maps(file: str, what: str, measures: dict[str, tuple[str, str]]) -> None:
+        titles = {key: title for key, (_, title) in measures.items()}
         keys = [key + part for key in titles for part in figures.PARTS]
         arrays = {k: np.array([row[k] for row in measured.heads]).reshape(shape) for k in keys}
         figure = figures.heat_maps(arrays, titles, title=f"{name}: {what}")
