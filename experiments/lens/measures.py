@@ -9,26 +9,9 @@ from scipy import stats
 
 from experiments.lens.config import Config
 from experiments.lens.subjects import Subject
+from imr import lens
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
-from imr.lens import (
-    HeadWeights,
-    Score,
-    Spectra,
-    TermCosines,
-    TextMeasures,
-    TransformerWeights,
-    fold_norms,
-    gradient_shares,
-    imr_fits,
-    label_null,
-    measure_text,
-    mismatched,
-    rotated,
-    score,
-    theta_spectra,
-    weight_cosines,
-)
 
 PROBED_TEXTS = 8  # of the shares of gradient fields
 LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
@@ -43,7 +26,7 @@ class Measured(NamedTuple):
     subject: Subject
     heads: list[dict[str, Any]]
     layers: list[dict[str, Any]]
-    spectra: Spectra
+    spectra: lens.Spectra
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
@@ -52,7 +35,7 @@ def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Mea
     results = []
     for subject in subjects:
         name, model, tokens = subject
-        spectra, shape, layers = theta_spectra(model.heads), model.heads.query.shape[:2], []
+        spectra, shape, layers = lens.theta_spectra(model.heads), model.heads.query.shape[:2], []
         columns = _weight_columns(config, model, spectra)
         if tokens:
             on_text, by_layer = _text_columns(config, subject)
@@ -69,27 +52,29 @@ def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str
     ]  # fmt: skip
 
 
-def _weight_columns(config: Config, model: TransformerWeights, spectra: Spectra) -> Columns:
+def _weight_columns(
+    config: Config, model: lens.TransformerWeights, spectra: lens.Spectra
+) -> Columns:
     """The weight measures, columns of shape (l, h)."""
     raw = model.heads
-    columns = _cosines(config, raw, "") | _cosines(config, fold_norms(model), "folded_")
+    columns = _cosines(config, raw, "") | _cosines(config, lens.fold_norms(model), "folded_")
     l, h = raw.query.shape[:2]
     shifts = _spread(l * h, config.draws)
-    fits, null = imr_fits(raw), [imr_fits(mismatched(raw, shift)) for shift in shifts]
-    for name, value in fits._asdict().items():
-        columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in null])
-    paired = [theta_spectra(mismatched(raw, shift, ("key",))) for shift in shifts]
+    fits = [lens.imr_fits(lens.mismatched(raw, shift)) for shift in shifts]
+    for name, value in lens.imr_fits(raw)._asdict().items():
+        columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in fits])
+    paired = [lens.theta_spectra(lens.mismatched(raw, shift, ("key",))) for shift in shifts]
     null = [draw.symmetric_share for draw in paired]
     return columns | _columns("symmetric_share", spectra.symmetric_share, null)
 
 
-def _cosines(config: Config, heads: HeadWeights, tag: str) -> Columns:
+def _cosines(config: Config, heads: lens.HeadWeights, tag: str) -> Columns:
     """Weight cosines against all other heads' theta and against random rotations of theta."""
     l, h = heads.query.shape[:2]
-    cosines = weight_cosines(heads)
-    others = [weight_cosines(mismatched(heads, shift)) for shift in range(1, l * h)]
+    cosines = lens.weight_cosines(heads)
+    others = [lens.weight_cosines(lens.mismatched(heads, shift)) for shift in range(1, l * h)]
     keys = list(jax.random.split(jax.random.key(config.seed), config.draws))
-    turned = [weight_cosines(rotated(heads, key)) for key in keys]
+    turned = [lens.weight_cosines(lens.rotated(heads, key)) for key in keys]
     columns: Columns = {}
     for field, name in (("whole", f"{tag}weight_cosine"), ("within", f"{tag}within_cosine")):
         value = getattr(cosines, field)
@@ -104,14 +89,14 @@ def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     mean, interval = _over_texts(config, subject, key)
     probed = subject.tokens[:: max(1, len(subject.tokens) // PROBED_TEXTS)][:PROBED_TEXTS]
     heads = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
-    for term, value, null in zip(TermCosines._fields, mean.cosines, mean.permuted, strict=True):
-        heads[f"{term}_cosine_z_permuted"] = _score(value, null).z
+    for term, value in mean.cosines._asdict().items():
+        heads[f"{term}_cosine_z_permuted"] = _score(value, getattr(mean.permuted, term)).z
     heads |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
     heads["energy_change_ci"] = interval.energy_change
     heads |= _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
     padded = [_padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
-    draws = [label_null(model, *text, key, LABEL_DRAWS) for text in padded]
+    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in padded]
     null = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
     layers = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
     layers |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
@@ -120,13 +105,13 @@ def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
 
 def _over_texts(
     config: Config, subject: Subject, key: jax.Array
-) -> tuple[TextMeasures, TextMeasures]:
+) -> tuple[lens.TextMeasures, lens.TextMeasures]:
     """Means over texts, and half the widths of their 95 % confidence intervals."""
     model, texts = subject.model, sorted(subject.tokens, key=len)  # few programs in a row
     count, total = len(texts), None
     with Progress(count, f"{subject.name}: texts") as progress:
         for number, tokens in enumerate(texts):
-            measures = measure_text(model, *_padded(model, tokens), key, config.draws)
+            measures = lens.measure_text(model, *_padded(model, tokens), key, config.draws)
             one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
             both = one, jax.tree.map(np.square, one)
             total = both if total is None else jax.tree.map(np.add, total, both)
@@ -150,13 +135,13 @@ def _beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:
 
 
 def _gradient_columns(
-    model: TransformerWeights, probed: list[np.ndarray], key: jax.Array
+    model: lens.TransformerWeights, probed: list[np.ndarray], key: jax.Array
 ) -> Columns:
     """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
     l, h = model.heads.query.shape[:2]
     models = [model, *(_other_values(model, shift) for shift in _spread(h, 2))]
     shares = np.stack([
-        [gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
+        [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
     ])  # fmt: skip
     # All heads of a layer are draws of one null.
@@ -172,12 +157,12 @@ def _quantile(count: int) -> float:
     return float(stats.t.ppf(0.975, count - 1)) if count > 1 else float("nan")
 
 
-def _score(value: Any, null: Any) -> Score:
+def _score(value: Any, null: Any) -> lens.Score:
     """A measure beside its null; NaN if there are too few draws."""
     if len(null) >= LEAST_DRAWS:
-        return score(value, null)
+        return lens.score(value, null)
     nothing = np.full(np.shape(value), np.nan)
-    return Score(value, nothing, nothing, nothing)
+    return lens.Score(value, nothing, nothing, nothing)
 
 
 def _columns(name: str, value: Any, null: Any) -> Columns:
@@ -185,7 +170,7 @@ def _columns(name: str, value: Any, null: Any) -> Columns:
     return {name + part: array for part, array in parts}
 
 
-def _other_values(model: TransformerWeights, shift: int) -> TransformerWeights:
+def _other_values(model: lens.TransformerWeights, shift: int) -> lens.TransformerWeights:
     """The model whose heads write what another head of their layer would."""
     names = ("value", "value_bias", "output")
     parts = {name: np.roll(np.asarray(getattr(model.heads, name)), shift, axis=1) for name in names}
@@ -198,7 +183,7 @@ def _spread(count: int, draws: int) -> list[int]:
     return sorted(set(shifts.tolist()))
 
 
-def _padded(model: TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
+def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
     """The text padded to one of few sizes, as each is a compiled program, and its length."""
     size = 8
     while size < len(tokens):

@@ -48,17 +48,13 @@ def visible(model: TransformerWeights, present: Bool[Array, "n"]) -> Bool[Array,
     return seen & np.tri(n, dtype=bool) if model.causal else seen
 
 
-def project(
-    inputs: Float[Array, "#h n d"], weight: Float[Array, "h d r"], bias: Float[Array, "h r"]
-) -> Float[Array, "h n r"]:
-    """Queries, keys or values of several heads, which read the same or each its own."""
+def project(inputs, weight, bias):
+    """Queries, keys or values (h, n, r) of heads that read the same (1, n, d), or each its own."""
     return matmul(inputs, weight) + bias[:, None, :]
 
 
-def attend(
-    heads: HeadWeights, inputs: Float[Array, "#h n d"], seen: Bool[Array, "n n"]
-) -> tuple[Float[Array, "h n n"], Float[Array, "h n d"]]:
-    """Attention weights and updates of the heads of one layer, as for `project`."""
+def attend(heads: HeadWeights, inputs, seen):
+    """Attention weights (h, n, n) and updates (h, n, d) of one layer, of inputs as in `project`."""
     queries = project(inputs, heads.query, heads.query_bias)
     keys = project(inputs, heads.key, heads.key_bias)
     values = matmul(project(inputs, heads.value, heads.value_bias), heads.output)

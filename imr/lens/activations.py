@@ -55,30 +55,28 @@ def run(
 
     `scramble` is a control: a layer, and the order into which the features that its MLP adds are put.
     """
-    x = model.tokens[tokens] + model.positions[: tokens.shape[0]]
-    if not model.norm_first:
-        x = normalise(x, model.outer_norm, model.epsilon)
+
+    def norm_if(first, x, norm):
+        return normalise(x, norm, model.epsilon) if model.norm_first == first else x
+
+    embedded = model.tokens[tokens] + model.positions[: tokens.shape[0]]
     seen = visible(model, present)
 
     def layer(x, weights):
         heads, attention_norm, mlp, mlp_norm, number = weights
-        inputs = normalise(x, attention_norm, model.epsilon) if model.norm_first else x
+        inputs = norm_if(True, x, attention_norm)
         attention, updates = attend(heads, inputs[None], seen)
-        middle = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
-        if not model.norm_first:
-            middle = normalise(middle, attention_norm, model.epsilon)
-        read = normalise(middle, mlp_norm, model.epsilon) if model.norm_first else middle
+        attended = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
+        middle = norm_if(False, attended, attention_norm)
+        read = norm_if(True, middle, mlp_norm)
         hidden = ACTIVATIONS[model.activation](matmul(read, mlp.into) + mlp.into_bias[None, :])
         added = matmul(hidden, mlp.out) + mlp.out_bias[None, :]
         if scramble is not None:
             added = jnp.where(number == scramble[0], added[:, scramble[1]], added)
-        after = middle + added
-        if not model.norm_first:
-            after = normalise(after, mlp_norm, model.epsilon)
+        after = norm_if(False, middle + added, mlp_norm)
         return after, Activations(inputs, attention, updates, x, middle, added, after, None)
 
     numbers = jnp.arange(model.heads.query.shape[0])
     layers = (model.heads, model.attention_norm, model.mlp, model.mlp_norm, numbers)
-    x, activations = jax.lax.scan(layer, x, layers)
-    final = normalise(x, model.outer_norm, model.epsilon) if model.norm_first else x
-    return activations._replace(final=final)
+    x, activations = jax.lax.scan(layer, norm_if(False, embedded, model.outer_norm), layers)
+    return activations._replace(final=norm_if(True, x, model.outer_norm))

@@ -80,8 +80,7 @@ def gradient_shares(
 
     Args:
       model, tokens, length: as in `measure_text`.
-      key: for the probes.
-      probes: how many.
+      key, probes: for the probes, and how many.
     Returns: Shape (l, h).
     """
     check_key(key)

@@ -159,7 +159,7 @@ def _gpt2(config: _Config, tensors: Tensors) -> TransformerWeights:
     arrays["tokens"] = tensors("wte.weight", vocabulary, d)
     arrays["positions"] = tensors("wpe.weight", p, d)
     if config.options.get("tie_word_embeddings", True) is not True:
-        arrays["unembedding"] = tensors.whole("lm_head.weight", vocabulary, d).T
+        arrays["unembedding"] = tensors("lm_head.weight", vocabulary, d, prefix="").T
     activation = config.choice("activation_function", "the activation", ACTIVATIONS, "gelu_new")
     epsilon = float(config.positive("layer_norm_epsilon", default=1e-5))
     return model_from_arrays(arrays, activation=activation, epsilon=epsilon)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
@@ -28,10 +28,8 @@ class LabelCosines(NamedTuple):
     final: Float[Array, "*draws l"]
 
 
-def label_terms(
-    model: TransformerWeights, streams: Float[Array, "*b n d"]
-) -> Float[Array, "*b n d"]:
-    r"""$C \theta$ for each row of the residual stream."""
+def label_terms(model, streams):
+    r"""$C \theta$ for each row of residual streams (..., n, d)."""
     unembedding = model.tokens.T if model.unembedding is None else model.unembedding
 
     def one(row):
@@ -45,12 +43,7 @@ def label_terms(
     return jax.lax.map(one, rows, batch_size=min(len(rows), 256)).reshape(streams.shape)
 
 
-def label_cosines(
-    mlp: Float[Array, "n d"],
-    following: Float[Array, "n d"],
-    final: Float[Array, "n d"],
-    present: Bool[Array, "n"],
-) -> LabelCosines:
+def label_cosines(mlp, following, final, present) -> LabelCosines:
     r"""Cosines of what one MLP adds with $C \theta$ at the end of the layer and of the model."""
     update, *terms = (unit(centred(x, present)) for x in (mlp, following, final))
     return LabelCosines(*(jnp.sum(update * term) for term in terms))
@@ -67,8 +60,7 @@ def label_null(
 
     Args:
       model, tokens, length: as in `measure_text`.
-      key: for the orders; the same key gives all texts the same orders.
-      draws: number of orders.
+      key, draws: for the orders, and how many; the same key gives all texts the same orders.
     Returns: `LabelCosines` of shape (draws, l).
     """
     check_key(key)

@@ -50,13 +50,12 @@ class TextMeasures(NamedTuple):
       cosines: of each head's update, shape (l, h).
       mismatched: the same with terms by the theta of other heads, up to 24 of them, but the head's
         own attention and features, shape (others, l, h).
-      permuted: the same with the features of the term in random order, shape (draws, l, h).
       energy_change: change of E for each token if the head's own update, not centred, is added to
         what it reads (to the stream before the norm if norms come first), shape (l, h).
-      energy_permuted: the same with the features of the update in random order, (draws, l, h).
       energies: E along each layer, by its own heads and through the norm that they read through.
       layers: cosines of the sum of a layer's updates with the sum of its terms, shape (l,).
-      layers_permuted: the same with the features of the term in random order, (draws, l).
+      permuted, energy_permuted, layers_permuted: the same with the features of the terms, or of the
+        update, in random order, with a leading axis of draws.
       labels: cosines of what the MLP adds with its label terms; see `label_null`.
     """
 

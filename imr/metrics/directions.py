@@ -103,7 +103,7 @@ def cluster_count(z: Features, threshold: ScalarLike = 1e-3) -> Int[Array, ""]:
     Args:
       z: features, shape (n, f). A row of zeros is a cluster of its own.
       threshold: positive; below about 1e-6 it is lost in the rounding of float32.
-    Returns: An integer from 1 to n. Memory is O(n^2).
+    Returns: An integer from 1 to n; memory is O(n^2).
 
     >>> cluster_count(jnp.array([[1.0, 0.0], [3.0, 0.01], [0.0, 1.0]])).item()
     2
