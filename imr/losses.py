@@ -1,5 +1,6 @@
 """Cross-entropy, and the loss of the features that a fixed multinomial model defines."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -25,13 +26,9 @@ def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Ro
       targets: integer labels, shape (n,), always column indices of the logits; or distributions C,
         shape (n, m), dense, sparse (BCOO) or `LowRankTargets`. None leaves the second term out.
       where: boolean, shape (n, m); True says that the entry takes part.
-
-    Returns:
-      Nats, shape (n,), accumulated in float32 or wider.
-
-    Raises:
-      ImrError: if shapes do not fit; for concrete values, if a label is out of range, a row of
-        targets is no distribution or puts weight on an excluded entry, or a row is fully masked.
+    Returns: Nats, shape (n,), accumulated in float32 or wider.
+    Raises: ImrError if shapes do not fit; for concrete values, if a label is out of range, a row of
+      targets is no distribution or puts weight on an excluded entry, or a row is fully masked.
 
     >>> import jax.numpy as jnp
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4).tolist()
@@ -124,15 +121,11 @@ def feature_loss(
       targets: as `imr.as_targets` takes them; None is the log-sum-exp alone.
       where: boolean, shape (n, m); True says that the entry takes part.
       anchor: (lam, x), a weight and the features that hold z back, shape (n, f).
-
-    Returns:
-      A callable z -> scalar, the sum over rows. It is a pytree whose leaves are those of the model,
-      targets, where and anchor: it passes through `jax.jit` as an argument, and the loss of other
-      values of the same shapes compiles nothing new.
-
-    Raises:
-      ImrError: if the model is no callable; for concrete values, if a parameter is not finite or the
-        anchor is malformed. Targets are checked against the logits when the loss meets z.
+    Returns: A callable z -> scalar, the sum over rows. It is a pytree whose leaves are those of the
+      model, targets, where and anchor: it passes through `jax.jit` as an argument, and the loss of
+      other values of the same shapes compiles nothing new.
+    Raises: ImrError if the model is no callable; for concrete values, if a parameter is not finite
+      or the anchor is malformed. Targets are checked against the logits when the loss meets z.
 
     >>> import jax.numpy as jnp, imr
     >>> loss = feature_loss(imr.Linear(jnp.eye(2)), jnp.array([0, 1]))
@@ -141,6 +134,10 @@ def feature_loss(
 
     Reference: arXiv 2509.04653, Section 2.
     """
+    if inspect.isclass(model):
+        raise ImrError(
+            f"model must be an instance; found the class {model.__name__}. Construct it."
+        )
     if not callable(model):
         raise ImrError(
             f"model must be callable as model(z); found {type(model).__name__}. imr.Linear(theta) is "

@@ -39,9 +39,8 @@ class Targets(Module):
     def check(self, shape: tuple[int, int], where: Any = None) -> None:
         """Demands that the targets fit logits of a shape (n, m), and a mask of that shape.
 
-        Raises:
-          ImrError: if the shapes do not fit; for concrete values, if a label is out of range, or a
-            row is no distribution or puts weight on an entry that the mask excludes.
+        Raises: ImrError if the shapes do not fit; for concrete values, if a label is out of range,
+          or a row is no distribution or puts weight on an entry that the mask excludes.
         """
 
     def transposed(self, num_columns: int, dtype: Any) -> Float[Array, "m n"]:
@@ -230,13 +229,9 @@ def as_targets(x: Any, *, square: bool = False) -> Targets:
         `same_class_targets`, `pointers` or this function returns.
       square: whether the model's logits have a column for each row, so that bare labels could mean
         two things.
-
-    Returns:
-      A `Targets`. Labels are cast to int32: a narrower integer type would wrap where it is compared
-      with a number of columns that it cannot hold.
-
-    Raises:
-      ImrError: if x is of no such kind, or holds bare labels for a square model.
+    Returns: A `Targets`. Labels are cast to int32: a narrower integer type would wrap where it is
+      compared with a number of columns that it cannot hold.
+    Raises: ImrError if x is of no such kind, or holds bare labels for a square model.
 
     >>> import jax.numpy as jnp
     >>> as_targets(jnp.array([1, 0])).mv(jnp.array([[5.0], [7.0]])).tolist()
@@ -273,12 +268,8 @@ def pointers(columns: LabelsLike) -> LabelTargets:
 
     Args:
       columns: integers, shape (n,): row i of C is one at `columns[i]` and zero elsewhere.
-
-    Returns:
-      `LabelTargets`, accepted wherever targets are.
-
-    Raises:
-      ImrError: if columns are no integers of shape (n,).
+    Returns: `LabelTargets`, accepted wherever targets are.
+    Raises: ImrError if columns are no integers of shape (n,).
 
     >>> import jax.numpy as jnp
     >>> pointers(jnp.array([1, 1])).mv(jnp.array([[5.0], [7.0]])).tolist()
@@ -296,13 +287,9 @@ def same_class_targets(labels: LabelsLike, num_classes: int | None = None) -> Lo
     Args:
       labels: integers from 0, shape (n,).
       num_classes: c; by default the largest label and one. Needed under a trace.
-
-    Returns:
-      `LowRankTargets`, accepted wherever targets are; O(n c) numbers.
-
-    Raises:
-      ImrError: if labels are no integers from 0 to num_classes - 1, or num_classes is missing under
-        a trace.
+    Returns: `LowRankTargets`, accepted wherever targets are; O(n c) numbers.
+    Raises: ImrError if labels are no integers from 0 to num_classes - 1, or num_classes is missing
+      under a trace.
 
     >>> import jax.numpy as jnp
     >>> targets = same_class_targets(jnp.array([0, 1, 0]))

@@ -2,7 +2,8 @@
 
 Doctests run as a reader would run them, in jax's own float32 settings. Default and `laws` tests
 compile without most of XLA's optimisations: compilation is what they spend their time on, and this
-halves it. Tests marked `acceptance` or `optimised` compile as users do.
+halves it. Tests marked `acceptance` or `optimised` compile as users do, and with
+IMR_TEST_OPTIMISED=1 all tests do.
 """
 
 import os
@@ -21,6 +22,8 @@ import jax
 import jaxtyping
 import pytest
 
+OPTIMISED = os.environ.get("IMR_TEST_OPTIMISED", "0") == "1"
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -35,7 +38,8 @@ class _EveryTest:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        optimised = any(item.iter_markers("acceptance")) or any(item.iter_markers("optimised"))
+        marks = {mark.name for mark in item.iter_markers()}
+        optimised = OPTIMISED or not marks.isdisjoint({"acceptance", "optimised"})
         before = jax.config.read("jax_disable_most_optimizations")
         jax.config.update("jax_disable_most_optimizations", before or not optimised)
         try:

@@ -31,12 +31,8 @@ def cross_attention(
       theta: class weights, shape (k, f).
       bias: of the logits, shape (k,).
       beta: inverse temperature, multiplies the logits.
-
-    Returns:
-      Shape (n, f).
-
-    Raises:
-      ImrError: if shapes do not fit; both are named.
+    Returns: Shape (n, f).
+    Raises: ImrError if shapes do not fit; both are named.
 
     >>> import jax.numpy as jnp
     >>> cross_attention(jnp.zeros((1, 2)), jnp.array([[2.0, 0.0], [0.0, 4.0]])).tolist()
@@ -61,12 +57,8 @@ def attention_weights(
         each key hands out a total weight of 1, so that none is explained away. `double` normalises columns, then
         rows, $W_{ij} = P_{ij} / \sum_l P_{il}$ with P the column softmax.
       where: boolean, shape (n, m); True says that the entry takes part.
-
-    Returns:
-      Weights, shape (n, m).
-
-    Raises:
-      ImrError: if `normalise` is none of the three.
+    Returns: Weights, shape (n, m).
+    Raises: ImrError if `normalise` is none of the three.
 
     >>> import jax.numpy as jnp
     >>> attention_weights(jnp.zeros((2, 4)), "column").tolist()[0]
@@ -114,12 +106,8 @@ def self_attention(
       normalise: as in `attention_weights`.
       block, mesh: how the n x n weights are made without being held, see
         `imr.attention.attention_products`; by default as suits their size.
-
-    Returns:
-      Shape (n, f).
-
-    Raises:
-      ImrError: if shapes do not fit, or the rank is larger than f.
+    Returns: Shape (n, f).
+    Raises: ImrError if shapes do not fit, or the rank is larger than f.
 
     >>> import jax.numpy as jnp
     >>> self_attention(jnp.eye(2), jnp.zeros((2, 1))).tolist()
@@ -151,12 +139,8 @@ def reverse_attention(
 
     Args:
       z, q, k, beta, where, normalise, block, mesh: as in `self_attention`.
-
-    Returns:
-      Shape (n, f).
-
-    Raises:
-      ImrError: as `self_attention`.
+    Returns: Shape (n, f).
+    Raises: ImrError: as `self_attention`.
 
     >>> import jax.numpy as jnp
     >>> reverse_attention(jnp.eye(2), jnp.zeros((2, 1))).shape
@@ -186,12 +170,8 @@ def attention_terms(
     Args:
       z, q, k, beta, where, normalise, block, mesh: as in `self_attention`.
       columns: whether the second term is computed; None stands in its place otherwise.
-
-    Returns:
-      SA and SA_rev, each (n, f).
-
-    Raises:
-      ImrError: as `self_attention`.
+    Returns: SA and SA_rev, each (n, f).
+    Raises: ImrError: as `self_attention`.
 
     >>> import jax.numpy as jnp
     >>> [term.shape for term in attention_terms(jnp.eye(2), jnp.eye(2))]
@@ -228,12 +208,8 @@ def projected_terms(
     Args:
       queries, keys, beta, where, block, mesh, columns: as in `attention_products`.
       normalise: `row`, `column` or `double`; the last needs all of P at once.
-
-    Returns:
-      Both products, or None in place of the second.
-
-    Raises:
-      ImrError: if weights that need all of P are asked for in blocks or on a mesh.
+    Returns: Both products, or None in place of the second.
+    Raises: ImrError if weights that need all of P are asked for in blocks or on a mesh.
 
     >>> import jax.numpy as jnp
     >>> projected_terms(jnp.zeros((2, 1)), jnp.array([[1.0], [3.0]]))[0].tolist()

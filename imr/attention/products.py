@@ -51,13 +51,9 @@ def attention_products(
       mesh: of one axis, see `imr.parallel.make_mesh`: rows of Q and K are spread over its devices
         and keys go round in a ring, with two exponentials for each pair. n and m must be equal.
       columns: whether the second product is computed.
-
-    Returns:
-      $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is
-      O((n + m) r + block m).
-
-    Raises:
-      ImrError: for a block that is no positive integer, or a mesh that does not fit.
+    Returns: $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is O((n +
+      m) r + block m).
+    Raises: ImrError: for a block that is no positive integer, or a mesh that does not fit.
 
     >>> q = jnp.array([[1.0], [0.0]])
     >>> rows, columns = attention_products(q)

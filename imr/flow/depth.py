@@ -59,10 +59,7 @@ def depth_is_time(
       args: handed to each field.
       tol: relative and absolute tolerance of the flow compared with; 1e-11 in float64, 1e-6 in
         float32.
-
-    Returns:
-      A `DepthIsTime`; its order is near 1 for Lie steps, 2 for Strang's.
-
+    Returns: A `DepthIsTime`; its order is near 1 for Lie steps, 2 for Strang's.
     Raises:
       ImrError: if the depths are not increasing numbers from 1, and as `imr.solve` does.
       FlowError: if the flow itself cannot be solved to t1.

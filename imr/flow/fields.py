@@ -36,13 +36,9 @@ def gradient_field(loss: Loss) -> GradientField:
 
     Args:
       loss: z -> scalar; `feature_loss` makes one, and any function of the user's will do.
-
-    Returns:
-      A field f(t, z, args), whose leaves are those of the loss, theta among them. It makes no use
-      of t and args.
-
-    Raises:
-      ImrError: if the loss cannot be called.
+    Returns: A field f(t, z, args), whose leaves are those of the loss, theta among them. It makes
+      no use of t and args.
+    Raises: ImrError if the loss cannot be called.
 
     >>> import jax.numpy as jnp
     >>> field = gradient_field(lambda z: 0.5 * jnp.sum(z**2))
@@ -94,13 +90,9 @@ def closed_field(
         `attention_weights`; with `column` the log-sum-exp is over queries.
       block, mesh: how the n x n weights are computed without being held, see
         `imr.attention.attention_products`.
-
-    Returns:
-      A field f(t, z, args) of z, shape (n, f).
-
-    Raises:
-      ImrError: if the loss is none of `feature_loss`, its model has no closed form, or a keyword
-        has no meaning for the model.
+    Returns: A field f(t, z, args) of z, shape (n, f).
+    Raises: ImrError if the loss is none of `feature_loss`, its model has no closed form, or a
+      keyword has no meaning for the model.
 
     >>> import jax.numpy as jnp, imr
     >>> field = closed_field(imr.feature_loss(imr.Linear(jnp.eye(2)), jnp.array([0])))
@@ -127,9 +119,12 @@ def closed_field(
     for name, value in chosen:
         if name not in known:
             keyword = "column_term" if name == "columns" else name
+            reason = f"its attention takes no keyword `{name}`"
+            if not model.square:
+                reason = "its rows do not attend to one another"
             raise ImrError(
-                f"{keyword} has no meaning for {type(model).__name__}, whose rows do not attend to one "
-                f"another; found {value!r}. Leave it out."
+                f"{keyword} has no meaning for {type(model).__name__}, since {reason}; found "
+                f"{value!r}. Leave it out."
             )
     return ClosedField(loss, chosen)
 
@@ -143,8 +138,10 @@ def _closed_model(loss: Any) -> Model:
         )
     model = loss.model
     if not isinstance(model, Model) or type(model).attention is Model.attention:
+        function = getattr(model, "func", model)  # of a Partial
+        name = getattr(function, "__name__", type(function).__name__)
         raise ImrError(
-            f"{type(model).__name__} has no closed form. Make the model a subclass of imr.Model that "
+            f"{name} has no closed form. Make the model a subclass of imr.Model that "
             "implements attention(self, z) and label_term(self, z, targets), or use gradient_field."
         )
     return model
@@ -176,12 +173,8 @@ def split_fields(loss: FeatureLoss) -> tuple[OperatorField, OperatorField]:
 
     Args:
       loss: as `feature_loss` returns it, of a model that implements `attention` and `label_term`.
-
-    Returns:
-      Two fields f(t, z, args) of z, shape (n, f).
-
-    Raises:
-      ImrError: as `closed_field`.
+    Returns: Two fields f(t, z, args) of z, shape (n, f).
+    Raises: ImrError: as `closed_field`.
 
     >>> import jax.numpy as jnp, imr
     >>> attend, label = split_fields(imr.feature_loss(imr.Linear(jnp.eye(2)), jnp.array([0])))
@@ -215,9 +208,7 @@ def sphere_field(field: Field) -> SphereField:
 
     Args:
       field: f(t, z, args) of z, shape (n, f).
-
-    Returns:
-      A field of the same kind.
+    Returns: A field of the same kind.
 
     >>> import jax.numpy as jnp
     >>> field = sphere_field(lambda t, z, args: jnp.ones_like(z))

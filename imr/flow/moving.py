@@ -54,9 +54,7 @@ def path_field(
       path: from time t to theta, any pytree; `linear_path` makes one, and its knots are leaves of
         the field.
       targets, where, anchor: as in `feature_loss`.
-
-    Returns:
-      A field f(t, z, args).
+    Returns: A field f(t, z, args).
 
     >>> import jax.numpy as jnp, imr
     >>> path = linear_path(jnp.array([0.0, 1.0]), jnp.stack([jnp.eye(2), 2 * jnp.eye(2)]))
@@ -88,12 +86,8 @@ def linear_path(ts: Float[Array, "s"], values: Any) -> LinearPath:
     Args:
       ts: increasing times, shape (s,).
       values: a pytree whose leaves have a leading axis of s.
-
-    Returns:
-      A callable pytree, t -> values at t.
-
-    Raises:
-      ImrError: if the times do not increase, or the leading axes do not fit.
+    Returns: A callable pytree, t -> values at t.
+    Raises: ImrError if the times do not increase, or the leading axes do not fit.
 
     >>> import jax.numpy as jnp
     >>> linear_path(jnp.array([0.0, 2.0]), jnp.array([[1.0], [3.0]]))(0.5).tolist()
@@ -138,9 +132,7 @@ def joint_field(
       loss: `loss(z, theta)`, a scalar.
       decay: weight decay of z and of theta.
       rates: speeds of z and of theta.
-
-    Returns:
-      A field f(t, (z, theta), args).
+    Returns: A field f(t, (z, theta), args).
 
     >>> import jax.numpy as jnp
     >>> field = joint_field(lambda z, theta: jnp.sum(z * theta))

@@ -68,10 +68,7 @@ def solve_reduced(
       block: rows of a square model's softmax at a time, see `imr.attention.attention_products`.
       mesh: of one axis, see `imr.parallel.make_mesh`: rows are spread over its devices, whether
         they divide n or not; steps are those of the whole. Keys of a square model go round in a ring.
-
-    Returns:
-      A `Flow`, with its loss.
-
+    Returns: A `Flow`, with its loss.
     Raises:
       ImrError: if the model has no span, shapes do not fit, targets are no distributions, values are
         not finite, or times are out of order.

@@ -89,11 +89,8 @@ def solve(
       throw: whether to raise `FlowError` if the end is not reached. None raises if the result is
         concrete, and leaves the code to the caller under `jax.jit` and `jax.vmap`; False never
         raises.
-
-    Returns:
-      A `Flow`. Two calls with other values of the same shapes compile once, if the field is a
-      pytree or the same function.
-
+    Returns: A `Flow`. Two calls with other values of the same shapes compile once, if the field is
+      a pytree or the same function.
     Raises:
       ImrError: for concrete values, if z0 is not finite, t1 is not after t0, or the times are
         unsorted or outside of [t0, t1].

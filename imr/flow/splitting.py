@@ -37,12 +37,8 @@ def lie_step(
       tau: step size.
       t: time at the start of the step.
       args: handed to each field.
-
-    Returns:
-      The features at t + tau, as z.
-
-    Raises:
-      ImrError: if fields is empty or not a sequence of callables.
+    Returns: The features at t + tau, as z.
+    Raises: ImrError if fields is empty or not a sequence of callables.
 
     >>> import jax.numpy as jnp
     >>> double = lambda t, z, args: z
@@ -66,12 +62,8 @@ def strang_step(
 
     Args:
       fields, z, tau, t, args: as in `lie_step`.
-
-    Returns:
-      The features at t + tau, as z.
-
-    Raises:
-      ImrError: if fields is empty or not a sequence of callables.
+    Returns: The features at t + tau, as z.
+    Raises: ImrError if fields is empty or not a sequence of callables.
 
     >>> import jax.numpy as jnp
     >>> double = lambda t, z, args: z
@@ -107,13 +99,9 @@ def split_step(
       substep: how a stage follows its field: `euler`, `midpoint`, `rk4` (the default),
         `exact(flow)`, or any function (field, z, tau, t, args) -> z; or one of them for each field.
         The order of the whole is at most theirs.
-
-    Returns:
-      The features at t + tau, as z.
-
-    Raises:
-      ImrError: if fields is no sequence of callables, a stage names no field, the shares of a
-        field do not add up to 1, or there is not one substep for each field.
+    Returns: The features at t + tau, as z.
+    Raises: ImrError if fields is no sequence of callables, a stage names no field, the shares of a
+      field do not add up to 1, or there is not one substep for each field.
 
     >>> import jax.numpy as jnp
     >>> decay, push = lambda t, z, args: -z, lambda t, z, args: 2.0
@@ -168,9 +156,7 @@ def triple_jump(stages: Stages, order: int) -> Stages:
     Args:
       stages: the stages of S, which must read the same backwards.
       order: p, the order of S.
-
-    Raises:
-      ImrError: if the stages are not symmetric, or the order is not even.
+    Raises: ImrError if the stages are not symmetric, or the order is not even.
 
     >>> [round(share, 4) for _, share in triple_jump(((0, 1.0),), 2)]
     [1.3512, -1.7024, 1.3512]

@@ -45,10 +45,7 @@ def solve_to_steady_state(
         their limit of stability, and their errors keep the norm above the tolerance.
       max_steps: step limit.
       throw: whether to raise `FlowError` if no steady state was found; as in `imr.solve`.
-
-    Returns:
-      A `Flow` whose ts holds the time at which the steady state was found.
-
+    Returns: A `Flow` whose ts holds the time at which the steady state was found.
     Raises:
       ImrError: for concrete values, if z0 is not finite or a tolerance is not positive.
       FlowError: if no steady state was found, unless throw is False.

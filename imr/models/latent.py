@@ -30,10 +30,8 @@ class Latent(RowModel):
       bias: b, of each prototype, shape (m,); None is zero.
       beta: inverse temperature, positive.
       num_classes: c; by default the largest entry of group and one. Needed under a trace.
-
-    Raises:
-      ImrError: if shapes do not fit, a class has no prototype, or num_classes is missing under a
-        trace.
+    Raises: ImrError if shapes do not fit, a class has no prototype, or num_classes is missing under
+      a trace.
 
     >>> import jax.numpy as jnp
     >>> model = Latent(jnp.zeros((3, 2)), jnp.array([0, 0, 1]))

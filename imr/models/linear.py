@@ -16,9 +16,7 @@ class Linear(RowModel):
       theta: one row of weights for each class, shape (k, f).
       bias: b, shape (k,); None is zero.
       beta: inverse temperature, positive. It is an array, so that other values compile nothing new.
-
-    Raises:
-      ImrError: if shapes do not fit or a value is not finite.
+    Raises: ImrError if shapes do not fit or a value is not finite.
 
     >>> import jax.numpy as jnp
     >>> Linear(jnp.array([[1.0, 2.0], [0.0, 1.0]]))(jnp.ones((1, 2))).tolist()

@@ -66,12 +66,8 @@ class Model(Module):
         Args:
           z: features, shape (n, f). Keyword arguments that an implementation adds (`where`,
             `normalise`, `block`, `mesh`, `columns`) are those that `imr.closed_field` passes on.
-
-        Returns:
-          Shape (n, f), or `Terms` if row and column term are told apart.
-
-        Raises:
-          ImrError: if the model has no closed form.
+        Returns: Shape (n, f), or `Terms` if row and column term are told apart.
+        Raises: ImrError if the model has no closed form.
         """
         raise _no_closed_form(self)
 
@@ -81,12 +77,8 @@ class Model(Module):
         Args:
           z: features, shape (n, f).
           targets: as `imr.as_targets` returns them.
-
-        Returns:
-          Shape (n, f), or `Terms` if row and column term are told apart.
-
-        Raises:
-          ImrError: if the model has no closed form.
+        Returns: Shape (n, f), or `Terms` if row and column term are told apart.
+        Raises: ImrError if the model has no closed form.
         """
         raise _no_closed_form(self)
 
@@ -97,9 +89,7 @@ class Model(Module):
           z: features, shape (n, f).
           targets: None leaves the label term out.
           choices: keyword arguments of `attention`; `columns=False` leaves both column terms out.
-
-        Returns:
-          Shape (n, f).
+        Returns: Shape (n, f).
         """
         attention = self.attention(z, **choices)
         if targets is None:
@@ -179,7 +169,13 @@ class RowModel(SpanModel):
         return matmul(v, z.T)
 
     def __call__(self, z: Features) -> Float[Array, "n k"]:
-        return self.logits(self._products(z)).T
+        logits = self.logits(self._products(z))
+        if logits.shape[1:] != z.shape[:1]:
+            raise ImrError(
+                f"{type(self).__name__}.logits must return shape (k, n) with n = {z.shape[0]}, on the "
+                f"side as the products that it takes; found shape {logits.shape}."
+            )
+        return logits.T
 
     def attention(self, z: Features, *, where: Mask | None = None) -> Features:
         y = self._products(z)

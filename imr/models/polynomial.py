@@ -16,9 +16,8 @@ class Polynomial(RowModel):
       degree: p, an integer of at least 1; 1 is the linear model.
       bias: b, shape (k,); None is zero.
       beta: inverse temperature, positive.
-
-    Raises:
-      ImrError: if shapes do not fit, a value is not finite, or the degree is no positive integer.
+    Raises: ImrError if shapes do not fit, a value is not finite, or the degree is no positive
+      integer.
 
     >>> import jax.numpy as jnp
     >>> Polynomial(jnp.array([[1.0, 2.0]]), 2)(jnp.ones((1, 2))).tolist()

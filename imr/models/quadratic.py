@@ -32,9 +32,7 @@ class Quadratic(SpanModel):
       q: Q, shape (f, r), or (h, f, r) for heads, whose losses add; r at most f.
       k: K, of the same shape; None is symmetric, K = Q.
       beta: inverse temperature, positive; 1/sqrt(r) is the usual scale of attention.
-
-    Raises:
-      ImrError: if shapes do not fit, the rank is larger than f, or a value is not finite.
+    Raises: ImrError if shapes do not fit, the rank is larger than f, or a value is not finite.
 
     >>> import jax.numpy as jnp
     >>> Quadratic(jnp.array([[1.0], [2.0]]))(jnp.eye(2)).tolist()
@@ -64,13 +62,9 @@ class Quadratic(SpanModel):
         Args:
           theta: shape (f, f), symmetric or not.
           beta: inverse temperature, positive.
-
-        Returns:
-          A `Quadratic` whose queries are $Z \theta$ and whose keys are Z. It spans all of the
-          feature space, so that `imr.solve_reduced` has nothing to reduce.
-
-        Raises:
-          ImrError: if theta is not square or not finite.
+        Returns: A `Quadratic` whose queries are $Z \theta$ and whose keys are Z. It spans all of
+          the feature space, so that `imr.solve_reduced` has nothing to reduce.
+        Raises: ImrError if theta is not square or not finite.
 
         >>> import jax.numpy as jnp
         >>> Quadratic.full(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.eye(2)).tolist()
@@ -108,9 +102,7 @@ class Quadratic(SpanModel):
           where: boolean, shape (n, n).
           normalise, block, mesh: as in `imr.self_attention`.
           columns: whether the column term is computed.
-
-        Returns:
-          `Terms`, summed over heads.
+        Returns: `Terms`, summed over heads.
         """
 
         def one(queries, keys):
