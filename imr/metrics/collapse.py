@@ -1,7 +1,4 @@
-"""Neural collapse of features and classifier.
-
-Labels that are out of range raise if they are concrete; under a trace the result is then NaN.
-"""
+"""Neural collapse of features and classifier; labels are checked as in `imr.metrics.classes`."""
 
 from typing import NamedTuple
 
