@@ -11,11 +11,6 @@ Rows = list[dict[str, Any]]
 BEYOND = 3.0  # standard deviations of a null
 
 
-def findings(heads: Rows, layers: Rows) -> list[str]:
-    """What the rows of one model say."""
-    return [*_of_weights(heads), *_of_heads(heads), *_of_labels(layers)]
-
-
 def z_score(row: dict[str, Any], key: str) -> float:
     """z of a measure against other heads, or if they are too few, against a random null."""
     found = (row.get(f"{key}{kind}", np.nan) for kind in ("_z", "_z_rotated", "_z_permuted"))
@@ -40,62 +35,56 @@ def _tails(heads: Rows, key: str, low: str, high: str) -> str:
     return f"{below} {low} and {above} {high} by more than {BEYOND:g} deviations of the null"
 
 
-def _of_weights(heads: Rows) -> list[str]:
-    count, weight = len(heads), _values(heads, "weight_cosine")
-    descent, climb = _beyond(heads, "descent_residual", -1), _beyond(heads, "climb_residual", -1)
+def findings(heads: Rows, layers: Rows) -> list[str]:
+    """What the rows of one model say."""
+    count, layer, weight = len(heads), _values(heads, "layer"), _values(heads, "weight_cosine")
+    within, descends, climbs, down, share = (
+        _values(heads, key)
+        for key in ("within_cosine", "descent_residual", "climb_residual", "energy_change", "gradient_share")
+    )  # fmt: skip
+    descent, climb = (_beyond(heads, f"{way}_residual", -1) for way in ("descent", "climb"))
     fits = (
         "there are too few heads for a null."
         if descent is None
         else f"better than other heads' theta by more than {BEYOND:g} deviations in {descent} and "
         f"{climb} heads of {count}."
     )
-    return [
-        f"Weights: {int((weight < 0).sum())} of {count} heads have a negative cosine, as descent asks (mean "
+    lines = [
+        f"Weights: {(weight < 0).sum()} of {count} heads have a negative cosine, as descent asks (mean "
         f"{weight.mean():.3f}, from {weight.min():.3f} to {weight.max():.3f}; heads of the flow have -1); "
         f"{_tails(heads, 'weight_cosine', 'descend', 'climb')}.",
-        f"Within the circuit's own subspace the mean is {_values(heads, 'within_cosine').mean():.3f}; "
+        f"Within the circuit's own subspace the mean is {within.mean():.3f}; "
         f"{_tails(heads, 'within_cosine', 'descend', 'climb')}. With layer norms folded in: "
         f"{_tails(heads, 'folded_weight_cosine', 'descend', 'climb')}.",
-        f"One matrix for attention and value circuit leaves {_values(heads, 'descent_residual').mean():.2f} of a "
-        f"head where it descends and {_values(heads, 'climb_residual').mean():.2f} where it climbs: {fits}",
+        f"One matrix for attention and value circuit leaves {descends.mean():.2f} of a "
+        f"head where it descends and {climbs.mean():.2f} where it climbs: {fits}",
     ]
-
-
-def _of_heads(heads: Rows) -> list[str]:
-    lines = []
     for term in TermCosines._fields:
-        cosines, layer = _values(heads, f"{term}_cosine"), _values(heads, "layer")
+        cosines = _values(heads, f"{term}_cosine")
         means = [cosines[layer == l].mean() for l in np.unique(layer)]
         listed = ", ".join(f"{x:.2f}" for x in means)
         tails = _tails(heads, f"{term}_cosine", "climb", "descend")
         if term == "row":
-            sign = "positive in every layer" if min(means) > 0 else "not positive in every layer"
+            sign = "positive" if min(means) > 0 else "not positive"
             lines.append(
-                f"On text the row term's cosine, averaged over heads, is {listed} by layer: {sign}. {tails}."
+                f"On text the row term's cosine, averaged over heads, is {listed} by layer: {sign} "
+                f"in every layer. {tails}."
             )
         else:
             name = "The sum of both terms" if term == "sum" else f"The {term} term"
             lines.append(f"{name}: {listed}; {tails}.")
-    down, share = (_values(heads, "energy_change") < 0).sum(), _values(heads, "gradient_share")
-    return [
-        *lines,
-        f"The head's own update lowers its own log-sum-exp in {int(down)} of {len(heads)} heads; "
+    lines += [
+        f"The head's own update lowers its own log-sum-exp in {(down < 0).sum()} of {count} heads; "
         f"beside updates with permuted features {_tails(heads, 'energy_change', 'lower it', 'raise it')}.",
         f"Share of a gradient field: mean {share.mean():.3f}, largest {share.max():.3f}, where a "
         "gradient has 1 and a random map 0.5.",
     ]
-
-
-def _of_labels(layers: Rows) -> list[str]:
-    lines = []
-    ends = zip(
-        LabelCosines._fields, ("at the end of the layer", "at the end of the model"), strict=True
-    )
-    for read, where in ends:
+    for read, end in zip(LabelCosines._fields, ("layer", "model"), strict=True):
         cosines, z = (_values(layers, f"label_{read}_cosine{part}") for part in ("", "_z"))
         listed = ", ".join(f"{x:.2f}" for x in cosines)
         lines.append(
-            f"The MLP's update with C theta predicted {where}: {listed} by "
-            f"layer, {int((z > BEYOND).sum())} of {len(layers)} above what features in random order give, {int((z < -BEYOND).sum())} below."
+            f"The MLP's update with C theta predicted at the end of the {end}: {listed} by layer, "
+            f"{(z > BEYOND).sum()} of {len(layers)} above what features in random order give, "
+            f"{(z < -BEYOND).sum()} below."
         )
     return lines

@@ -9,27 +9,9 @@ from scipy import stats
 
 from experiments.lens.config import Config
 from experiments.lens.subjects import Subject
+from imr import lens
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
-from imr.lens import (
-    HeadWeights,
-    LabelCosines,
-    Score,
-    Spectra,
-    TermCosines,
-    TextMeasures,
-    TransformerWeights,
-    fold_norms,
-    gradient_shares,
-    imr_fits,
-    label_null,
-    measure_text,
-    mismatched,
-    rotated,
-    score,
-    theta_spectra,
-    weight_cosines,
-)
 
 PROBED_TEXTS = 8  # of the shares of gradient fields
 LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
@@ -39,58 +21,27 @@ Columns = dict[str, Any]  # arrays (l, h) or (l,) by the name of their column
 
 
 class Measured(NamedTuple):
-    """What was measured of one model.
-
-    Attributes:
-      subject: the model.
-      heads: a row for each head.
-      layers: a row for each layer, if the model has read texts.
-      spectra: of theta.
-    """
+    """What was measured of one model: a row for each head, and for each layer if it read texts."""
 
     subject: Subject
     heads: list[dict[str, Any]]
     layers: list[dict[str, Any]]
-    spectra: Spectra
-
-
-class Moments(NamedTuple):
-    """Sums over texts of the measures and of their squares."""
-
-    count: int
-    total: TextMeasures
-    squares: TextMeasures
-
-    def mean(self) -> TextMeasures:
-        """Means over texts."""
-        return jax.tree.map(lambda x: x / self.count, self.total)
-
-    def interval(self) -> TextMeasures:
-        """Half the widths of the 95 % confidence intervals of the means."""
-
-        def one(total, squares):
-            variance = np.maximum(squares / self.count - (total / self.count) ** 2, 0)
-            return _quantile(self.count) * np.sqrt(variance / max(self.count - 1, 1))
-
-        return jax.tree.map(one, self.total, self.squares)
+    spectra: lens.Spectra
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
-    """Measures every model."""
+    """Measures the weights of every model, then its activations on texts."""
     del run
-    return [measure_one(config, subject) for subject in subjects]
-
-
-def measure_one(config: Config, subject: Subject) -> Measured:
-    """Measures the weights of one model, then its activations on texts."""
-    spectra = theta_spectra(subject.model.heads)
-    heads, layers = _weight_columns(config, subject.model, spectra), {}
-    if subject.tokens:
-        on_text, layers = _text_columns(config, subject)
-        heads |= on_text
-    shape = subject.model.heads.query.shape[:2]
-    by_layer = _rows(subject.name, layers, shape[:1]) if layers else []
-    return Measured(subject, _rows(subject.name, heads, shape), by_layer, spectra)
+    results = []
+    for subject in subjects:
+        name, model, tokens = subject
+        spectra, shape, layers = lens.theta_spectra(model.heads), model.heads.query.shape[:2], []
+        columns = _weight_columns(config, model, spectra)
+        if tokens:
+            on_text, by_layer = _text_columns(config, subject)
+            columns, layers = columns | on_text, _rows(name, by_layer, shape[:1])
+        results.append(Measured(subject, _rows(name, columns, shape), layers, spectra))
+    return results
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -101,27 +52,29 @@ def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str
     ]  # fmt: skip
 
 
-def _weight_columns(config: Config, model: TransformerWeights, spectra: Spectra) -> Columns:
+def _weight_columns(
+    config: Config, model: lens.TransformerWeights, spectra: lens.Spectra
+) -> Columns:
     """The weight measures, columns of shape (l, h)."""
     raw = model.heads
-    columns = _cosines(config, raw, "") | _cosines(config, fold_norms(model), "folded_")
+    columns = _cosines(config, raw, "") | _cosines(config, lens.fold_norms(model), "folded_")
     l, h = raw.query.shape[:2]
     shifts = _spread(l * h, config.draws)
-    fits, null = imr_fits(raw), [imr_fits(mismatched(raw, shift)) for shift in shifts]
-    for name, value in fits._asdict().items():
-        columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in null])
-    paired = [theta_spectra(mismatched(raw, shift, ("key",))) for shift in shifts]
+    fits = [lens.imr_fits(lens.mismatched(raw, shift)) for shift in shifts]
+    for name, value in lens.imr_fits(raw)._asdict().items():
+        columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in fits])
+    paired = [lens.theta_spectra(lens.mismatched(raw, shift, ("key",))) for shift in shifts]
     null = [draw.symmetric_share for draw in paired]
     return columns | _columns("symmetric_share", spectra.symmetric_share, null)
 
 
-def _cosines(config: Config, heads: HeadWeights, tag: str) -> Columns:
+def _cosines(config: Config, heads: lens.HeadWeights, tag: str) -> Columns:
     """Weight cosines against all other heads' theta and against random rotations of theta."""
     l, h = heads.query.shape[:2]
-    cosines = weight_cosines(heads)
-    others = [weight_cosines(mismatched(heads, shift)) for shift in range(1, l * h)]
+    cosines = lens.weight_cosines(heads)
+    others = [lens.weight_cosines(lens.mismatched(heads, shift)) for shift in range(1, l * h)]
     keys = list(jax.random.split(jax.random.key(config.seed), config.draws))
-    turned = [weight_cosines(rotated(heads, key)) for key in keys]
+    turned = [lens.weight_cosines(lens.rotated(heads, key)) for key in keys]
     columns: Columns = {}
     for field, name in (("whole", f"{tag}weight_cosine"), ("within", f"{tag}within_cosine")):
         value = getattr(cosines, field)
@@ -133,45 +86,43 @@ def _cosines(config: Config, heads: HeadWeights, tag: str) -> Columns:
 def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     """The activation measures as means over texts, columns of shape (l, h) and (l,)."""
     model, key = subject.model, jax.random.key(config.seed)
-    moments = _moments(config, subject, key)
+    mean, interval = _over_texts(config, subject, key)
     probed = subject.tokens[:: max(1, len(subject.tokens) // PROBED_TEXTS)][:PROBED_TEXTS]
-    shares = _gradient_columns(model, probed, key)
+    heads = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
+    for term, value in mean.cosines._asdict().items():
+        heads[f"{term}_cosine_z_permuted"] = _score(value, getattr(mean.permuted, term)).z
+    heads |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
+    heads["energy_change_ci"] = interval.energy_change
+    heads |= _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
-    draws = [
-        label_null(model, *_padded(model, tokens), key, LABEL_DRAWS)
-        for tokens in probed[:LABEL_TEXTS]
-    ]
-    null = jax.tree.map(lambda *x: np.mean(np.stack(x), axis=0), *draws)
-    return _head_columns(moments) | shares, _layer_columns(moments, null)
+    padded = [_padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
+    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in padded]
+    null = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
+    layers = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
+    layers |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
+    return heads, layers | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
 
 
-def _moments(config: Config, subject: Subject, key: jax.Array) -> Moments:
+def _over_texts(
+    config: Config, subject: Subject, key: jax.Array
+) -> tuple[lens.TextMeasures, lens.TextMeasures]:
+    """Means over texts, and half the widths of their 95 % confidence intervals."""
     model, texts = subject.model, sorted(subject.tokens, key=len)  # few programs in a row
-    total: Any = None
-    with Progress(len(texts), f"{subject.name}: texts") as progress:
+    count, total = len(texts), None
+    with Progress(count, f"{subject.name}: texts") as progress:
         for number, tokens in enumerate(texts):
-            measures = measure_text(model, *_padded(model, tokens), key, config.draws)
+            measures = lens.measure_text(model, *_padded(model, tokens), key, config.draws)
             one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
-            moments = Moments(1, one, jax.tree.map(np.square, one))
-            total = moments if total is None else jax.tree.map(np.add, total, moments)
+            both = one, jax.tree.map(np.square, one)
+            total = both if total is None else jax.tree.map(np.add, total, both)
             progress.update(number + 1)
-    return total
+    mean, square = jax.tree.map(lambda x: x / count, total)
 
+    def half(mean, square):
+        variance = np.maximum(square - mean**2, 0)
+        return _quantile(count) * np.sqrt(variance / max(count - 1, 1))
 
-def _head_columns(moments: Moments) -> Columns:
-    mean, interval = moments.mean(), moments.interval()
-    columns = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
-    for term, value, null in zip(TermCosines._fields, mean.cosines, mean.permuted, strict=True):
-        columns[f"{term}_cosine_z_permuted"] = _score(value, null).z
-    columns |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
-    return columns | {"energy_change_ci": interval.energy_change}
-
-
-def _layer_columns(moments: Moments, null: LabelCosines) -> Columns:
-    mean, interval = moments.mean(), moments.interval()
-    columns = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
-    columns |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
-    return columns | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
+    return mean, jax.tree.map(half, mean, square)
 
 
 def _beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:
@@ -184,13 +135,13 @@ def _beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:
 
 
 def _gradient_columns(
-    model: TransformerWeights, probed: list[np.ndarray], key: jax.Array
+    model: lens.TransformerWeights, probed: list[np.ndarray], key: jax.Array
 ) -> Columns:
     """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
     l, h = model.heads.query.shape[:2]
     models = [model, *(_other_values(model, shift) for shift in _spread(h, 2))]
     shares = np.stack([
-        [gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
+        [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
     ])  # fmt: skip
     # All heads of a layer are draws of one null.
@@ -206,23 +157,20 @@ def _quantile(count: int) -> float:
     return float(stats.t.ppf(0.975, count - 1)) if count > 1 else float("nan")
 
 
-def _score(value: Any, null: Any) -> Score:
+def _score(value: Any, null: Any) -> lens.Score:
     """A measure beside its null; NaN if there are too few draws."""
     if len(null) >= LEAST_DRAWS:
-        return score(value, null)
+        return lens.score(value, null)
     nothing = np.full(np.shape(value), np.nan)
-    return Score(value, nothing, nothing, nothing)
+    return lens.Score(value, nothing, nothing, nothing)
 
 
 def _columns(name: str, value: Any, null: Any) -> Columns:
-    beside = _score(value, null)
-    return {
-        name: value, f"{name}_null": beside.null_mean, f"{name}_null_std": beside.null_std,
-        f"{name}_z": beside.z,
-    }  # fmt: skip
+    parts = zip(("", "_null", "_null_std", "_z"), _score(value, null), strict=True)
+    return {name + part: array for part, array in parts}
 
 
-def _other_values(model: TransformerWeights, shift: int) -> TransformerWeights:
+def _other_values(model: lens.TransformerWeights, shift: int) -> lens.TransformerWeights:
     """The model whose heads write what another head of their layer would."""
     names = ("value", "value_bias", "output")
     parts = {name: np.roll(np.asarray(getattr(model.heads, name)), shift, axis=1) for name in names}
@@ -235,11 +183,8 @@ def _spread(count: int, draws: int) -> list[int]:
     return sorted(set(shifts.tolist()))
 
 
-def _padded(model: TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """The text padded to one of few sizes, two for every doubling, and its length.
-
-    Each size is a compiled program.
-    """
+def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
+    """The text padded to one of few sizes, as each is a compiled program, and its length."""
     size = 8
     while size < len(tokens):
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

@@ -36,16 +36,25 @@ LAYERS = (
 )
 SEEDS = "By kind of net: means over heads and layers, then mean ± standard deviation over seeds."
 
+# By the key of a measure: its column in tables and its title in figures.
 ON_WEIGHTS = {
-    "weight_cosine": "weight cosine", "within_cosine": "within the circuit's subspace",
-    "folded_weight_cosine": "layer norms folded in", "descent_residual": "descent, share left",
-    "climb_residual": "climb, share left", "symmetric_share": "symmetric share of theta",
-}  # fmt: skip
+    "weight_cosine": ("weight", "weight cosine"),
+    "within_cosine": ("within", "within the circuit's subspace"),
+    "folded_weight_cosine": ("folded", "layer norms folded in"),
+    "descent_residual": ("descent left", "descent, share left"),
+    "climb_residual": ("climb left", "climb, share left"),
+    "symmetric_share": ("symmetric", "symmetric share of theta"),
+}
 ON_TEXTS = {
-    "row_cosine": "row term", "column_cosine": "column term", "sum_cosine": "sum of terms",
-    "energy_change": "change of energy", "gradient_share": "share of a gradient field",
-}  # fmt: skip
-SHARES = {"descent_residual", "climb_residual", "symmetric_share", "gradient_share"}  # 0 to 1
+    "row_cosine": ("row", "row term"),
+    "column_cosine": ("column", "column term"),
+    "sum_cosine": ("sum", "sum of terms"),
+    "energy_change": ("energy", "change of energy"),
+    "gradient_share": ("gradient", "share of a gradient field"),
+}
+HEAD_COLUMNS = {column: key for key, (column, _) in (ON_WEIGHTS | ON_TEXTS).items()}
+LABELS = {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fields}
+LAYER_COLUMNS = {term: f"{term}_cosine" for term in TermCosines._fields} | LABELS
 
 
 def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
@@ -55,44 +64,28 @@ def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
     heads = [row for measured in results for row in measured.heads]
     layers = [row for measured in results for row in measured.layers]
     words = findings(heads, layers) if len(results) == 1 else []
-    summary = {"heads": heads, "layers": layers, "findings": words}
-    run.finish(summary, tables(config, heads, layers, words))
-
-
-def tables(config: Config, heads: Rows, layers: Rows, words: list[str]) -> str:
-    """The tables to read, in Markdown."""
-    parts = [HEADS, ON_TEXT, markdown_table([_head_row(row, not words) for row in heads])]
+    parts = [HEADS, ON_TEXT, markdown_table([_line(row, HEAD_COLUMNS, not words) for row in heads])]
     if layers:
-        parts += [LAYERS, markdown_table([_layer_row(row, not words) for row in layers])]
+        rows = [_line(row, LAYER_COLUMNS, not words) for row in layers]
+        parts += [LAYERS, markdown_table(rows)]
     if words:
         parts += ["What holds and what does not:", "\n".join(f"- {line}" for line in words)]
     else:
         parts += [SEEDS, markdown_table(by_kind(heads, layers))]
     if config.smoke:
         parts.append("A smoke run: too few texts for the numbers to mean anything.")
-    return "\n\n".join(parts)
+    summary = {"heads": heads, "layers": layers, "findings": words}
+    run.finish(summary, "\n\n".join(parts))
 
 
-TERMS = {term: f"{term}_cosine" for term in TermCosines._fields}
-LABELS = {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fields}
-HEAD_COLUMNS = {
-    "weight": "weight_cosine", "within": "within_cosine", "folded": "folded_weight_cosine",
-    "descent left": "descent_residual", "climb left": "climb_residual",
-    "symmetric": "symmetric_share", **TERMS, "energy": "energy_change", "gradient": "gradient_share",
-}  # fmt: skip
-
-
-def _head_row(row: dict[str, Any], named: bool) -> dict[str, Any]:
-    first = {"model": row["model"]} if named else {}
-    columns = {name: _with_z(row, key) for name, key in HEAD_COLUMNS.items()}
-    return {**first, "layer": row["layer"], "head": row["head"], **columns}
-
-
-def _layer_row(row: dict[str, Any], named: bool) -> dict[str, Any]:
-    first = {"model": row["model"]} if named else {}
-    columns = {name: _with_z(row, key) for name, key in (TERMS | LABELS).items()}
-    energies = {f"E {place}": row[f"energy_{place}"] for place in Energies._fields}
-    return {**first, "layer": row["layer"], **columns, **energies}
+def _line(row: dict[str, Any], columns: dict[str, str], named: bool) -> dict[str, Any]:
+    """A row of heads or layers as the table has it."""
+    first = {name: row[name] for name in ("model", "layer", "head") if name in row}
+    if not named:
+        del first["model"]
+    cells = {name: _with_z(row, key) for name, key in columns.items()}
+    energies = {at: row.get(f"energy_{at}") for at in Energies._fields} if "head" not in row else {}
+    return first | cells | {f"E {at}": value for at, value in energies.items()}
 
 
 def _with_z(row: dict[str, Any], key: str) -> str:
@@ -104,11 +97,9 @@ def _with_z(row: dict[str, Any], key: str) -> str:
 
 def by_kind(heads: Rows, layers: Rows) -> Rows:
     """Nets of one kind together: means over heads or layers, then mean and spread over seeds."""
-    columns = {
-        name: key
-        for name, key in HEAD_COLUMNS.items()
-        if name not in ("folded", "descent left", "climb left")
-    } | LABELS
+    columns = HEAD_COLUMNS | LABELS
+    for name in ("folded", "descent left", "climb left"):
+        del columns[name]
     seeds: dict[str, list[str]] = {}
     for name in dict.fromkeys(row["model"] for row in heads):
         seeds.setdefault(name.rsplit(", seed ", 1)[0], []).append(name)
@@ -116,10 +107,8 @@ def by_kind(heads: Rows, layers: Rows) -> Rows:
     for kind, names in seeds.items():
         line: dict[str, Any] = {"nets": kind, "seeds": len(names)}
         for column, key in columns.items():
-            rows = layers if key.startswith("label") else heads
-            values = [
-                [row[key] for row in rows if row["model"] == name and key in row] for name in names
-            ]
+            rows = [row for row in (layers if key.startswith("label") else heads) if key in row]
+            values = [[row[key] for row in rows if row["model"] == name] for name in names]
             if values[0]:
                 means = [np.mean(each) for each in values]
                 line[column] = f"{np.mean(means):.3f} ± {np.std(means):.3f}"
@@ -131,30 +120,23 @@ def draw(run: RunFolder, measured: Measured, tag: str) -> None:
     """Draws heat maps of the measures beside their nulls, energy along depth, and spectra."""
     name, shape = measured.subject.name, measured.subject.model.heads.query.shape[:2]
 
-    def maps(file: str, what: str, columns: dict[str, str]) -> None:
-        keys = [(key, f"{key}_null", f"{key}_z") for key in columns]
-        arrays = {
-            key: np.array([row[key] for row in measured.heads]).reshape(shape)
-            for three in keys for key in three
-        }  # fmt: skip
-        rows = [
-            figures.Measure(title, key not in SHARES, *(arrays[part] for part in three))
-            for (key, title), three in zip(columns.items(), keys, strict=True)
-        ]
-        run.save_figure(f"{file}{tag}", figures.heat_maps(rows, title=f"{name}: {what}"), **arrays)
+    def maps(file: str, what: str, measures: dict[str, tuple[str, str]]) -> None:
+        titles = {key: title for key, (_, title) in measures.items()}
+        keys = [key + part for key in titles for part in figures.PARTS]
+        arrays = {k: np.array([row[k] for row in measured.heads]).reshape(shape) for k in keys}
+        figure = figures.heat_maps(arrays, titles, title=f"{name}: {what}")
+        run.save_figure(f"{file}{tag}", figure, **arrays)
 
     maps("weights", "what the weights say", ON_WEIGHTS)
     spectra = measured.spectra._asdict()
     del spectra["symmetric_share"]
     title = f"{name}: singular values of theta"
-    run.save_figure(
-        f"spectra{tag}", figures.spectra(spectra["singular_values"], title=title), **spectra
-    )
+    figure = figures.spectra(spectra["singular_values"], title=title)
+    run.save_figure(f"spectra{tag}", figure, **spectra)
     if not measured.layers:
         return
     maps("texts", "what heads do on text", ON_TEXTS)
-    energies = np.array(
-        [[row[f"energy_{at}"] for row in measured.layers] for at in Energies._fields]
-    )
+    rows = [[row[f"energy_{at}"] for row in measured.layers] for at in Energies._fields]
+    energies = np.array(rows)
     figure = figures.energy(energies, title=f"{name}: log-sum-exp of each layer's heads")
     run.save_figure(f"energy{tag}", figure, energies=energies)

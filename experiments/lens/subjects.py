@@ -8,35 +8,19 @@ import jax
 import numpy as np
 
 from experiments.lens.config import Config
-from imr import DataError
+from imr import DataError, lens
 from imr.lab.architecture import build
 from imr.lab.console import say
 from imr.lab.nets import SavedNets, read_nets
-from imr.lens import (
-    TransformerWeights,
-    model_from_arrays,
-    model_from_transformer,
-    read_model,
-    read_texts,
-    read_tokenizer,
-    sample_texts,
-    tokenize,
-)
 from imr.nn import Classifier, Transformer
 from imr.processes import sample
 
 
 class Subject(NamedTuple):
-    """A model and the texts that it reads.
-
-    Attributes:
-      name: for tables and figures.
-      model: its weights.
-      tokens: a sequence for each text; without any, only the weights are measured.
-    """
+    """A model and the texts that it reads; without any, only its weights are measured."""
 
     name: str
-    model: TransformerWeights
+    model: lens.TransformerWeights
     tokens: list[np.ndarray]
 
 
@@ -49,11 +33,11 @@ def subjects(config: Config) -> list[Subject]:
 
 
 def _checkpoint(config: Config, folder: Path) -> Subject:
-    model = read_model(folder)
-    tokenizer = read_tokenizer(folder)
-    texts = sample_texts() if config.texts is None else read_texts(config.texts)
+    model = lens.read_model(folder)
+    tokenizer = lens.read_tokenizer(folder)
+    texts = lens.sample_texts() if config.texts is None else lens.read_texts(config.texts)
     longest = min(config.longest, len(model.positions))
-    pieces = tokenize(tokenizer, texts[: config.limit], longest)
+    pieces = lens.tokenize(tokenizer, texts[: config.limit], longest)
     if pieces.split:
         say(f"{pieces.split} texts were longer than {longest} tokens and were split.")
     if pieces.dropped:
@@ -81,7 +65,7 @@ def _nets_of_run(config: Config, folder: Path) -> list[Subject]:
         nets = read_nets(each)
         net = nets.net(0)
         if isinstance(net, Transformer):
-            found += _of_nets(config, nets, model_from_transformer, _words(config, nets))
+            found += _of_nets(config, nets, lens.model_from_transformer, _words(config, nets))
         elif isinstance(net, Classifier) and getattr(net.blocks[0], "phi", None) is not None:
             found += _of_nets(config, nets, _patch_heads, [])
         else:
@@ -95,10 +79,12 @@ def _nets_of_run(config: Config, folder: Path) -> list[Subject]:
 
 
 def _of_nets(
-    config: Config, nets: SavedNets, weights: Callable[[Any], TransformerWeights], tokens: list
+    config: Config, nets: SavedNets, weights: Callable[[Any], lens.TransformerWeights], tokens: list
 ) -> Iterator[Subject]:
     """Every net of a checkpoint, before and after its training."""
-    trained = ", ".join(["trained", *([nets.holds["targets"]] if "targets" in nets.holds else [])])
+    trained = ", ".join(
+        ["trained", nets.holds["targets"]] if "targets" in nets.holds else ["trained"]
+    )
     for kind, params in (("untrained", nets.untrained()), (trained, nets.params)):
         for index, run in enumerate(nets.runs[: 1 if config.smoke else None]):
             settings = [f"{name} {value:g}" for name, value in run.items() if name != "seed"]
@@ -113,9 +99,10 @@ def _words(config: Config, nets: SavedNets) -> list[np.ndarray]:
     return list(np.asarray(sample(build(nets.holds["process"])(), keys, length).tokens))
 
 
-def _patch_heads(net: Classifier) -> TransformerWeights:
+def _patch_heads(net: Classifier) -> lens.TransformerWeights:
     """Heads of a block of patches: Q = K = V = phi and O = -tau phi^T / sqrt(r), and no texts."""
     block: Any = net.blocks[0]
     weights = np.asarray(block.phi[...], np.float64)[None]
-    output = -np.float64(block.tau) * np.swapaxes(weights, 2, 3) / weights.shape[-1] ** 0.5
-    return model_from_arrays({"query": weights, "key": weights, "value": weights, "output": output})
+    output = -np.float64(block.tau) * weights.mT / weights.shape[-1] ** 0.5
+    shared = dict.fromkeys(("query", "key", "value"), weights)
+    return lens.model_from_arrays(shared | {"output": output})

@@ -48,21 +48,17 @@ def visible(model: TransformerWeights, present: Bool[Array, "n"]) -> Bool[Array,
     return seen & np.tri(n, dtype=bool) if model.causal else seen
 
 
-def project(
-    inputs: Float[Array, "n d"], weight: Float[Array, "h d r"], bias: Float[Array, "h r"]
-) -> Float[Array, "h n r"]:
-    """Queries, keys or values of several heads."""
-    return matmul(inputs[None], weight) + bias[:, None, :]
+def project(inputs, weight, bias):
+    """Queries, keys or values (h, n, r) of heads that read the same (1, n, d), or each its own."""
+    return matmul(inputs, weight) + bias[:, None, :]
 
 
-def attend(
-    heads: HeadWeights, inputs: Float[Array, "n d"], seen: Bool[Array, "n n"]
-) -> tuple[Float[Array, "h n n"], Float[Array, "h n d"]]:
-    """Attention weights and updates of the heads of one layer."""
+def attend(heads: HeadWeights, inputs, seen):
+    """Attention weights (h, n, n) and updates (h, n, d) of one layer, of inputs as in `project`."""
     queries = project(inputs, heads.query, heads.query_bias)
     keys = project(inputs, heads.key, heads.key_bias)
     values = matmul(project(inputs, heads.value, heads.value_bias), heads.output)
-    logits = matmul(queries, jnp.swapaxes(keys, 1, 2)) * queries.shape[-1] ** -0.5
+    logits = matmul(queries, keys.mT) * queries.shape[-1] ** -0.5
     attention = softmax(logits, seen[None])
     return attention, matmul(attention, values)
 
@@ -94,10 +90,3 @@ def centred(x, present):
 def orders_of(key, draws, size):
     """Random permutations, shape (draws, size)."""
     return jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, draws))
-
-
-def permuted(u, t, orders):
-    """Inner products of u (..., n, d) with t whose features are in other orders, (draws, ...)."""
-    gram = matmul(jnp.swapaxes(jnp.broadcast_to(u, t.shape), -1, -2), t)
-    places = jnp.arange(orders.shape[1])
-    return jax.lax.map(lambda order: jnp.sum(gram[..., places, order], axis=-1), orders)

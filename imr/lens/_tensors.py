@@ -45,12 +45,9 @@ class Tensors:
             raise DataError(f"tensor {name} is missing, also behind {prefixes[1:]}.")
         self.prefix = known[0]
 
-    def __call__(self, name: str, *shape: int) -> Any:
+    def __call__(self, name: str, *shape: int, prefix: str | None = None) -> Any:
         """A tensor of that shape in float32, by its name behind the prefix."""
-        return self.whole(self.prefix + name, *shape)
-
-    def whole(self, name: str, *shape: int) -> Any:
-        """A tensor of that shape in float32, by its whole name."""
+        name = (self.prefix if prefix is None else prefix) + name
         if name not in self._file_of:
             raise DataError(f"tensor {name} is missing from the checkpoint.")
         with self._open(self._file_of[name]) as file:

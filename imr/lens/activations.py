@@ -34,13 +34,6 @@ class Activations(NamedTuple):
     final: Float[Array, "n d"] | None
 
 
-class Scramble(NamedTuple):
-    """The features that one layer's MLP adds are put in another order (d,): a control."""
-
-    layer: Int[Array, ""]
-    order: Int[Array, "d"]
-
-
 def record(model: TransformerWeights, tokens: Any) -> Activations:
     """Runs a transformer on one text; for several texts of one length use `jax.vmap`.
 
@@ -56,33 +49,34 @@ def run(
     model: TransformerWeights,
     tokens: Int[Array, "n"],
     present: Bool[Array, "n"],
-    scramble: Scramble | None = None,
+    scramble: tuple[Int[Array, ""], Int[Array, "d"]] | None = None,
 ) -> Activations:
-    """`record` of tokens that are known to fit; no token attends to those that are not present."""
-    x = model.tokens[tokens] + model.positions[: tokens.shape[0]]
-    if not model.norm_first:
-        x = normalise(x, model.outer_norm, model.epsilon)
+    """`record` of tokens that are known to fit; no token attends to those that are not present.
+
+    `scramble` is a control: a layer, and the order into which the features that its MLP adds are put.
+    """
+
+    def norm_if(first, x, norm):
+        return normalise(x, norm, model.epsilon) if model.norm_first == first else x
+
+    embedded = model.tokens[tokens] + model.positions[: tokens.shape[0]]
     seen = visible(model, present)
 
     def layer(x, weights):
         heads, attention_norm, mlp, mlp_norm, number = weights
-        inputs = normalise(x, attention_norm, model.epsilon) if model.norm_first else x
-        attention, updates = attend(heads, inputs, seen)
-        middle = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
-        if not model.norm_first:
-            middle = normalise(middle, attention_norm, model.epsilon)
-        read = normalise(middle, mlp_norm, model.epsilon) if model.norm_first else middle
+        inputs = norm_if(True, x, attention_norm)
+        attention, updates = attend(heads, inputs[None], seen)
+        attended = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
+        middle = norm_if(False, attended, attention_norm)
+        read = norm_if(True, middle, mlp_norm)
         hidden = ACTIVATIONS[model.activation](matmul(read, mlp.into) + mlp.into_bias[None, :])
         added = matmul(hidden, mlp.out) + mlp.out_bias[None, :]
         if scramble is not None:
-            added = jnp.where(number == scramble.layer, added[:, scramble.order], added)
-        after = middle + added
-        if not model.norm_first:
-            after = normalise(after, mlp_norm, model.epsilon)
+            added = jnp.where(number == scramble[0], added[:, scramble[1]], added)
+        after = norm_if(False, middle + added, mlp_norm)
         return after, Activations(inputs, attention, updates, x, middle, added, after, None)
 
     numbers = jnp.arange(model.heads.query.shape[0])
     layers = (model.heads, model.attention_norm, model.mlp, model.mlp_norm, numbers)
-    x, activations = jax.lax.scan(layer, x, layers)
-    final = normalise(x, model.outer_norm, model.epsilon) if model.norm_first else x
-    return activations._replace(final=final)
+    x, activations = jax.lax.scan(layer, norm_if(False, embedded, model.outer_norm), layers)
+    return activations._replace(final=norm_if(True, x, model.outer_norm))

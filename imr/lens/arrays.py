@@ -44,9 +44,8 @@ def model_from_arrays(
       norm_first: whether norms come before the parts.
       activation: of the MLP.
       epsilon: added to the variance in norms.
-
-    Raises:
-      DataError: if a name is not known, or an array is missing, of another shape or not finite.
+    Raises: DataError if a name is not known, or an array is missing, of another shape or not
+      finite.
 
     >>> w = np.ones((1, 2, 4, 3))
     >>> model = model_from_arrays({"query": w, "key": w, "value": w, "output": np.ones((1, 2, 3, 4))})
@@ -109,7 +108,7 @@ def _floats(name: str, value: Any) -> np.ndarray:
         raise DataError(f"{name} must be an array of floats on the CPU: {error}.") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise DataError(f"{name} must be an array of floats; found dtype {array.dtype}.")
-    array = array.astype(np.float32)
+    array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise DataError(f"{name} holds values that are not finite.")
     return array
@@ -121,22 +120,22 @@ def model_from_transformer(transformer: Transformer) -> TransformerWeights:
     Args:
       transformer: of `imr.nn`.
     """
-    layers, last = list(transformer.layers), transformer.norm
+    paths = {name: name for name in _NEEDED} | {
+        f"{norm}_{kind}": f"{norm}.{kind}"
+        for norm in ("attention_norm", "mlp_norm") for kind in ("scale", "bias")
+    } | {
+        "into": "widen.kernel", "into_bias": "widen.bias",
+        "out": "narrow.kernel", "out_bias": "narrow.bias",
+    }  # fmt: skip
+    outer = {
+        "tokens": "embedding.embedding", "positions": "position", "unembedding": "unembedding.kernel",
+        "outer_norm_scale": "norm.scale", "outer_norm_bias": "norm.bias",
+    }  # fmt: skip
 
-    def stacked(path):
-        return np.stack([np.asarray(attrgetter(path)(layer)[...]) for layer in layers])
+    def read(module, path):
+        return np.asarray(attrgetter(path)(module)[...])
 
-    arrays = {name: stacked(name) for name in _NEEDED}
-    for name, part in (("into", "widen"), ("out", "narrow")):
-        arrays |= {name: stacked(f"{part}.kernel"), f"{name}_bias": stacked(f"{part}.bias")}
-    for norm in ("attention_norm", "mlp_norm"):
-        arrays |= {f"{norm}_{kind}": stacked(f"{norm}.{kind}") for kind in ("scale", "bias")}
-    outer: Any = {
-        "tokens": transformer.embedding.embedding,
-        "positions": transformer.position,
-        "unembedding": transformer.unembedding.kernel,
-        "outer_norm_scale": last.scale,
-        "outer_norm_bias": last.bias,
-    }
-    arrays |= {name: np.asarray(parameter[...]) for name, parameter in outer.items()}
-    return model_from_arrays(arrays, activation="relu", epsilon=last.epsilon)
+    layers = transformer.layers
+    arrays = {name: np.stack([read(layer, at) for layer in layers]) for name, at in paths.items()}
+    arrays |= {name: read(transformer, at) for name, at in outer.items()}
+    return model_from_arrays(arrays, activation="relu", epsilon=transformer.norm.epsilon)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import log_sum_exp
-from imr.lens._parts import attend, checked_text, visible
+from imr.lens._parts import attend, checked_text, over, visible
 from imr.lens.activations import run
 from imr.lens.model import HeadWeights, TransformerWeights
 from imr.models.quadratic import Quadratic
@@ -80,11 +80,8 @@ def gradient_shares(
 
     Args:
       model, tokens, length: as in `measure_text`.
-      key: for the probes.
-      probes: how many.
-
-    Returns:
-      Shape (l, h).
+      key, probes: for the probes, and how many.
+    Returns: Shape (l, h).
     """
     check_key(key)
     check_count("probes", probes)
@@ -100,22 +97,22 @@ def _gradient_shares(model, tokens, length, key, probes):
     def layer(part):
         heads, inputs = part
 
-        def updates(x):
-            return jnp.where(present[None, :, None], attend(heads, x, seen)[1], 0)
+        def mask(x):
+            return jnp.where(present[None, :, None], x, 0)
 
-        def squares(x):
-            return jnp.sum(jnp.where(present[None, :, None], x, 0) ** 2, axis=(1, 2))
+        # Each head reads features of its own: one product with J or J^T has those of all heads.
+        features = jnp.broadcast_to(inputs[None], (heads.query.shape[0], *inputs.shape))
+        _, push = jax.linearize(lambda x: mask(attend(heads, x, seen)[1]), features)
+        pull = jax.linear_transpose(push, features)
 
         def probe(key):
-            v = jnp.where(present[:, None], jax.random.normal(key, inputs.shape, inputs.dtype), 0)
-            _, forward = jax.jvp(updates, (inputs,), (v,))
-            _, pull = jax.vjp(updates, inputs)
-            one_hot = jnp.eye(heads.query.shape[0], dtype=inputs.dtype)
-            backward = jax.lax.map(lambda e: pull(e[:, None, None] * v[None])[0], one_hot)
-            return squares(forward + backward), squares(forward - backward)
+            v = jax.random.normal(key, inputs.shape, inputs.dtype)[None]
+            v = jnp.broadcast_to(mask(v), features.shape)
+            forward, backward = push(v), mask(pull(v)[0])
+            parts = (forward + backward, forward - backward)
+            return jnp.stack([jnp.sum(x**2, axis=(1, 2)) for x in parts])
 
-        even, odd = jax.lax.map(probe, jax.random.split(key, probes))
-        even, total = even.sum(0), even.sum(0) + odd.sum(0)
-        return jnp.where(total > 0, even / jnp.where(total > 0, total, 1), 0)
+        even, odd = jnp.sum(jax.lax.map(probe, jax.random.split(key, probes)), axis=0)
+        return over(even, even + odd)
 
     return jax.lax.map(layer, (model.heads, inputs))

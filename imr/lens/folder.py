@@ -2,16 +2,19 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from imr.errors import DataError
 from imr.lens._tensors import Tensors
-from imr.lens.model import ACTIVATIONS, HeadWeights, Mlp, Norm, TransformerWeights
+from imr.lens.arrays import model_from_arrays
+from imr.lens.model import ACTIVATIONS, TransformerWeights
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
@@ -22,7 +25,6 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
     Args:
       folder: with `config.json` and `model.safetensors`, or its shards beside
         `model.safetensors.index.json`.
-
     Raises:
       DataError: if it is no such folder, the architecture or one of its options is not known, a
         tensor is missing, misshapen, quantised or not finite, or a file is damaged.
@@ -58,10 +60,6 @@ class _Config:
         if not isinstance(value, str) or value not in known:
             raise DataError(f"{self.path} has {what} {value!r}; known are {', '.join(known)}.")
         return value
-
-    def activation(self, name: str, default: str) -> str:
-        """The activation of the MLPs."""
-        return self.choice(name, "the activation", ACTIVATIONS, default)
 
     def positive(self, name: str, kind: Any = int | float, default: Any = None) -> Any:
         """A positive number of that kind."""
@@ -100,42 +98,32 @@ def _bert(config: _Config, tensors: Tensors) -> TransformerWeights:
     def norm(name):
         # The oldest checkpoints keep TensorFlow's names.
         scale, bias = ("gamma", "beta") if f"{name}.gamma" in tensors else ("weight", "bias")
-        return Norm(tensors(f"{name}.{scale}", d), tensors(f"{name}.{bias}", d))
+        return tensors(f"{name}.{scale}", d), tensors(f"{name}.{bias}", d)
 
-    def heads(layer):
-        at = f"encoder.layer.{layer}.attention"
-        parts = [f"{at}.self.{part}" for part in ("query", "key", "value")]
-        q, k, v = (_by_head(tensors(f"{part}.weight", d, d).T, h) for part in parts)
-        output = tensors(f"{at}.output.dense.weight", d, d).T.reshape(h, -1, d)
-        bq, bk, bv = (tensors(f"{part}.bias", d).reshape(h, -1) for part in parts)
-        return HeadWeights(q, k, v, output, bq, bk, bv, tensors(f"{at}.output.dense.bias", d))
+    def linear(name, into, out):  # torch keeps (out, in)
+        return tensors(f"{name}.weight", out, into).T, tensors(f"{name}.bias", out)
 
-    def mlp(layer):
-        into, out = (
-            f"encoder.layer.{layer}.intermediate.dense",
-            f"encoder.layer.{layer}.output.dense",
-        )
-        return Mlp(
-            tensors(f"{into}.weight", m, d).T, tensors(f"{into}.bias", m),
-            tensors(f"{out}.weight", d, m).T, tensors(f"{out}.bias", d),
-        )  # fmt: skip
+    def layer(number):
+        at = f"encoder.layer.{number}"
+        three = [linear(f"{at}.attention.self.{x}", d, d) for x in ("query", "key", "value")]
+        parts = {
+            "output": linear(f"{at}.attention.output.dense", d, d),
+            "into": linear(f"{at}.intermediate.dense", d, m),
+            "out": linear(f"{at}.output.dense", m, d),
+            "attention_norm": norm(f"{at}.attention.output.LayerNorm"),
+            "mlp_norm": norm(f"{at}.output.LayerNorm"),
+        }
+        return _layer(h, three, parts)
 
+    arrays = _stacked(layer, l) | _named("outer_norm", norm("embeddings.LayerNorm"))
     segments = tensors("embeddings.token_type_embeddings.weight", t, d)
     positions = tensors("embeddings.position_embeddings.weight", p, d)
-    return TransformerWeights(
-        tokens=jnp.asarray(tensors("embeddings.word_embeddings.weight", vocabulary, d)),
-        positions=jnp.asarray(positions + segments[0]),
-        heads=_stacked(heads, l),
-        attention_norm=_stacked(
-            lambda layer: norm(f"encoder.layer.{layer}.attention.output.LayerNorm"), l
-        ),
-        mlp=_stacked(mlp, l),
-        mlp_norm=_stacked(lambda layer: norm(f"encoder.layer.{layer}.output.LayerNorm"), l),
-        outer_norm=Norm(*map(jnp.asarray, norm("embeddings.LayerNorm"))),
-        causal=False,
-        norm_first=False,
-        activation=config.activation("hidden_act", "gelu"),
-        epsilon=float(config.positive("layer_norm_eps", default=1e-12)),
+    arrays["tokens"] = tensors("embeddings.word_embeddings.weight", vocabulary, d)
+    arrays["positions"] = positions + segments[0]
+    activation = config.choice("hidden_act", "the activation", ACTIVATIONS, "gelu")
+    epsilon = float(config.positive("layer_norm_eps", default=1e-12))
+    return model_from_arrays(
+        arrays, causal=False, norm_first=False, activation=activation, epsilon=epsilon
     )
 
 
@@ -148,54 +136,53 @@ def _gpt2(config: _Config, tensors: Tensors) -> TransformerWeights:
         scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
     )
     tensors.find_prefix("wte.weight", ("", "transformer."))
-    unembedding = None
-    if config.options.get("tie_word_embeddings", True) is not True:
-        unembedding = jnp.asarray(tensors.whole("lm_head.weight", vocabulary, d).T)
 
     def norm(name):
-        return Norm(tensors(f"{name}.weight", d), tensors(f"{name}.bias", d))
+        return tensors(f"{name}.weight", d), tensors(f"{name}.bias", d)
 
-    def heads(layer):
-        at = f"h.{layer}.attn"
-        weights = np.split(tensors(f"{at}.c_attn.weight", d, 3 * d), 3, axis=1)
-        biases: Any = np.split(tensors(f"{at}.c_attn.bias", 3 * d), 3)
-        q, k, v = (_by_head(w, h) for w in weights)
-        output = tensors(f"{at}.c_proj.weight", d, d).reshape(h, -1, d)
-        bq, bk, bv = (b.reshape(h, -1) for b in biases)
-        return HeadWeights(q, k, v, output, bq, bk, bv, tensors(f"{at}.c_proj.bias", d))
+    def linear(name, into, out):
+        return tensors(f"{name}.weight", into, out), tensors(f"{name}.bias", out)
 
-    def mlp(layer):
-        at = f"h.{layer}.mlp"
-        return Mlp(
-            tensors(f"{at}.c_fc.weight", d, m), tensors(f"{at}.c_fc.bias", m),
-            tensors(f"{at}.c_proj.weight", m, d), tensors(f"{at}.c_proj.bias", d),
-        )  # fmt: skip
+    def layer(number):
+        at = f"h.{number}"
+        three = (np.split(x, 3, axis=-1) for x in linear(f"{at}.attn.c_attn", d, 3 * d))
+        parts = {
+            "output": linear(f"{at}.attn.c_proj", d, d),
+            "into": linear(f"{at}.mlp.c_fc", d, m),
+            "out": linear(f"{at}.mlp.c_proj", m, d),
+            "attention_norm": norm(f"{at}.ln_1"),
+            "mlp_norm": norm(f"{at}.ln_2"),
+        }
+        return _layer(h, zip(*three, strict=True), parts)
 
-    return TransformerWeights(
-        tokens=jnp.asarray(tensors("wte.weight", vocabulary, d)),
-        positions=jnp.asarray(tensors("wpe.weight", p, d)),
-        heads=_stacked(heads, l),
-        attention_norm=_stacked(lambda layer: norm(f"h.{layer}.ln_1"), l),
-        mlp=_stacked(mlp, l),
-        mlp_norm=_stacked(lambda layer: norm(f"h.{layer}.ln_2"), l),
-        outer_norm=Norm(*map(jnp.asarray, norm("ln_f"))),
-        causal=True,
-        norm_first=True,
-        activation=config.activation("activation_function", "gelu_new"),
-        epsilon=float(config.positive("layer_norm_epsilon", default=1e-5)),
-        unembedding=unembedding,
-    )
+    arrays = _stacked(layer, l) | _named("outer_norm", norm("ln_f"))
+    arrays["tokens"] = tensors("wte.weight", vocabulary, d)
+    arrays["positions"] = tensors("wpe.weight", p, d)
+    if config.options.get("tie_word_embeddings", True) is not True:
+        arrays["unembedding"] = tensors("lm_head.weight", vocabulary, d, prefix="").T
+    activation = config.choice("activation_function", "the activation", ACTIVATIONS, "gelu_new")
+    epsilon = float(config.positive("layer_norm_epsilon", default=1e-5))
+    return model_from_arrays(arrays, activation=activation, epsilon=epsilon)
 
 
-def _stacked(make: Callable[[int], Any], count: int) -> Any:
-    """Named tuples of layers as one of stacked arrays."""
-    layers = [make(number) for number in range(count)]
-    return type(layers[0])(*(jnp.asarray(np.stack(x)) for x in zip(*layers, strict=True)))
+def _layer(h: int, three: Iterable[Pair], parts: dict[str, Pair]) -> dict[str, np.ndarray]:
+    """Arrays of one layer by the names of `model_from_arrays`, its three projections by head."""
+    arrays = {}
+    for name, (weight, bias) in zip(("query", "key", "value"), three, strict=True):
+        arrays[name] = np.moveaxis(weight.reshape(len(weight), h, -1), 1, 0)
+        arrays[f"{name}_bias"] = bias.reshape(h, -1)
+    for name, pair in parts.items():
+        arrays |= _named(name, pair)
+    return arrays | {"output": arrays["output"].reshape(h, -1, len(parts["output"][1]))}
 
 
-def _by_head(weight: np.ndarray, h: int) -> Any:
-    """(d, h r) to (h, d, r)."""
-    return np.moveaxis(weight.reshape(weight.shape[0], h, -1), 1, 0)
+def _named(name: str, pair: Pair) -> dict[str, np.ndarray]:
+    """Weight and bias, or scale and bias, by the names of `model_from_arrays`."""
+    return {f"{name}_scale" if name.endswith("norm") else name: pair[0], f"{name}_bias": pair[1]}
+
+
+def _stacked(layer: Callable[[int], dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    return jax.tree.map(lambda *x: np.stack(x), *map(layer, range(count)))
 
 
 _FAMILIES: dict[str, Callable[[_Config, Tensors], TransformerWeights]] = {

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
 from imr.lens._parts import centred, checked_text, normalise, orders_of, unit
-from imr.lens.activations import Scramble, run
+from imr.lens.activations import run
 from imr.lens.model import TransformerWeights
 
 
@@ -28,10 +28,8 @@ class LabelCosines(NamedTuple):
     final: Float[Array, "*draws l"]
 
 
-def label_terms(
-    model: TransformerWeights, streams: Float[Array, "*b n d"]
-) -> Float[Array, "*b n d"]:
-    r"""$C \theta$ for each row of the residual stream."""
+def label_terms(model, streams):
+    r"""$C \theta$ for each row of residual streams (..., n, d)."""
     unembedding = model.tokens.T if model.unembedding is None else model.unembedding
 
     def one(row):
@@ -45,16 +43,10 @@ def label_terms(
     return jax.lax.map(one, rows, batch_size=min(len(rows), 256)).reshape(streams.shape)
 
 
-def label_cosines(
-    mlp: Float[Array, "n d"],
-    following: Float[Array, "n d"],
-    final: Float[Array, "n d"],
-    present: Bool[Array, "n"],
-) -> LabelCosines:
+def label_cosines(mlp, following, final, present) -> LabelCosines:
     r"""Cosines of what one MLP adds with $C \theta$ at the end of the layer and of the model."""
-    update = unit(centred(mlp, present))
-    cosines = (jnp.sum(update * unit(centred(term, present))) for term in (following, final))
-    return LabelCosines(*cosines)
+    update, *terms = (unit(centred(x, present)) for x in (mlp, following, final))
+    return LabelCosines(*(jnp.sum(update * term) for term in terms))
 
 
 def label_null(
@@ -68,11 +60,8 @@ def label_null(
 
     Args:
       model, tokens, length: as in `measure_text`.
-      key: for the orders; the same key gives all texts the same orders.
-      draws: number of orders.
-
-    Returns:
-      `LabelCosines` of shape (draws, l).
+      key, draws: for the orders, and how many; the same key gives all texts the same orders.
+    Returns: `LabelCosines` of shape (draws, l).
     """
     check_key(key)
     check_count("draws", draws)
@@ -85,11 +74,11 @@ def _label_null(model, tokens, length, key, draws):
     l, d = model.heads.query.shape[0], model.tokens.shape[1]
 
     def one(scramble):
-        activations = run(model, tokens, present, scramble)
-        streams = jnp.stack([activations.after[scramble.layer], activations.after[-1]])
+        layer, activations = scramble[0], run(model, tokens, present, scramble)
+        streams = jnp.stack([activations.after[layer], activations.after[-1]])
         following, final = label_terms(model, streams)
-        return label_cosines(activations.mlp[scramble.layer], following, final, present)
+        return label_cosines(activations.mlp[layer], following, final, present)
 
     orders = jnp.repeat(orders_of(key, draws, d), l, axis=0)
-    cosines = jax.lax.map(one, Scramble(jnp.tile(jnp.arange(l), draws), orders))
+    cosines = jax.lax.map(one, (jnp.tile(jnp.arange(l), draws), orders))
     return jax.tree.map(lambda x: x.reshape(draws, l), cosines)

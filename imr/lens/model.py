@@ -114,24 +114,17 @@ def fold_norms(model: TransformerWeights) -> HeadWeights:
     heads, norm = model.heads, input_norms(model)
     scale, shift = norm.scale[:, None, :, None], norm.bias[:, None, None, :]
 
-    def folded(weight):
-        return _centred(scale * weight, 2)
-
-    def shifted(bias, weight):
-        return bias + matmul(shift, weight)[:, :, 0, :]
-
     inverse = jnp.where(norm.scale == 0, 0, 1 / jnp.where(norm.scale == 0, 1, norm.scale))
     written = jnp.ones_like(norm.scale) if model.norm_first else inverse
-    return HeadWeights(
-        query=folded(heads.query),
-        key=folded(heads.key),
-        value=folded(heads.value),
-        output=_centred(heads.output * written[:, None, None, :], 3),
-        query_bias=shifted(heads.query_bias, heads.query),
-        key_bias=shifted(heads.key_bias, heads.key),
-        value_bias=shifted(heads.value_bias, heads.value),
-        output_bias=_centred(heads.output_bias * written, 1),
-    )
+    folded = {
+        "output": _centred(heads.output * written[:, None, None, :], 3),
+        "output_bias": _centred(heads.output_bias * written, 1),
+    }
+    for name in ("query", "key", "value"):
+        weight, bias = getattr(heads, name), getattr(heads, f"{name}_bias")
+        folded[name] = _centred(scale * weight, 2)
+        folded[f"{name}_bias"] = bias + matmul(shift, weight)[:, :, 0, :]
+    return HeadWeights(**folded)
 
 
 def _centred(x, axis):

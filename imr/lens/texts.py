@@ -31,9 +31,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
 
     Args:
       path: of the file.
-
-    Raises:
-      DataError: if it cannot be read, or holds no text.
+    Raises: DataError if it cannot be read, or holds no text.
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
@@ -50,7 +48,6 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
     Args:
       folder: with `tokenizer.json`.
-
     Raises:
       DataError: if `tokenizer.json` is missing or damaged.
       MissingPackageError: without tokenizers; the extra `lens` has it.
@@ -78,9 +75,7 @@ def tokenize(tokenizer: Any, texts: list[str], longest: int) -> Pieces:
       tokenizer: of `read_tokenizer`.
       texts: of any length; the pieces of a long one count as texts.
       longest: the most tokens of a piece, special tokens included.
-
-    Raises:
-      ImrError: if a text is empty, or `longest` leaves no room.
+    Raises: ImrError if a text is empty, or `longest` leaves no room.
     """
     check_count("longest", longest)
     special = tokenizer.num_special_tokens_to_add(False)

@@ -65,7 +65,7 @@ def weight_cosines(heads: HeadWeights) -> WeightCosines:
     # Orthonormal columns of W_V are W_V (W_V^T W_V)^(-1/2), and of W_O^T likewise.
     read = _power(_gram(value, value), -0.5) @ _gram(value, key)
     write = _power(_gram(output, output), -0.5) @ _gram(output, query)
-    part = read @ np.swapaxes(write, -1, -2)
+    part = read @ write.mT
     return WeightCosines(
         _over(inner, circuit * _norm(key, query)),
         _over(inner, circuit * np.linalg.norm(part, axis=(-1, -2))),
@@ -102,7 +102,7 @@ def theta_spectra(heads: HeadWeights) -> Spectra:
     query, key, _, _ = _float64(heads)
     scale = query.shape[-1] ** -0.5
     inner = _gram(key, query)  # theta's eigenvalues are those of K^T Q
-    trace = np.sum(inner * np.swapaxes(inner, -1, -2), axis=(-1, -2))  # of theta theta
+    trace = np.sum(inner * inner.mT, axis=(-1, -2))  # of theta theta
     return Spectra(
         scale * np.linalg.svd(_core(query, key), compute_uv=False),
         scale * np.linalg.eigvals(inner).astype(complex),
@@ -125,9 +125,7 @@ def score(value: Any, null: Any) -> Score:
     Args:
       value: the measure, of any shape.
       null: draws of it, with a leading axis of draws.
-
-    Raises:
-      ImrError: if there are fewer than two draws.
+    Raises: ImrError if there are fewer than two draws.
 
     >>> float(score(3.0, [0.0, 2.0]).z.round(3))
     1.414
@@ -150,9 +148,7 @@ def mismatched(
       shift: how far the other head lies before it, counted through all layers and round; 1 to
         l h - 1 are all there are.
       parts: fields of `HeadWeights` to take. With `("key",)`, queries meet the keys of another head.
-
-    Raises:
-      ImrError: if the shift is a multiple of the number of heads, or a part is no field.
+    Raises: ImrError if the shift is a multiple of the number of heads, or a part is no field.
     """
     l, h = heads.query.shape[:2]
     if shift % (l * h) == 0:
@@ -188,12 +184,12 @@ def rotated(heads: HeadWeights, key: Key[Array, ""]) -> HeadWeights:
 def _float64(heads: HeadWeights) -> Iterator[np.ndarray]:
     """W_Q, W_K, W_V and W_O^T, all (l, h, d, r), in float64."""
     yield from (np.asarray(w, np.float64) for w in heads[:3])
-    yield np.swapaxes(np.asarray(heads.output, np.float64), -1, -2)
+    yield np.asarray(heads.output, np.float64).mT
 
 
 def _gram(a, b):
     """a^T b for each head."""
-    return np.swapaxes(a, -1, -2) @ b
+    return a.mT @ b
 
 
 def _over(x, size):
@@ -206,7 +202,7 @@ def _power(gram, exponent):
     values, vectors = np.linalg.eigh(gram)
     positive = values > np.maximum(1e-13 * np.max(values, axis=-1, keepdims=True), 0)
     powers = np.where(positive, np.where(positive, values, 1) ** exponent, 0)
-    return (vectors * powers[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+    return (vectors * powers[..., None, :]) @ vectors.mT
 
 
 def _core(a, b):

@@ -74,19 +74,12 @@ def mean_of_members(z, members):
 
 
 class ClassSplit(NamedTuple):
-    """Features as class means and what they leave.
+    """Features as class means and what they leave."""
 
-    Attributes:
-      centred: rows less the mean of all rows, shape (n, f).
-      means: class means less the mean of all rows, shape (k, f).
-      rest: rows less their class means, shape (n, f).
-      shares: of the rows in each class, shape (k, 1).
-    """
-
-    centred: Float[Array, "n f"]
-    means: Float[Array, "k f"]
-    rest: Float[Array, "n f"]
-    shares: Float[Array, "k 1"]
+    centred: Float[Array, "n f"]  # rows less the mean of all rows
+    means: Float[Array, "k f"]  # of classes, less the mean of all rows
+    rest: Float[Array, "n f"]  # rows less their class means
+    shares: Float[Array, "k 1"]  # of the rows in each class
 
 
 def split_by_class(z, members):

@@ -20,9 +20,7 @@ def accuracy(logits: Logits, labels: Labels) -> Scalar:
     Args:
       logits: shape (n, m). Of tied logits the first counts; a row with a NaN is wrong.
       labels: integers from 0, shape (n,).
-
-    Returns:
-      A scalar in [0, 1].
+    Returns: A scalar in [0, 1].
 
     >>> accuracy(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])).item()
     0.5
@@ -39,9 +37,7 @@ def margins(logits: Logits, labels: Labels) -> Rows:
 
     Args:
       logits, labels: as in `accuracy`, with m at least 2.
-
-    Returns:
-      Shape (n,), positive where the row is classified as its label.
+    Returns: Shape (n,), positive where the row is classified as its label.
 
     >>> margins(jnp.array([[2.0, 1.0, -1.0], [2.0, 1.0, -1.0]]), jnp.array([0, 2])).tolist()
     [1.0, -3.0]
@@ -55,12 +51,7 @@ def margins(logits: Logits, labels: Labels) -> Rows:
 
 
 class ClassScatter(NamedTuple):
-    """Covariances of features, whose sum is that of all rows.
-
-    Attributes:
-      within: about the class means, shape (f, f).
-      between: of the class means, shape (f, f).
-    """
+    """Covariances of features about their class means and of these; the sum is that of all rows."""
 
     within: Float[Array, "f f"]
     between: Float[Array, "f f"]
@@ -73,9 +64,7 @@ def class_means(z: Features, labels: Labels, num_classes: int) -> ClassWeights:
       z: features, shape (n, f).
       labels: integers from 0, shape (n,).
       num_classes: k, static under `jax.jit`.
-
-    Returns:
-      Shape (k, f); zero for a class without rows.
+    Returns: Shape (k, f); zero for a class without rows.
 
     >>> class_means(jnp.array([[1.0], [3.0], [5.0]]), jnp.array([0, 0, 1]), 2).tolist()
     [[2.0], [5.0]]

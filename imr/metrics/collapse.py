@@ -1,7 +1,4 @@
-"""Neural collapse of features and classifier.
-
-Labels that are out of range raise if they are concrete; under a trace the result is then NaN.
-"""
+"""Neural collapse of features and classifier; labels are checked as in `imr.metrics.classes`."""
 
 from typing import NamedTuple
 
@@ -51,13 +48,9 @@ def neural_collapse(
       theta: class weights, shape (k, f), k at least 2.
       labels: integers from 0, shape (n,), with a row for each class.
       bias: of the logits, shape (k,).
-
-    Returns:
-      `NeuralCollapse`. If the class means are all equal, nc1 is 0, as the pseudo-inverse is, but
-      nc2 is 1. All are NaN if z is not finite, or if a class is empty under a trace.
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit, a label is out of range or a class is empty.
+    Returns: `NeuralCollapse`. If the class means are all equal, nc1 is 0, as the pseudo-inverse is,
+      but nc2 is 1. All are NaN if z is not finite, or if a class is empty under a trace.
+    Raises: ImrError if shapes or dtypes do not fit, a label is out of range or a class is empty.
 
     >>> [abs(round(x.item(), 3)) for x in neural_collapse(jnp.eye(3), jnp.eye(3), jnp.arange(3))]
     [0.0, 0.0, 0.0, 0.0]

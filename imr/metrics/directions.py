@@ -18,10 +18,8 @@ def simplex_alignment(vectors: ClassWeights) -> Scalar:
 
     Args:
       vectors: V, shape (k, f), k at least 2.
-
-    Returns:
-      A scalar from $1 / \sqrt{k - 1}$ to $\min(1, \sqrt{f / (k - 1)})$, 1 for a simplex frame; 0
-      if all vectors are equal. With V the class means, $nc_2^2$ is twice 1 less this.
+    Returns: A scalar from $1 / \sqrt{k - 1}$ to $\min(1, \sqrt{f / (k - 1)})$, 1 for a simplex
+      frame; 0 if all vectors are equal. With V the class means, $nc_2^2$ is twice 1 less this.
 
     >>> simplex_alignment(jnp.eye(4)).round(4).item()
     1.0
@@ -37,9 +35,7 @@ def interference(vectors: ClassWeights) -> Float[Array, "k"]:
 
     Args:
       vectors: of any length, shape (k, f). A zero vector has cosine 0 with all others.
-
-    Returns:
-      Shape (k,), 0 for a direction of its own; the mean is at least `welch_bound(k, f)`.
+    Returns: Shape (k,), 0 for a direction of its own; the mean is at least `welch_bound(k, f)`.
 
     >>> interference(jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0]])).tolist()
     [0.0, 1.0, 1.0]
@@ -59,8 +55,7 @@ def welch_bound(k: int, f: int) -> float:
     multiple of the identity (a tight frame). The k terms i = j are 1; divide the rest by k.
 
     Args:
-      k: number of vectors, at least 1.
-      f: dimensions, at least 1.
+      k, f: number of vectors and of dimensions, at least 1.
 
     >>> welch_bound(6, 4)
     0.5
@@ -77,9 +72,7 @@ def token_cosines(z: Features) -> Float[Array, "n n"]:
 
     Args:
       z: features, shape (n, f). A row of zeros has cosine 0 with every row, itself too.
-
-    Returns:
-      Shape (n, n).
+    Returns: Shape (n, n).
 
     >>> token_cosines(jnp.array([[2.0, 0.0], [0.0, 3.0]])).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -93,9 +86,7 @@ def mean_cosine(z: Features) -> Scalar:
 
     Args:
       z: features, shape (n, f), n at least 2. A row of zeros has cosine 0 with all others.
-
-    Returns:
-      A scalar from -1 / (n - 1) to 1.
+    Returns: A scalar from -1 / (n - 1) to 1.
 
     >>> mean_cosine(jnp.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])).round(4).item()
     0.3333
@@ -112,9 +103,7 @@ def cluster_count(z: Features, threshold: ScalarLike = 1e-3) -> Int[Array, ""]:
     Args:
       z: features, shape (n, f). A row of zeros is a cluster of its own.
       threshold: positive; below about 1e-6 it is lost in the rounding of float32.
-
-    Returns:
-      An integer from 1 to n. Memory is O(n^2).
+    Returns: An integer from 1 to n; memory is O(n^2).
 
     >>> cluster_count(jnp.array([[1.0, 0.0], [3.0, 0.01], [0.0, 1.0]])).item()
     2

@@ -26,18 +26,12 @@ def antisymmetric_share(
     Args:
       field: f(t, z, args), differentiable in both modes.
       z: features, an array or a pytree of arrays.
-      key: for the random probes.
-      num_probes: how many probes.
-      t: time, handed to the field.
-      args: handed to the field.
-
-    Returns:
-      A scalar in [0, 1], whatever the probes: exactly 0 for a gradient or a constant field, and 1
-      for a rotation.
-
-    Raises:
-      ImrError: if the field returns other shapes than z has, z is not floating or num_probes is
-        no positive integer.
+      key, num_probes: for the random probes, and how many.
+      t, args: handed to the field.
+    Returns: A scalar in [0, 1], whatever the probes: exactly 0 for a gradient or a constant field,
+      and 1 for a rotation.
+    Raises: ImrError if the field returns other shapes than z has, z is not floating or num_probes
+      is no positive integer.
 
     >>> field = lambda t, z, args: z @ jnp.array([[0.0, 1.0], [-1.0, 0.0]])
     >>> antisymmetric_share(field, jnp.ones((3, 2)), jax.random.key(0)).item()

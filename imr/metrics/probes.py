@@ -28,14 +28,7 @@ class Probe(NamedTuple):
     r_squared: Float[Array, ""]
 
     def __call__(self, features: Float[AnyArray, "*b d"]) -> Float[Array, "*b s"]:
-        """Decodes targets from features.
-
-        Args:
-          features: shape (..., d).
-
-        Raises:
-          ImrError: if features have another number of columns than the probe.
-        """
+        """Decodes targets from features; raises ImrError if their columns do not fit the probe."""
         check_axis("features", features.shape[-1], "the probe", self.weight.shape[0], "columns")
         linear = matmul(features.astype(self.weight.dtype), self.weight)
         return linear + jnp.broadcast_to(self.bias, linear.shape)
@@ -61,13 +54,9 @@ def fit_probe(
       weights: shape (n,), not negative: the probabilities of the prefixes. Rows of weight zero
         are ignored, NaN included.
       ridge: $\rho$, in units of the largest eigenvalue of C.
-
-    Returns:
-      A `Probe`, computed in the wider dtype of features and targets. For constant targets its R^2
-      is NaN.
-
-    Raises:
-      ImrError: if shapes do not fit, or weights or ridge are negative.
+    Returns: A `Probe`, computed in the wider dtype of features and targets. For constant targets
+      its R^2 is NaN.
+    Raises: ImrError if shapes do not fit, or weights or ridge are negative.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0]])
     >>> probe = fit_probe(x, 2 * x + 1, jnp.ones(3), ridge=0.0)
@@ -76,28 +65,35 @@ def fit_probe(
 
     Reference: arXiv 2502.01954, section 3.
     """
+    check_at_least("ridge", ridge, 0)
+    return _fit(*_checked(features, targets, weights), ridge)
+
+
+def _checked(features, targets, weights):
     features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
     check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    check_at_least("ridge", ridge, 0)
-    weights = check_weights(weights, "features", features)
-    return _fit(features, targets, weights, ridge)
+    return features, targets, check_weights(weights, "features", features)
 
 
-@jax.jit
-def _fit(features, targets, weights, ridge):
+def _centred(features, targets, weights):
+    """Weights of sum 1, and features and targets, each less its mean, and these means."""
     dtype = jnp.result_type(features, targets)
     part = (weights > 0)[:, None]
     x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
     w = (weights / jnp.sum(weights)).astype(dtype)
     mean_x, mean_y = matmul(w, x), matmul(w, y)
-    x, y = x - mean_x[None, :], y - mean_y[None, :]
-    weighed = w[:, None] * x
+    return w[:, None], x - mean_x[None, :], y - mean_y[None, :], mean_x, mean_y
+
+
+@jax.jit
+def _fit(features, targets, weights, ridge):
+    w, x, y, mean_x, mean_y = _centred(features, targets, weights)
+    weighed = w * x
     covariance = matmul(x.T, weighed)
     largest = jnp.linalg.eigvalsh(covariance)[-1]
-    penalty = ridge * largest * jnp.eye(x.shape[1], dtype=dtype)
+    penalty = ridge * largest * jnp.eye(x.shape[1], dtype=x.dtype)
     weight = jnp.linalg.solve(covariance + penalty, matmul(weighed.T, y))
-    rest = jnp.sum(w[:, None] * (y - matmul(x, weight)) ** 2)
-    total = jnp.sum(w[:, None] * y**2)
+    rest, total = jnp.sum(w * (y - matmul(x, weight)) ** 2), jnp.sum(w * y**2)
     r_squared = 1 - rest / jnp.where(total > 0, total, jnp.nan)
     return Probe(weight, mean_y - matmul(mean_x, weight), r_squared)
 
@@ -106,8 +102,7 @@ def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
     """Variance that one probe leaves unexplained over that of another: $(1 - R^2) / (1 - R'^2)$.
 
     Args:
-      r_squared: $R^2$ of the one, any shape.
-      other: $R'^2$ of the other, of the same shape.
+      r_squared, other: $R^2$ and $R'^2$, of one shape.
 
     >>> round(residual_ratio(0.9, 0.98).item(), 6)
     5.0
@@ -124,30 +119,20 @@ def encoding(
 
     Args:
       features, targets, weights: as in `fit_probe`.
-
-    Returns:
-      A direction for each entry of the targets, shape (s, d).
+    Returns: A direction for each entry of the targets, shape (s, d).
 
     >>> y = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> encoding(y @ jnp.array([[3.0, 0.0], [0.0, 0.0]]), y, jnp.ones(2)).round(3).tolist()
     [[1.5, 0.0], [-1.5, 0.0]]
     """
-    features, targets = matrix("features", features, "(n, d)"), matrix("targets", targets, "(n, s)")
-    check_axis("targets", targets.shape[0], "features", features.shape[0], "rows")
-    weights = check_weights(weights, "features", features)
-    return _encoding(features, targets, weights)
+    return _encoding(*_checked(features, targets, weights))
 
 
 @jax.jit
 def _encoding(features, targets, weights):
-    dtype = jnp.result_type(features, targets)
-    w = (weights / jnp.sum(weights)).astype(dtype)
-    part = (weights > 0)[:, None]
-    x, y = (jnp.where(part, a, 0).astype(dtype) for a in (features, targets))
-    x, y = x - matmul(w, x)[None, :], y - matmul(w, y)[None, :]
-    covariance = matmul(y.T, w[:, None] * y)
-    inverse = jnp.linalg.pinv(covariance, rtol=1e-6, hermitian=True)
-    return matmul(inverse, matmul(y.T, w[:, None] * x))
+    w, x, y, _, _ = _centred(features, targets, weights)
+    inverse = jnp.linalg.pinv(matmul(y.T, w * y), rtol=1e-6, hermitian=True)
+    return matmul(inverse, matmul(y.T, w * x))
 
 
 def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]) -> Array:
@@ -160,9 +145,7 @@ def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "
     Args:
       vectors: V, shape (..., d).
       directions: shape (p, d).
-
-    Returns:
-      A scalar in [0, 1].
+    Returns: A scalar in [0, 1].
 
     >>> energy_share(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])).round(2).item()
     0.36
@@ -189,12 +172,8 @@ def lag_gains(
       vectors: v of each token, shape (k, s); see `imr.constrained.token_vectors`.
       words: tokens, shape (n, l).
       weights: shape (n,), such as the probabilities of the words.
-
-    Returns:
-      Gains g by lag, shape (l,).
-
-    Raises:
-      ImrError: if shapes do not fit, a word is out of range, or weights are negative or all 0.
+    Returns: Gains g by lag, shape (l,).
+    Raises: ImrError if shapes do not fit, a word is out of range, or weights are negative or all 0.
 
     >>> words = jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     >>> v = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -234,12 +213,8 @@ def parity_share(attention: Float[AnyArray, "*b l l"]) -> Float[Array, "*b 2"]:
 
     Args:
       attention: weights, shape (..., l, l), l at least 2.
-
-    Returns:
-      Shape (..., 2), even lags first; they sum to one.
-
-    Raises:
-      ImrError: if there is no earlier position.
+    Returns: Shape (..., 2), even lags first; they sum to one.
+    Raises: ImrError if there is no earlier position.
 
     >>> parity_share(jnp.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.1, 0.3, 0.6]])).round(2).tolist()
     [0.25, 0.75]
