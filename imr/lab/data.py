@@ -71,8 +71,7 @@ class ImageData(NamedTuple):
 def load_digits() -> ImageData:
     """scikit-learn's bundled 8 x 8 digits, pixels / 16, with a fixed stratified split.
 
-    Raises:
-      MissingPackageError: if scikit-learn is not installed.
+    Raises: MissingPackageError if scikit-learn is not installed.
 
     >>> load_digits().train_images.shape
     (1437, 64)
@@ -108,7 +107,6 @@ def load_images(
       cache_dir: the folder that keeps downloads, in a folder `name`; the cache of the operating
         system by default. A file there with the right checksum needs no network.
       train_limit, test_limit: only the first so many images.
-
     Raises:
       ImrError: if the name is unknown, a limit is not from 1 to the number of images, or digits are
         given a `data_dir`.
@@ -242,9 +240,7 @@ def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float)
       key: a JAX random key.
       images: floating array of any shape.
       std: standard deviation of the noise in units of the pixels, a number >= 0.
-
-    Raises:
-      ImrError: if images are not floating, or a concrete `std` is negative or NaN.
+    Raises: ImrError if images are not floating, or a concrete `std` is negative or NaN.
 
     >>> add_noise(jax.random.key(0), np.zeros((2, 3), np.float32), 0.5).shape
     (2, 3)
@@ -268,13 +264,9 @@ def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, n
       labels: (n,) integers.
       share: part to hold back, in (0, 1).
       seed: integer >= 0; the same seed gives the same split.
-
-    Returns:
-      Indices to fit on and indices held back, each in increasing order; together 0..n-1.
-
-    Raises:
-      ImrError: if share is not in (0, 1) or leaves one part empty, labels are no (n,) integers, or
-        the seed is none.
+    Returns: Indices to fit on and indices held back, each in increasing order; together 0..n-1.
+    Raises: ImrError if share is not in (0, 1) or leaves one part empty, labels are no (n,)
+      integers, or the seed is none.
 
     >>> fit, held_back = held_back_split([0, 0, 0, 0, 1, 1], 0.5, seed=0)
     >>> len(fit), len(held_back)

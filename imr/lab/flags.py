@@ -48,9 +48,7 @@ def check_bounds(config: Any) -> None:
 
     Args:
       config: a dataclass instance whose fields may be `Annotated` with bounds.
-
-    Raises:
-      ImrError: if there is such a flag; bounds, value and default are named.
+    Raises: ImrError if there is such a flag; bounds, value and default are named.
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):

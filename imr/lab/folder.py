@@ -152,13 +152,9 @@ def open_run(
       out: the folder, `runs/<name>/<config_hash>` by default.
       overwrite: whether an earlier run there, of any configuration, is removed first: only what
         a run writes, and only where config.json says that imr wrote it.
-
-    Returns:
-      The run folder, with config.json written.
-
-    Raises:
-      RunError: if the folder holds a run of another configuration, or is not empty and no run
-        folder, or cannot be written.
+    Returns: The run folder, with config.json written.
+    Raises: RunError if the folder holds a run of another configuration, or is not empty and no run
+      folder, or cannot be written.
     """
     if not is_first():
         # The first process opens the folder; this one writes checkpoints into it, with the others.

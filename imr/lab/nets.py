@@ -62,8 +62,8 @@ class SavedNets(NamedTuple):
 def read_nets(directory: str | Path) -> SavedNets:
     """The nets of the newest checkpoint in a folder of `fit_run`, as that checkpoint describes them.
 
-    Raises:
-      RunError: if there is no checkpoint, or it does not say what it holds, or holds something else.
+    Raises: RunError if there is no checkpoint, or it does not say what it holds, or holds something
+      else.
     """
     from imr.lab.checkpoint import read_newest
 

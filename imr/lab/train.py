@@ -81,11 +81,9 @@ def make_chunk(
       mesh: of one axis, see `imr.parallel.make_mesh`: the second axis of what the schedule gives,
         the rows of a minibatch, is spread over its devices; those of them that do not divide it
         each do the whole. The mean over a minibatch is that of all devices.
-
-    Returns:
-      `chunk(states, hyper, data)`: states and `hyper` have a leading axis of runs, `data` is shared
-      by all of them. Returns the states after the chunk and the losses, shape (runs, steps). The
-      states handed in are consumed (their buffers are donated).
+    Returns: `chunk(states, hyper, data)`: states and `hyper` have a leading axis of runs, `data` is
+      shared by all of them. Returns the states after the chunk and the losses, shape (runs, steps).
+      The states handed in are consumed (their buffers are donated).
     """
 
     def one_run(state: TrainState, hyper: PyTree, data: PyTree) -> tuple[TrainState, Array]:
@@ -146,9 +144,7 @@ def fit(
       num_steps: the step to stop at, a whole number of chunks.
       on_chunk: called after each chunk with the step reached, the states and the losses, shape
         (runs, steps): the place for metrics, checkpoints and progress.
-
-    Raises:
-      ImrError: if the chunks step over `num_steps`.
+    Raises: ImrError if the chunks step over `num_steps`.
     """
     step = int(states.step[0])
     while step < num_steps:
@@ -207,13 +203,9 @@ def fit_run(
       label: what is going on, for the progress.
       tags: on every line of metrics; they tell this training's lines from others.
       metrics: from the losses of a chunk, shape (runs, steps), to lines of metrics.
-
-    Returns:
-      The states at the end, on this process's devices.
-
-    Raises:
-      RunError: if the checkpoint is of another training or cannot be read.
-      Preempted: after SIGTERM, with the state saved.
+    Returns: The states at the end, on this process's devices.
+    Raises: RunError if the checkpoint is of another training or cannot be read. Preempted: after
+      SIGTERM, with the state saved.
     """
     from imr.lab.checkpoint import Checkpoints  # orbax takes a second to import
 
