@@ -17,12 +17,12 @@ from imr.parallel import is_first
 _PLAIN_SECONDS = 15.0
 
 
-def optional_package(package: str) -> Any:
-    """An optional package of experiments, or a MissingPackageError with the line to type."""
+def optional_package(module: str, package: str | None = None) -> Any:
+    """A module of an optional package, or a MissingPackageError with the line to type."""
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module)
     except ImportError as error:
-        raise missing_package(package, "experiments") from error
+        raise missing_package(package or module, "experiments") from error
 
 
 def markdown_table(

@@ -9,22 +9,20 @@ import numpy as np
 
 from imr._checks import check_at_least, check_choice, check_floating, check_rank
 from imr._typing import Array, PRNGKeyArray
-from imr.errors import DataError, ImrError, missing_package
+from imr.errors import DataError, ImrError
+from imr.lab.console import optional_package
 from imr.lab.idx import read_idx as read_idx
 
 DATASETS = ("digits", "fashion_mnist", "mnist")
 
 _STEMS = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+)  # fmt: skip
 
 
 class Source(NamedTuple):
-    """Where to download a data set: URLs that end in a slash, tried in order, and the md5 of four
-    gzip files: training images, training labels, test images, test labels."""
+    """URLs of folders to download a data set from, tried in order, and the md5 of its four files."""
 
     mirrors: tuple[str, ...]
     md5: tuple[str, str, str, str]
@@ -53,11 +51,7 @@ SOURCES = {
 
 
 class ImageData(NamedTuple):
-    """A labelled set of grey images, one row an image.
-
-    Images are float32 in [0, 1], rows of f = h * w pixels: train_images (n, f), test_images (m, f).
-    Labels are int32 indices into `class_names`: train_labels (n,), test_labels (m,).
-    """
+    """Grey images, float32 in [0, 1], rows of h w pixels, with labels: int32 of `class_names`."""
 
     name: str
     train_images: np.ndarray
@@ -76,17 +70,14 @@ def load_digits() -> ImageData:
     >>> load_digits().train_images.shape
     (1437, 64)
     """
-    try:
-        from sklearn import datasets
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise missing_package("scikit-learn", "experiments") from error
+    names = ("sklearn.datasets", "sklearn.model_selection")
+    datasets, selection = (optional_package(name, "scikit-learn") for name in names)
     pixels, labels = datasets.load_digits(return_X_y=True)
     images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
-    rows = np.arange(len(labels))
-    fit, test = train_test_split(rows, test_size=360, random_state=0, stratify=labels)
-    parts = images[fit], labels[fit], images[test], labels[test]
-    return ImageData("digits", *parts, (8, 8), tuple("0123456789"))
+    fit, test, y_fit, y_test = selection.train_test_split(
+        images, labels, test_size=360, random_state=0, stratify=labels
+    )
+    return ImageData("digits", fit, y_fit, test, y_test, (8, 8), tuple("0123456789"))
 
 
 def load_images(
@@ -138,7 +129,6 @@ def load_images(
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:
-    """Demands a whole number not below `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ImrError(f"{name} must be an integer; found {value!r}.")
     check_at_least(name, value, least)
@@ -170,11 +160,9 @@ def _read(name: str, paths: list[Path]) -> ImageData:
             f"{paths[0]} has images of {shape} pixels, but {paths[2]} of {other}: they must be "
             "equal. Take both from the same set."
         )
-    images = (np.divide(a.reshape(len(a), -1), 255, dtype=np.float32) for a in arrays[::2])
-    labels = (a.astype(np.int32) for a in arrays[1::2])
-    return ImageData(
-        name, next(images), next(labels), next(images), next(labels), shape, class_names
-    )
+    images = [np.divide(a.reshape(len(a), -1), 255, dtype=np.float32) for a in arrays[::2]]
+    labels = [a.astype(np.int32) for a in arrays[1::2]]
+    return ImageData(name, images[0], labels[0], images[1], labels[1], shape, class_names)
 
 
 def _find(name: str, data_dir: str | Path) -> list[Path]:
@@ -201,11 +189,7 @@ def _find(name: str, data_dir: str | Path) -> list[Path]:
 
 def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
     """The four files in the cache, downloaded if they are missing or damaged."""
-    try:
-        import pooch
-    except ImportError as error:
-        raise missing_package("pooch", "experiments") from error
-    source = SOURCES[name]
+    pooch, source = optional_package("pooch"), SOURCES[name]
     root = pooch.os_cache("imr") if cache_dir is None else Path(cache_dir).expanduser()
     # One folder a data set: the files of MNIST and of Fashion-MNIST bear the same names.
     folder = Path(root) / name
@@ -234,12 +218,8 @@ def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
 
 
 def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float) -> Array:
-    """images + std * N(0, 1), independent for every pixel and not clipped; fresh for every key.
+    """images + std * N(0, 1), independent for every pixel and not clipped; images of any shape.
 
-    Args:
-      key: a JAX random key.
-      images: floating array of any shape.
-      std: standard deviation of the noise in units of the pixels, a number >= 0.
     Raises: ImrError if images are not floating, or a concrete `std` is negative or NaN.
 
     >>> add_noise(jax.random.key(0), np.zeros((2, 3), np.float32), 0.5).shape
@@ -258,15 +238,14 @@ def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float)
 def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices to fit on and indices held back, each class in the same share.
 
-    round(share * n) are held back, and of each class its share rounded down or up.
-
     Args:
       labels: (n,) integers.
-      share: part to hold back, in (0, 1).
+      share: part to hold back, in (0, 1): round(share * n) of all, and of each class its share
+        rounded down or up.
       seed: integer >= 0; the same seed gives the same split.
     Returns: Indices to fit on and indices held back, each in increasing order; together 0..n-1.
-    Raises: ImrError if share is not in (0, 1) or leaves one part empty, labels are no (n,)
-      integers, or the seed is none.
+    Raises: ImrError if share is not in (0, 1) or leaves one part empty, labels are no (n,) integers,
+      or the seed is none.
 
     >>> fit, held_back = held_back_split([0, 0, 0, 0, 1, 1], 0.5, seed=0)
     >>> len(fit), len(held_back)

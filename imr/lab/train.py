@@ -18,6 +18,8 @@ from imr.lab.phases import phase
 from imr.parallel import local, mesh_of_all, replicate
 from imr.parallel.mesh import split_over
 
+Optimizer = optax.GradientTransformation
+Init = Callable[[PRNGKeyArray], PyTree]
 Loss = Callable[[PyTree, PyTree, PyTree, Any, PRNGKeyArray], Array]
 Schedule = Callable[[PyTree, PRNGKeyArray, Array], PyTree]
 
@@ -39,11 +41,7 @@ Chunk = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]
 
 
 def init_states(
-    init: Callable[[PRNGKeyArray], PyTree],
-    optimizer: optax.GradientTransformation,
-    keys: Key[Array, "runs"],
-    *,
-    mesh: Mesh | None = None,
+    init: Init, optimizer: Optimizer, keys: Key[Array, "runs"], *, mesh: Mesh | None = None
 ) -> TrainState:
     """States of several runs at step 0.
 
@@ -65,11 +63,7 @@ def init_states(
 
 
 def make_chunk(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    *,
-    mesh: Mesh | None = None,
+    loss: Loss, optimizer: Optimizer, schedule: Schedule, *, mesh: Mesh | None = None
 ) -> Chunk:
     """One compiled function that trains every run for a chunk of steps.
 
@@ -81,9 +75,8 @@ def make_chunk(
       mesh: of one axis, see `imr.parallel.make_mesh`: the second axis of what the schedule gives,
         the rows of a minibatch, is spread over its devices; those of them that do not divide it
         each do the whole. The mean over a minibatch is that of all devices.
-    Returns: `chunk(states, hyper, data)`: states and `hyper` have a leading axis of runs, `data` is
-      shared by all of them. Returns the states after the chunk and the losses, shape (runs, steps).
-      The states handed in are consumed (their buffers are donated).
+    Returns: `chunk(states, hyper, data)`: states, which are consumed, and `hyper` have a leading axis
+      of runs, `data` is shared. It returns the states after it and the losses, shape (runs, steps).
     """
 
     def one_run(state: TrainState, hyper: PyTree, data: PyTree) -> tuple[TrainState, Array]:
@@ -106,10 +99,9 @@ def make_chunk(
             return x
         return split_over(mesh, x, axis=1)
 
+    runs = jax.vmap(one_run, in_axes=(0, 0, None))
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        jax.vmap(one_run, in_axes=(0, 0, None)), donate_argnums=0, out_shardings=everywhere
-    )
+    return jax.jit(runs, donate_argnums=0, out_shardings=everywhere)
 
 
 def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[Array, "steps b"]:
@@ -163,10 +155,10 @@ def fit(
 class Training(NamedTuple):
     """Several runs of one net in one program: the arguments of `init_states`, `make_chunk`, `fit`."""
 
-    init: Callable[[PRNGKeyArray], PyTree]
+    init: Init
     loss: Loss
     schedule: Schedule
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     keys: Key[Array, "runs"]
     hyper: PyTree
     data: PyTree
@@ -174,7 +166,7 @@ class Training(NamedTuple):
 
 
 def mean_loss(losses: Array) -> list[dict[str, Any]]:
-    """One line of metrics for each chunk: the mean of the losses, shape (runs, steps)."""
+    """The mean of the losses of a chunk, shape (runs, steps), as its line of metrics."""
     return [{"loss": losses.mean()}]
 
 
@@ -195,17 +187,17 @@ def fit_run(
 
     Args:
       run: whose folders the checkpoints and metrics go to.
-      name: of the folder of checkpoints.
+      name, label: of the folder of checkpoints; of the progress.
       training: what is trained.
       holds: what the checkpoint says of itself: `architecture` and `runs`, as `imr.lab.nets.read_nets`
         reads them, and all that tells this training from others.
       every: steps between checkpoints.
-      label: what is going on, for the progress.
       tags: on every line of metrics; they tell this training's lines from others.
       metrics: from the losses of a chunk, shape (runs, steps), to lines of metrics.
     Returns: The states at the end, on this process's devices.
-    Raises: RunError if the checkpoint is of another training or cannot be read. Preempted: after
-      SIGTERM, with the state saved.
+    Raises:
+      RunError: if the checkpoint is of another training or cannot be read.
+      Preempted: after SIGTERM, with the state saved.
     """
     from imr.lab.checkpoint import Checkpoints  # orbax takes a second to import
 
