@@ -39,6 +39,11 @@ def relative_error(result, reference):
     return jnp.max(jnp.stack(errors))
 
 
+def errors(*pairs, **arrays) -> Measured:
+    """The relative errors of pairs (result, reference), and arrays for a figure."""
+    return Measured(tuple(relative_error(*pair) for pair in pairs), arrays)
+
+
 def slope(x, y, where=True):
     """The slope of the straight line, by least squares, through the points where `where` is true."""
     weight = jnp.broadcast_to(where, x.shape).astype(x.dtype)
@@ -51,11 +56,7 @@ def identity(
     id: str, statement: str, pair: Callable, name: str = "closed form", limit: float = ROUNDING
 ) -> Claim:
     """The claim that two arrays are equal; `pair` is problem -> (result, reference)."""
-
-    def measure(p):
-        return Measured((relative_error(*pair(p)),))
-
-    return Claim(id, statement, measure, (Check(name, at_most(limit)),))
+    return Claim(id, statement, lambda p: errors(pair(p)), (Check(name, at_most(limit)),))
 
 
 def gradient_claim(
@@ -69,14 +70,14 @@ def gradient_claim(
 
     def measure(p):
         written = formula(p, p.z)
-        values = [
-            relative_error(written, gradient_field(loss(p))(0.0, p.z, None)),
-            relative_error(written, -central_difference(loss(p), p.z)),
+        pairs = [
+            (written, gradient_field(loss(p))(0.0, p.z, None)),
+            (written, -central_difference(loss(p), p.z)),
         ]
         if closed:
             field = closed(p) if callable(closed) else closed_field(loss(p))
-            values.append(relative_error(field(0.0, p.z, None), written))
-        return Measured(tuple(values))
+            pairs.append((field(0.0, p.z, None), written))
+        return errors(*pairs)
 
     ours = (Check("imr's field", at_most(ROUNDING)),) if closed else ()
     return Claim(id, statement, measure, (AUTODIFF, CENTRAL, *ours))

@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.theorems import reference
-from experiments.theorems.claims import (
-    ROUNDING,
-    SOLVED,
-    SOLVED_GRADIENT,
-    Measured,
-    relative_error,
-)
+from experiments.theorems.claims import SOLVED, SOLVED_GRADIENT, errors, identity
 from experiments.theorems.fields import heads_loss, latent_loss, query_key_loss, symmetric_loss
 from experiments.theorems.problems import Problem
 from imr import Linear, feature_loss, gradient_field, solve_reduced
@@ -23,8 +17,6 @@ from imr.lab.claims import Check, Claim
 
 END = 0.5  # time at which flows are compared
 TOLERANCES: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
-
-
 SYMBOLS = {"z": "Z₀", "prototypes": "θ", "theta": "θ", "q": "Q", "k": "K"}
 
 
@@ -75,7 +67,7 @@ def reverse_claim(pair: Reduced) -> Claim:
             return jax.grad(functional, argnums=wrt, has_aux=True)(*arguments)
 
         (slope, end), (full_slope, full_end) = answer(reduced), answer(full)
-        return Measured((relative_error(end, full_end), relative_error(slope, full_slope)))
+        return errors((end, full_end), (slope, full_slope))
 
     return _reduced_claim(pair, "gradient", measure)
 
@@ -88,7 +80,7 @@ def forward_claim(pair: Reduced) -> Claim:
         direction = jax.tree.map(jnp.cos, arguments)  # any will do
         results = (jax.jvp(end, arguments, direction) for end in (reduced, full))
         (end, slope), (full_end, full_slope) = results
-        return Measured((relative_error(end, full_end), relative_error(slope, full_slope)))
+        return errors((end, full_end), (slope, full_slope))
 
     return _reduced_claim(pair, "derivative", measure)
 
@@ -110,13 +102,12 @@ def _anchored_loss(p):
 def _span_claim(id, statement, loss, basis):
     """The share of Z(t) - Z_0 outside of the span of some vectors (f, d)."""
 
-    def measure(p):
+    def inside(p):
         moved = reference.flow(gradient_field(loss(p)), p.z, END) - p.z
         orthonormal = jnp.linalg.qr(basis(p))[0]
-        inside = moved @ orthonormal @ orthonormal.T
-        return Measured((relative_error(inside, moved),))
+        return moved @ orthonormal @ orthonormal.T, moved
 
-    return Claim(id, statement, measure, (Check("share outside", at_most(ROUNDING)),))
+    return identity(id, statement, inside, "share outside")
 
 
 def _thin(p):
