@@ -14,8 +14,7 @@ from imr.lab.claims import Check, Claim
 # Thresholds on the largest error over the largest entry.
 ROUNDING = 1e-12  # identities: some hundred roundings of 1e-16 and the condition of a softmax
 DIFFERENCES = 1e-6  # central differences: about 1e-10 for smooth functions of order 1
-SOLVED = 1e-9  # adaptive solves at relative tolerance 1e-11, one or two digits lost on the way
-SOLVED_GRADIENT = 1e-9  # their gradients: a solve there and one back, seen at 1e-10
+SOLVED = 1e-9  # adaptive solves at relative tolerance 1e-11, and their gradients, seen at 1e-10
 SINGLE = 1e-6  # where a library computes inside in float32: eps 6e-8 and a few sums
 ORDER = 0.1  # measured orders of convergence and exponents
 NO_GRADIENT = 1e-2  # an asymmetry that no rounding makes: ten orders above ROUNDING
@@ -59,7 +58,7 @@ def identity(
     return Claim(id, statement, lambda p: errors(pair(p)), (Check(name, at_most(limit)),))
 
 
-def gradient_claim(
+def gradient(
     id: str, statement: str, loss: Callable, formula: Callable, *, closed: Callable | bool = True
 ) -> Claim:
     """The claim that a formula is minus the gradient of a loss: three witnesses, or two.

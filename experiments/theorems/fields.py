@@ -13,7 +13,7 @@ from experiments.theorems.claims import (
     Measured,
     asymmetry,
     errors,
-    gradient_claim,
+    gradient,
     identity,
 )
 from imr import Latent, Linear, Polynomial, Quadratic, closed_field, feature_loss, gradient_field
@@ -21,36 +21,31 @@ from imr.attention import Normalise
 from imr.lab.bounds import at_least, at_most
 from imr.lab.claims import Check, Claim
 
-# Losses of a problem p, whose arrays are the fields of `Problem`.
+# Losses of a problem p, whose arrays are the fields of `Problem`: the linear model, latent classes,
+# the quadratic model of any theta, with one symmetric head, one head of Q and K, and all heads.
 
 
 def linear_loss(p):
-    """The linear model."""
     return feature_loss(Linear(p.theta), p.targets)
 
 
 def latent_loss(p):
-    """Latent classes."""
     return feature_loss(Latent(p.prototypes, p.group, num_classes=len(p.theta)), p.labels)
 
 
 def full_loss(p):
-    """The quadratic model of any theta."""
     return feature_loss(Quadratic.full(p.full), p.attended)
 
 
 def symmetric_loss(p):
-    """One symmetric head."""
     return feature_loss(Quadratic(p.q[0]), p.attended)
 
 
 def query_key_loss(p):
-    """One head with Q and K."""
     return feature_loss(Quadratic(p.q[0], p.k[0]), p.attended)
 
 
 def heads_loss(p):
-    """All heads."""
     return feature_loss(Quadratic(p.q, p.k), p.attended)
 
 
@@ -129,7 +124,7 @@ def _latent_of_one(p):
     return closed_field(latent)(0.0, p.z, None), closed_field(linear)(0.0, p.z, None)
 
 
-def _asymmetry_claim(id, statement, bound, *, column_term=True, normalise: Normalise = "row"):
+def _symmetry(id, statement, bound, *, column_term=True, normalise: Normalise = "row"):
     """The Jacobian of a quadratic field: symmetric exactly if it is a gradient."""
 
     def measure(p):
@@ -144,60 +139,56 @@ CLAIMS = (
     *(_lemma(name) for name in MODELS),
     _descent("A1.descent.linear", "linear", linear_loss),
     _descent("A1.descent.quadratic", "quadratic", query_key_loss),
-    gradient_claim("A2.theorem1", "Theorem 1: dZ/dt = Cθ − softmax(Zθᵀ)θ",
+    gradient("A2.theorem1", "Theorem 1: dZ/dt = Cθ − softmax(Zθᵀ)θ",
                    linear_loss, lambda p, z: formulas.linear(z, p.theta, p.targets)),
-    gradient_claim("A2.bias", "N = Zθᵀ + b: CA = softmax(Zθᵀ + b)θ",
+    gradient("A2.bias", "N = Zθᵀ + b: CA = softmax(Zθᵀ + b)θ",
                    lambda p: feature_loss(Linear(p.theta, p.bias), p.targets),
                    lambda p, z: formulas.tempered(z, p.theta, p.bias, 1.0, p.targets)),
-    gradient_claim("A2.beta", "β(Zθᵀ + b): dZ/dt = β(Cθ − softmax(β(Zθᵀ + b))θ)",
+    gradient("A2.beta", "β(Zθᵀ + b): dZ/dt = β(Cθ − softmax(β(Zθᵀ + b))θ)",
                    lambda p: feature_loss(Linear(p.theta, p.bias, p.beta), p.targets),
                    lambda p, z: formulas.tempered(z, p.theta, p.bias, p.beta, p.targets)),
-    gradient_claim("A2.anchor", "+ (λ/2)‖Z − X‖²: dZ/dt = Cθ − CA − λ(Z − X)",
+    gradient("A2.anchor", "+ (λ/2)‖Z − X‖²: dZ/dt = Cθ − CA − λ(Z − X)",
                    lambda p: feature_loss(Linear(p.theta), p.targets, anchor=(p.lam, p.anchor)),
                    lambda p, z: formulas.anchored(z, p.theta, p.targets, p.lam, p.anchor)),
-    gradient_claim("A3.theorem2", "Theorem 2: N = ZθZᵀ, dZ/dt = AZθᵀ + AᵀZθ",
+    gradient("A3.theorem2", "Theorem 2: N = ZθZᵀ, dZ/dt = AZθᵀ + AᵀZθ",
                    full_loss, lambda p, z: formulas.quadratic(z, p.full, p.attended)),
-    gradient_claim("A3.symmetric", "Corollary: θ = φφᵀ, dZ/dt = (A + Aᵀ)Zφφᵀ",
+    gradient("A3.symmetric", "Corollary: θ = φφᵀ, dZ/dt = (A + Aᵀ)Zφφᵀ",
                    symmetric_loss, lambda p, z: formulas.symmetric(z, p.q[0], p.attended)),
-    gradient_claim("A3.query_key", "θ = QKᵀ: dZ/dt = AZKQᵀ + AᵀZQKᵀ",
+    gradient("A3.query_key", "θ = QKᵀ: dZ/dt = AZKQᵀ + AᵀZQKᵀ",
                    query_key_loss, lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.attended)),
-    gradient_claim("A3.heads", "heads: losses add, fields add",
+    gradient("A3.heads", "heads: losses add, fields add",
                    heads_loss, lambda p, z: formulas.heads(z, p.q, p.k, p.attended)),
-    gradient_claim(
-        "A3.mask", "mask and β: the softmax over what takes part",
-        lambda p: feature_loss(Quadratic(p.q[0], p.k[0], p.beta), p.visible, where=p.where),
-        lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.visible, p.beta, p.where),
-    ),
+    gradient("A3.mask", "mask and β: the softmax over what takes part",
+             lambda p: feature_loss(Quadratic(p.q[0], p.k[0], p.beta), p.visible, where=p.where),
+             lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.visible, p.beta, p.where)),
     *(
-        gradient_claim(
+        gradient(
             f"A3.polynomial{d}", f"N = (Zθᵀ)^{d}: the field from the Lemma",
             lambda p, d=d: feature_loss(Polynomial(p.theta, d), p.targets),
             lambda p, z, d=d: formulas.polynomial(z, p.theta, p.targets, d), closed=False,
         )
         for d in (2, 3)
     ),
-    gradient_claim("A3.latent", "latent classes: dZ/dt = CA_own(Z, θ) − CA(Z, θ)",
+    gradient("A3.latent", "latent classes: dZ/dt = CA_own(Z, θ) − CA(Z, θ)",
                    latent_loss, lambda p, z: formulas.latent(z, p.prototypes, p.labels, p.group)),
     identity(
         "A3.latent.one", "latent classes of one prototype each are the linear model", _latent_of_one
     ),
-    gradient_claim(
-        "A3.fixed_keys", "keys held fixed: dLSE/dZ is the row term alone, ordinary attention",
-        _fixed_keys, lambda p, z: -formulas.row_term(z, p.q[0], p.k[0]),
-        closed=lambda p: closed_field(_attention_loss(p), column_term=False),
-    ),
-    gradient_claim(
+    gradient("A3.fixed_keys", "keys held fixed: dLSE/dZ is the row term alone, ordinary attention",
+             _fixed_keys, lambda p, z: -formulas.row_term(z, p.q[0], p.k[0]),
+             closed=lambda p: closed_field(_attention_loss(p), column_term=False)),
+    gradient(
         "A3.columns", "softmax over queries P: −(PZKQᵀ + PᵀZQKᵀ) descends the LSE over queries",
         _query_lse, lambda p, z: -formulas.column_normalised(z, p.q[0], p.k[0]),
         closed=lambda p: closed_field(_attention_loss(p), normalise="column"),
     ),
-    _asymmetry_claim(
+    _symmetry(
         "A3.gradient.row", "softmax over keys, row and column term: a gradient", at_most(ROUNDING)
     ),
-    _asymmetry_claim("A3.gradient.column", "softmax over queries, row and column term: a gradient",
+    _symmetry("A3.gradient.column", "softmax over queries, row and column term: a gradient",
                      at_most(ROUNDING), normalise="column"),
-    _asymmetry_claim("A3.gradient.row_alone", "row term alone, keys tied to Z: not a gradient",
+    _symmetry("A3.gradient.row_alone", "row term alone, keys tied to Z: not a gradient",
                      at_least(NO_GRADIENT), column_term=False),
-    _asymmetry_claim("A3.gradient.double", "both normalisations in turn: not a gradient",
+    _symmetry("A3.gradient.double", "both normalisations in turn: not a gradient",
                      at_least(NO_GRADIENT), normalise="double"),
 )  # fmt: skip

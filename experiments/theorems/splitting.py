@@ -91,9 +91,8 @@ def _block(p):
 def _read_out(p):
     """Logits of an attention-only classifier, and the iteration of the logits alone."""
     depth = 6
-    model = Classifier(
-        p.z.shape[1], len(p.theta), iterations=depth, mlp_width=None, tau=TAU, rngs=nnx.Rngs(0)
-    )
+    sizes = {"iterations": depth, "mlp_width": None, "tau": TAU}
+    model = Classifier(p.z.shape[1], len(p.theta), **sizes, rngs=nnx.Rngs(0))
     model.blocks[0].theta[...], model.blocks[0].bias[...] = p.theta, p.bias
     start = p.z @ p.theta.T + p.bias[None, :]
     return model(p.z), formulas.attention_only_logits(start, p.theta, TAU, depth)
@@ -104,10 +103,7 @@ def _read_out(p):
 
 def linear_parts(p):
     """(label term, attention term) of the linear model's flow."""
-    return (
-        lambda t, z, args: p.targets @ p.theta,
-        lambda t, z, args: -imr.cross_attention(z, p.theta),
-    )
+    return lambda *_: p.targets @ p.theta, lambda t, z, _: -imr.cross_attention(z, p.theta)
 
 
 def quadratic_parts(p):
@@ -128,11 +124,8 @@ def whole(fields):
 def _path(p):
     """theta(t), from theta to that of the prototypes: untied depth."""
     ends = jnp.stack([p.theta, p.prototypes[: len(p.theta)]])
-    return imr.path_field(
-        lambda z, theta: imr.Linear(theta)(z),
-        imr.linear_path(jnp.array([0.0, END]), ends),
-        p.targets,
-    )
+    path = imr.linear_path(jnp.array([0.0, END]), ends)
+    return imr.path_field(lambda z, theta: imr.Linear(theta)(z), path, p.targets)
 
 
 def composed(fields, z, tau, t=0.0, args=None):
@@ -165,10 +158,8 @@ def _order_claim(id, statement, expected, step, fields, field=None):
             last = jax.lax.fori_loop(0, count, lambda i, z: step(parts, z, tau, i * tau), p.z)
             return jnp.linalg.norm(last - end)
 
-        errors = jax.vmap(error)(counts) / jnp.linalg.norm(end)
-        taus = END / counts
-        arrays = {"tau": taus, "error": errors}
-        return Measured((order(taus, errors),), arrays)
+        taus, errors = END / counts, jax.vmap(error)(counts) / jnp.linalg.norm(end)
+        return Measured((order(taus, errors),), {"tau": taus, "error": errors})
 
     return Claim(id, statement, measure, (Check("order", near(float(expected), ORDER)),))
 

@@ -70,11 +70,12 @@ def load_digits() -> ImageData:
     >>> load_digits().train_images.shape
     (1437, 64)
     """
-    names = ("sklearn.datasets", "sklearn.model_selection")
-    datasets, selection = (optional_package(name, "scikit-learn") for name in names)
+    optional_package("sklearn", "scikit-learn")
+    from sklearn import datasets, model_selection
+
     pixels, labels = datasets.load_digits(return_X_y=True)
     images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
-    fit, test, y_fit, y_test = selection.train_test_split(
+    fit, test, y_fit, y_test = model_selection.train_test_split(
         images, labels, test_size=360, random_state=0, stratify=labels
     )
     return ImageData("digits", fit, y_fit, test, y_test, (8, 8), tuple("0123456789"))
