@@ -27,8 +27,7 @@ class Results(NamedTuple):
 
 def final_ratio(r: Reading) -> float:
     """Unexplained variance of constrained over that of Bayesian beliefs, at the end of the stream."""
-    ratio = residual_ratio(r.r2["final norm", "constrained"], r.r2["final norm", "bayes"])
-    return float(ratio)
+    return float(residual_ratio(r.r2["final norm", "constrained"], r.r2["final norm", "bayes"]))
 
 
 def lag_ratio(r: Reading) -> float:
@@ -139,14 +138,12 @@ def rows(claims: Iterable[Claim], readings: Readings) -> list[dict[str, Any]]:
                 continue
             values = np.array([line.measure(one) for one in seeds], float)
             verdict = Verdict(line.bound, values)
-            table.append(
-                {
-                    "id": claim.id, "check": line.name, "net": net.name, "trained": kind,
-                    "role": line.role, "median": verdict.median, "least": float(values.min()),
-                    "most": float(values.max()), "must be": str(line.bound), "seeds": len(seeds),
-                    "holds": verdict.holds, "passed": verdict.passed,
-                }
-            )  # fmt: skip
+            table.append({
+                "id": claim.id, "check": line.name, "net": net.name, "trained": kind,
+                "role": line.role, "median": verdict.median, "least": float(values.min()),
+                "most": float(values.max()), "must be": str(line.bound), "seeds": len(seeds),
+                "holds": verdict.holds, "passed": verdict.passed,
+            })  # fmt: skip
     return table
 
 
@@ -163,18 +160,12 @@ def spreads(readings: Readings) -> list[dict[str, Any]]:
             "net": net, "trained": kind, "seed": seed,
             "largest spread of attention": reading.attention_spread,
             "mean KL, nats": float(reading.kl.mean()),
-            "KL at 3, nats": float(reading.kl[2]),
-            "KL at 10, nats": float(reading.kl[-1]),
+            "KL at 3, nats": float(reading.kl[2]), "KL at 10, nats": float(reading.kl[-1]),
         }
         for (net, kind), seeds in readings.items()
         if kind != "untrained"
         for seed, reading in enumerate(seeds)
     ]  # fmt: skip
-
-
-COLUMNS = (
-    "id", "check", "net", "trained", "role", "median", "least", "most", "must be", "verdict"
-)  # fmt: skip
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
@@ -187,4 +178,5 @@ def markdown(table: list[dict[str, Any]]) -> str:
         numbers = {name: f"{row[name]:.3g}" if abs(row[name]) < 1e-2 else f"{row[name]:.4f}"
                    for name in ("median", "least", "most")}  # fmt: skip
         shown.append({**row, **numbers, "verdict": verdict})
-    return markdown_table(shown, COLUMNS)
+    columns = "id, check, net, trained, role, median, least, most, must be, verdict"
+    return markdown_table(shown, columns.split(", "))
