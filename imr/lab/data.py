@@ -75,20 +75,16 @@ def load_digits() -> ImageData:
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
-    fit, test, y_fit, y_test = model_selection.train_test_split(
+    parts: Any = model_selection.train_test_split(
         images, labels, test_size=360, random_state=0, stratify=labels
     )
-    return ImageData("digits", fit, y_fit, test, y_test, (8, 8), tuple("0123456789"))
+    return ImageData("digits", *parts[::2], *parts[1::2], (8, 8), tuple("0123456789"))
 
 
 def load_images(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    cache_dir: str | Path | None = None,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-) -> ImageData:
+    name: str, data_dir: str | Path | None = None, *, cache_dir: str | Path | None = None,
+    train_limit: int | None = None, test_limit: int | None = None,
+) -> ImageData:  # fmt: skip
     """A data set by name, from a local folder or by download.
 
     Args:
@@ -143,17 +139,18 @@ def _read(name: str, paths: list[Path]) -> ImageData:
         if array.ndim != rank:
             kinds = {1: "labels (magic 2049)", 3: "images (magic 2051)"}
             raise DataError(f"{path} holds {kinds[array.ndim]}; expected {kinds[rank]}.")
-    for i in (0, 2):
-        if len(arrays[i]) != len(arrays[i + 1]):
+    for at, to, images, labels in zip(
+        paths[::2], paths[1::2], arrays[::2], arrays[1::2], strict=True
+    ):
+        if len(images) != len(labels):
             raise DataError(
-                f"{paths[i]} has {len(arrays[i])} images, but {paths[i + 1]} has "
-                f"{len(arrays[i + 1])} labels: they must be equal. Take both from the same set."
+                f"{at} has {len(images)} images, but {to} has {len(labels)} labels: they must be "
+                "equal. Take both from the same set."
             )
-        outside = np.flatnonzero(arrays[i + 1] >= len(class_names))
-        if outside.size:
+        if (outside := np.flatnonzero(labels >= len(class_names))).size:
             raise DataError(
-                f"{paths[i + 1]} has label {arrays[i + 1][outside[0]]} at index {outside[0]}; the "
-                f"classes are 0 to {len(class_names) - 1}. Is it the label file of {name}?"
+                f"{to} has label {labels[outside[0]]} at index {outside[0]}; the classes are 0 to "
+                f"{len(class_names) - 1}. Is it the label file of {name}?"
             )
     shape, other = arrays[0].shape[1:], arrays[2].shape[1:]
     if shape != other:

@@ -79,12 +79,9 @@ class Experiment(Generic[C]):
 
 
 def run_main(
-    main: Callable[[Any], int | None],
-    config_type: type,
-    argv: Sequence[str] | None = None,
-    *,
+    main: Callable[[Any], int | None], config_type: type, argv: Sequence[str] | None = None, *,
     description: str | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Runs a function from the command line: flags to a configuration, errors to one line.
 
     Args:

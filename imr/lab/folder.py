@@ -123,11 +123,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def open_run(
-    name: str,
-    config: Any,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
+    name: str, config: Any, *, out: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> "RunFolder":
     """Opens the folder of a run: a new one, or that of the same configuration to resume.
 
@@ -191,10 +187,9 @@ def _open(path: Path, name: str, settings: dict[str, Any], overwrite: bool) -> "
 
 
 class RunFolder:
-    """The folder of one run; made by `open_run`. Of several processes the first one writes.
+    """The folder of one run, made by `open_run`; its `figures` and `checkpoints` are absolute, too.
 
-    Attributes:
-      path, figures, checkpoints: the folder and its two subfolders, absolute.
+    Of several processes the first one writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -230,8 +225,7 @@ class RunFolder:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.
 
         Args:
-          summary: JSON-ready, or numpy and jax arrays; the tables as lists of flat rows. What is
-            not finite is written as null.
+          summary: the tables as lists of flat rows, arrays included; what is not finite becomes null.
           table: the results to read, in Markdown.
         """
         with phase("summary"):
@@ -245,9 +239,8 @@ class RunFolder:
 class Metrics:
     """A file of flat JSON objects, one a line, `step` first; made by `RunFolder.metrics`.
 
-    Args:
-      path: the file; a last line that a killed process left half-written is cut off.
-      **tags: stand on every line after `step`, and say which lines `rows` and `rewind` mean.
+    A last line that a killed process left half-written is cut off. The tags stand on every line and
+    say which lines `rows` and `rewind` mean.
     """
 
     def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:

@@ -121,14 +121,9 @@ def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[A
 
 
 def fit(
-    chunk: Chunk,
-    states: TrainState,
-    hyper: PyTree,
-    data: PyTree,
-    *,
-    num_steps: int,
+    chunk: Chunk, states: TrainState, hyper: PyTree, data: PyTree, *, num_steps: int,
     on_chunk: Callable[[int, TrainState, Array], None] | None = None,
-) -> TrainState:
+) -> TrainState:  # fmt: skip
     """Trains from wherever the states stand to `num_steps`, chunk by chunk.
 
     Args:
@@ -171,16 +166,10 @@ def mean_loss(losses: Array) -> list[dict[str, Any]]:
 
 
 def fit_run(
-    run: RunFolder,
-    name: str,
-    training: Training,
-    *,
-    holds: Mapping[str, Any],
-    every: int,
-    label: str,
-    tags: Mapping[str, Any],
+    run: RunFolder, name: str, training: Training, *, holds: Mapping[str, Any], every: int,
+    label: str, tags: Mapping[str, Any],
     metrics: Callable[[Array], Iterable[Mapping[str, Any]]] = mean_loss,
-) -> TrainState:
+) -> TrainState:  # fmt: skip
     """Trains in a run folder, on the devices of all processes, from its newest checkpoint on.
 
     A run that was stopped at any moment ends as an unbroken one.
