@@ -172,28 +172,18 @@ def _energy(p):
 CLAIMS = (
     Claim("A5.two_class", "k = 2: u + eᵘ = u₀ + exp(u₀) + ‖θ_c − θ_other‖² t, to t = 10⁴",
           _two_class, (Check("closed form", at_most(SOLVED)),)),
-    Claim(
-        "A5.frame", "simplex frame from 0: eᵐ + (k−1)m = 1 + akt, to t = 10⁴", _frame,
-        (Check("closed form", at_most(SOLVED)), Check("closed form of the loss", at_most(SOLVED))),
-    ),
-    Claim(
-        "A5.growth", "the loss falls like 1/t, the least margin grows like log t", _growth,
-        (Check("exponent of the loss", near(-1.0, ORDER)), Check("margin per log t", near(1.0, ORDER))),
-    ),
+    Claim("A5.frame", "simplex frame from 0: eᵐ + (k−1)m = 1 + akt, to t = 10⁴", _frame,
+          (Check("closed form", at_most(SOLVED)), Check("closed form of the loss", at_most(SOLVED)))),
+    Claim("A5.growth", "the loss falls like 1/t, the least margin grows like log t", _growth,
+          (Check("exponent of the loss", near(-1.0, ORDER)),
+           Check("margin per log t", near(1.0, ORDER)))),
     identity("A5.energy", "L(0) − L(T) = ∫‖dL/dZ‖² dt by what the reduced flow reports", _energy,
              "quadrature", SOLVED),
-    Claim(
-        "A5.anchor.limit", "(λ/2)‖Z − X‖²: one limit from every start, Hessian at least λ", _limit,
-        (
-            Check("from one start", at_most(SOLVED)),
-            Check("from another", at_most(SOLVED)),
-            Check("least eigenvalue below λ", at_most(ROUNDING)),
-        ),
-    ),
-    Claim(
-        "A5.anchor.gradient", "gradient of the limit by the implicit function theorem", _implicit,
-        (Check("implicit formula, in θ, X", at_most(SOLVED)), CENTRAL),
-    ),
+    Claim("A5.anchor.limit", "(λ/2)‖Z − X‖²: one limit from every start, Hessian at least λ", _limit,
+          (Check("from one start", at_most(SOLVED)), Check("from another", at_most(SOLVED)),
+           Check("least eigenvalue below λ", at_most(ROUNDING)))),
+    Claim("A5.anchor.gradient", "gradient of the limit by the implicit function theorem", _implicit,
+          (Check("implicit formula, in θ, X", at_most(SOLVED)), CENTRAL)),
     Claim("A5.hessian.logits", "Hessian in the logits: diag(p) − ppᵀ", _logit_hessian,
           (AUTODIFF, CENTRAL)),
     identity("A5.hessian.features",

@@ -71,13 +71,10 @@ class Progress:
     """Progress on standard error: one live line on a terminal, else a plain line now and then.
 
     Args:
-      total: how many units make the whole.
+      total, unit: how many units make the whole, and what is counted.
       label: what is going on.
-      unit: what is counted.
       initial: how many were done before, by the run that this one resumes.
-
-    Use it as a context manager, and call `update` as often as you like. On a terminal it needs
-    tqdm, and raises `MissingPackageError` without it.
+    Raises: MissingPackageError if it is entered on a terminal and tqdm is not installed.
     """
 
     def __init__(self, total: int, label: str, unit: str = "step", *, initial: int = 0) -> None:
@@ -119,7 +116,5 @@ class Progress:
 
 def say(words: str) -> None:
     """Writes a line to standard error; of several processes the first one does."""
-    if not is_first():
-        return
-    sys.stderr.write(f"{words}\n")
-    sys.stderr.flush()
+    if is_first():
+        print(words, file=sys.stderr, flush=True)

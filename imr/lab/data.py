@@ -75,10 +75,10 @@ def load_digits() -> ImageData:
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
-    parts: Any = model_selection.train_test_split(
-        images, labels, test_size=360, random_state=0, stratify=labels
-    )
-    return ImageData("digits", *parts[::2], *parts[1::2], (8, 8), tuple("0123456789"))
+    rows, split = np.arange(len(labels)), model_selection.train_test_split
+    fit, test = split(rows, test_size=360, random_state=0, stratify=labels)
+    parts = images[fit], labels[fit], images[test], labels[test]
+    return ImageData("digits", *parts, (8, 8), tuple("0123456789"))
 
 
 def load_images(
