@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Config, Net, plan
+from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Net
 from experiments.beliefs.readings import Reading, Readings
 from experiments.beliefs.theory import last_token_kl
 from imr.lab.bounds import Bound, above, at_least, at_most, near
@@ -43,7 +43,7 @@ def gain_error(r: Reading, decay: float) -> float:
 
 def parity(r: Reading) -> float:
     """The least share of a head's own parity; if both heads prefer one parity, that of the worse."""
-    even, odd = r.parity[:, 0], r.parity[:, 1]
+    even, odd = r.parity.T
     first = int(np.argmax(even - odd))  # the even head
     return float(min(even[first], odd[1 - first]))
 
@@ -133,8 +133,7 @@ def rows(claims: Iterable[Claim], readings: Readings) -> list[dict[str, Any]]:
     for claim in claims:
         for line in claim.lines():
             net, kind = line.subject
-            seeds = readings.get((net.name, kind))
-            if not seeds:
+            if not (seeds := readings.get((net.name, kind))):
                 continue
             values = np.array([line.measure(one) for one in seeds], float)
             verdict = Verdict(line.bound, values)
@@ -145,12 +144,6 @@ def rows(claims: Iterable[Claim], readings: Readings) -> list[dict[str, Any]]:
                 "holds": verdict.holds, "passed": verdict.passed,
             })  # fmt: skip
     return table
-
-
-def all_rows(config: Config, readings: Readings) -> list[dict[str, Any]]:
-    """The rows of every kind of targets that the configuration trains on."""
-    kinds = dict.fromkeys(targets for _, targets, _ in plan(config))
-    return [row for kind in kinds for row in rows(claims(kind), readings)]
 
 
 def spreads(readings: Readings) -> list[dict[str, Any]]:

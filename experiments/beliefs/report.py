@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.beliefs import acceptance, figures
-from experiments.beliefs.config import DEEP, LACKING, LENGTH, NETS, ONE, TWO, Config, Net
+from experiments.beliefs.config import DEEP, LACKING, LENGTH, NETS, ONE, TWO, Config, Net, plan
 from experiments.beliefs.readings import SHOWN, Readings, sites
 from experiments.beliefs.theory import Truth, truth
 from imr.constrained import additive_filter, one_head_attention, two_head_attention
@@ -15,51 +15,32 @@ from imr.lab.claims import verdict_words
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
 
-Rows = list[dict[str, Any]]
-
 _CORRELATION = 0.4  # (3a - 1) / 2 at a = 0.6
 
 
 def report(config: Config, run: RunFolder, results: acceptance.Results) -> None:
     """Writes the tables and the summary into the run folder."""
-    rows = acceptance.all_rows(config, results.readings)
-    spreads = acceptance.spreads(results.readings)
-    summary = {"theory": results.theory, "table": rows, "attention_spread": spreads}
-    run.finish(summary, tables(config, results.theory, rows, spreads))
-
-
-def verdict(summary: Mapping[str, Any]) -> int:
-    """Names on standard error what is not as predicted; equations have to hold."""
-    for name in ("theory", "table"):
-        for row in summary[name]:
-            if not row["passed"]:
-                sys.stderr.write(f"not as predicted: {row['id']}, {row['check']}\n")
-    return 0 if all(row["passed"] for row in summary["theory"]) else 1
-
-
-def tables(config: Config, exact: Rows, rows: Rows, spreads: Rows) -> str:
-    """The tables to read, in Markdown: the theory, the acceptance table, spreads of attention."""
-    shown = [
-        {
-            **row,
-            "value": f"{row['value']:.2e}",
-            "verdict": verdict_words(row["role"], row["passed"]),
-        }
-        for row in exact
-    ]
+    exact, readings = results
+    kinds = dict.fromkeys(targets for _, targets, _ in plan(config))
+    rows = [row for kind in kinds for row in acceptance.rows(acceptance.claims(kind), readings)]
+    spreads = acceptance.spreads(readings)
+    shown = []
+    for row in exact:
+        words = verdict_words(row["role"], row["passed"])
+        shown.append({**row, "value": f"{row['value']:.2e}", "verdict": words})
     parts = [
         "The theory, exactly, in float64. Differences are relative to the largest entry.",
         markdown_table(shown, ("id", "check", "role", "value", "must be", "verdict")),
     ]
     if rows:
         failed = sum(not row["passed"] for row in rows)
-        verdict = (
+        ends = (
             f"{failed} are not as they must be." if failed else "All hold, and all controls fail."
         )
         parts += [
             f"Trained nets, {config.seeds} seeds, over all prefixes of up to {LENGTH} tokens weighed by "
             "their probability. A claim holds where every seed shows it; a control must show what "
-            f"refutes the claim. {len(rows)} rows. {verdict}",
+            f"refutes the claim. {len(rows)} rows. {ends}",
             acceptance.markdown(rows),
             "What is predicted of heads takes their attention to be content-free. Spread: the largest "
             f"standard deviation over words of a weight of position {LENGTH}, first layer.",
@@ -67,7 +48,16 @@ def tables(config: Config, exact: Rows, rows: Rows, spreads: Rows) -> str:
         ]
     if config.smoke:
         parts.append("A smoke run: nets have learned too little for the verdicts to mean anything.")
-    return "\n\n".join(parts)
+    summary = {"theory": exact, "table": rows, "attention_spread": spreads}
+    run.finish(summary, "\n\n".join(parts))
+
+
+def verdict(summary: Mapping[str, Any]) -> int:
+    """Names on standard error what is not as predicted; equations have to hold."""
+    for row in (*summary["theory"], *summary["table"]):
+        if not row["passed"]:
+            sys.stderr.write(f"not as predicted: {row['id']}, {row['check']}\n")
+    return 0 if all(row["passed"] for row in summary["theory"]) else 1
 
 
 def draw_theory(run: RunFolder) -> None:
