@@ -22,26 +22,21 @@ def plane(beliefs: np.ndarray) -> np.ndarray:
     return np.asarray(beliefs) @ _CORNERS
 
 
-def _triangle(axis):
-    closed, middle = np.append(_CORNERS, _CORNERS[:1], axis=0), _CORNERS.mean(0)
-    axis.plot(*closed.T, color="0.6", linewidth=0.8)
-    for corner, name in zip(_CORNERS, _NAMES, strict=True):
-        place = 1.08 * (corner - middle) + middle
-        axis.text(*place, name, ha="center", va="center", color="0.4", fontsize=8)
-    axis.set_aspect("equal")
-    axis.set_axis_off()
-
-
 def simplexes(rows: Sequence[Arrays], names: Sequence[str], colours: np.ndarray, title: str) -> Any:
     """Beliefs (n, 3) in the simplex, a panel for each set; coordinates of `colours` are the rgb."""
     columns = max(map(len, rows))
     size = (3.3 * columns, 3.2 * len(rows) + 0.5)
     figure, axes = panels(len(rows), columns, size, title=title)
+    closed, middle = np.append(_CORNERS, _CORNERS[:1], axis=0), _CORNERS.mean(0)
     spread = np.ptp(colours, axis=0)
     rgb = (colours - colours.min(axis=0)) / np.where(spread > 0, spread, 1)
     for line, row, name in zip(axes, rows, names, strict=True):
         for axis, (panel, beliefs) in zip(line, row.items(), strict=True):
-            _triangle(axis)
+            axis.plot(*closed.T, color="0.6", linewidth=0.8)
+            for corner, letter in zip(1.08 * (_CORNERS - middle) + middle, _NAMES, strict=True):
+                axis.text(*corner, letter, ha="center", va="center", color="0.4", fontsize=8)
+            axis.set_aspect("equal")
+            axis.set_axis_off()
             axis.scatter(*plane(beliefs).T, c=rgb, s=2, linewidths=0, rasterized=True)
             axis.set_title(panel, fontsize=9, pad=10)
         where = {"transform": line[0].transAxes, "rotation": 90, "va": "center", "ha": "right"}

@@ -92,12 +92,8 @@ def read_net(net: Net, params: Any, known: Truth) -> Reading:
     def fit(x, y, rows):
         return metrics.fit_probe(x, y, np.where(rows, known.probability, 0.0))
 
-    names = sites(net.layers)
-    probes = {
-        (site, target): fit(x, y, pooled)
-        for site, x in zip(names, activations, strict=True)
-        for target, y in targets.items()
-    }
+    named = dict(zip(sites(net.layers), activations, strict=True))
+    probes = {(at, to): fit(x, y, pooled) for at, x in named.items() for to, y in targets.items()}
     by_site = [float(fit(x, known.bayes, later).r_squared) for x in activations]
     shuffled = np.random.default_rng(0).permutation(len(depth))
     middle, normed = activations[1], activations[-1]

@@ -46,7 +46,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
+            self.directory, item_handlers=handlers, options=options
         )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
@@ -57,9 +57,8 @@ class Checkpoints:
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
-            )
+            config = ocp.args.JsonSave(self.config)
+            args = ocp.args.Composite(state=ocp.args.StandardSave(_raw(state)), config=config)
             self._manager.save(step, args=args, force=force or stop)
         if stop:
             self._manager.wait_until_finished()
@@ -101,15 +100,12 @@ class Checkpoints:
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def close(self) -> None:
-        """Waits for saves in flight and lets the folder go."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-
     def __enter__(self) -> "Checkpoints":
         self._exits = contextlib.ExitStack()
         self._exits.enter_context(stop_on_sigterm())
-        self._exits.callback(self.close)
+        # Called last to first: saves in flight end before the folder is let go.
+        self._exits.callback(self._manager.close)
+        self._exits.callback(self._manager.wait_until_finished)
         return self
 
     def __exit__(self, *exception: object) -> None:

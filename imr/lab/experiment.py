@@ -24,8 +24,7 @@ class Experiment(Generic[C]):
     """An experiment: its flags, what it refuses, what it measures. `main` is its command.
 
     Attributes:
-      name: of the experiment and of its folder in `runs`.
-      question: what it asks, the head of `--help`.
+      name, question: of its folder in `runs`; what it asks, the head of `--help`.
       config: the type of its flags, which extends `RunFlags`.
       measure: `measure(config, run)`, with `data` `measure(config, run, data)`, returns its results.
       report: `report(config, run, results)` writes figures and ends in `run.finish`.
