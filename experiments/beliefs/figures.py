@@ -22,15 +22,15 @@ def plane(beliefs: np.ndarray) -> np.ndarray:
     return np.asarray(beliefs) @ _CORNERS
 
 
-def simplexes(rows: Sequence[Arrays], names: Sequence[str], colours: np.ndarray, title: str) -> Any:
+def simplexes(rows: Mapping[str, Arrays], colours: np.ndarray, title: str) -> Any:
     """Beliefs (n, 3) in the simplex, a panel for each set; coordinates of `colours` are the rgb."""
-    columns = max(map(len, rows))
+    columns = max(map(len, rows.values()))
     size = (3.3 * columns, 3.2 * len(rows) + 0.5)
     figure, axes = panels(len(rows), columns, size, title=title)
     closed, middle = np.append(_CORNERS, _CORNERS[:1], axis=0), _CORNERS.mean(0)
     spread = np.ptp(colours, axis=0)
     rgb = (colours - colours.min(axis=0)) / np.where(spread > 0, spread, 1)
-    for line, row, name in zip(axes, rows, names, strict=True):
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, (panel, beliefs) in zip(line, row.items(), strict=True):
             axis.plot(*closed.T, color="0.6", linewidth=0.8)
             for corner, letter in zip(1.08 * (_CORNERS - middle) + middle, _NAMES, strict=True):

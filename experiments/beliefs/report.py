@@ -63,13 +63,8 @@ def verdict(summary: Mapping[str, Any]) -> int:
 def draw_theory(run: RunFolder) -> None:
     """Draws the figures that need no net."""
     for net in (ONE, TWO):
-        known = truth(net)
-        shown = known.position == SHOWN - 1
-        arrays = {"bayes": known.bayes[shown], "constrained": known.constrained[shown]}
-        sets = {"Bayes": arrays["bayes"], "constrained, predicted": arrays["constrained"]}
         title = f"Mess3({net.x}, 0.6): beliefs after all words of {SHOWN} tokens"
-        figure = figures.simplexes([sets], [""], arrays["bayes"], title)
-        run.save_figure(f"theory_simplex_{net.x}", figure, **arrays)
+        _draw_simplexes(run, f"theory_simplex_{net.x}", title, truth(net), {})
     one, two = one_head_attention(ONE.decay, LENGTH), two_head_attention(TWO.decay, LENGTH)
     arrays = {"one": np.asarray(one.attention), "two": np.asarray(two.attention)}
     patterns = {
@@ -85,7 +80,8 @@ def draw_nets(run: RunFolder, net: Net, targets: str, readings: Readings, known:
     """Draws the figures of one net, and with the last of several nets those of all of them."""
     kinds = {"trained": readings[net.name, targets], "untrained": readings[net.name, "untrained"]}
     tag = f"{net.name.replace(', ', '_').replace(' ', '_')}_{targets}"
-    _draw_simplexes(run, net, targets, tag, kinds, known)
+    title = f"{net.title}, {targets} targets, seed 0: all words of {SHOWN} tokens"
+    _draw_simplexes(run, f"simplex_{tag}", title, known, kinds)
     if net is ONE:
         _draw_attention(run, tag, kinds)
     if net is TWO:
@@ -115,20 +111,17 @@ def draw_nets(run: RunFolder, net: Net, targets: str, readings: Readings, known:
         run.save_figure(f"gains_{targets}", figure, **gains)
 
 
-def _draw_simplexes(run, net, targets, tag, kinds, known):
+def _draw_simplexes(run, name, title, known, kinds):
+    """Beliefs after all words of `SHOWN` tokens: those of the theory, and those read off nets."""
     shown = known.position == SHOWN - 1
     arrays = {"bayes": known.bayes[shown], "constrained": known.constrained[shown]}
-    sets = []
-    for name, (one, *_) in kinds.items():
+    predicted = {"Bayes": arrays["bayes"], "constrained, predicted": arrays["constrained"]}
+    rows = {} if kinds else {"": predicted}
+    for kind, (one, *_) in kinds.items():
         read = {"middle": one.shown_middle, "final": one.shown_final}
-        sets.append(
-            {"Bayes": arrays["bayes"], "constrained, predicted": arrays["constrained"]}
-            | {f"{name}: {place} residual": beliefs for place, beliefs in read.items()}
-        )
-        arrays |= {f"{name}_{place}": beliefs for place, beliefs in read.items()}
-    title = f"{net.title}, {targets} targets, seed 0: all words of {SHOWN} tokens"
-    figure = figures.simplexes(sets, list(kinds), arrays["bayes"], title)
-    run.save_figure(f"simplex_{tag}", figure, **arrays)
+        rows[kind] = predicted | {f"{kind}: {at} residual": x for at, x in read.items()}
+        arrays |= {f"{kind}_{at}": x for at, x in read.items()}
+    run.save_figure(name, figures.simplexes(rows, arrays["bayes"], title), **arrays)
 
 
 def _draw_attention(run, tag, kinds):
