@@ -83,7 +83,13 @@ def draw_nets(run: RunFolder, net: Net, targets: str, readings: Readings, known:
     title = f"{net.title}, {targets} targets, seed 0: all words of {SHOWN} tokens"
     _draw_simplexes(run, f"simplex_{tag}", title, known, kinds)
     if net is ONE:
-        _draw_attention(run, tag, kinds)
+        last = {k: np.array([one.attention[0, 0, -1, ::-1] for one in s]) for k, s in kinds.items()}
+        pole = additive_filter(ONE.decay, _CORRELATION).pole
+        decays = {f"decay λ = {ONE.decay:.2f}": ONE.decay, f"best additive filter {pole:.2f}": pole}
+        figure = figures.attention_by_lag(
+            last, decays, f"{net.title}: attention of position {LENGTH}"
+        )
+        run.save_figure(f"attention_{tag}", figure, **last)
     if net is TWO:
         _draw_parity(run, net, tag, kinds)
     if net in (ONE, TWO):
@@ -122,16 +128,6 @@ def _draw_simplexes(run, name, title, known, kinds):
         rows[kind] = predicted | {f"{kind}: {at} residual": x for at, x in read.items()}
         arrays |= {f"{kind}_{at}": x for at, x in read.items()}
     run.save_figure(name, figures.simplexes(rows, arrays["bayes"], title), **arrays)
-
-
-def _draw_attention(run, tag, kinds):
-    rows = {
-        k: np.array([one.attention[0, 0, -1, ::-1] for one in runs]) for k, runs in kinds.items()
-    }
-    pole = additive_filter(ONE.decay, _CORRELATION).pole
-    decays = {f"decay λ = {ONE.decay:.2f}": ONE.decay, f"best additive filter {pole:.2f}": pole}
-    title = f"{ONE.title}: attention of position {LENGTH}"
-    run.save_figure(f"attention_{tag}", figures.attention_by_lag(rows, decays, title), **rows)
 
 
 def _draw_parity(run, net, tag, kinds):

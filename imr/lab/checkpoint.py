@@ -52,8 +52,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
-        Raises: Preempted: if SIGTERM has asked for it; the state is then saved, whether it was due
-          or not.
+        Raises: Preempted if SIGTERM has asked for it; the state is then saved, due or not.
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
@@ -69,8 +68,7 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure, shapes and dtypes.
-        Raises: RunError if the checkpoint is of another configuration, or does not have the shapes and
-          dtypes of `like`, or cannot be read.
+        Raises: RunError if it is of another configuration, shape or dtype, or cannot be read.
         """
         step = self._manager.latest_step()
         if step is None:

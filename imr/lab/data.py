@@ -89,11 +89,9 @@ def load_images(
 
     Args:
       name: one of `DATASETS`.
-      data_dir: folder with the four official files (`train-images-idx3-ubyte.gz` and so on; also
-        without .gz, or spelt `train-images.idx3-ubyte`), perhaps of fewer images. None downloads
-        from the mirrors in `SOURCES`; digits are bundled.
-      cache_dir: the folder that keeps downloads, in a folder `name`; the cache of the operating
-        system by default. A file there with the right checksum needs no network.
+      data_dir: folder with the four official files, `train-images-idx3-ubyte.gz` and so on, also
+        without .gz or with `.idx` for `-idx`; None downloads from the mirrors in `SOURCES`.
+      cache_dir: keeps downloads, in a folder `name`; the user's cache folder by default.
       train_limit, test_limit: only the first so many images.
     Raises:
       ImrError: if the name is unknown, a limit is not from 1 to the number of images, or digits are

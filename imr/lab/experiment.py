@@ -88,9 +88,8 @@ def run_main(
       config_type: a dataclass; each field is a flag, described by its docstring or comment.
       argv: the flags, those of the process by default.
       description: the head of `--help`; the docstring of main by default.
-    Returns: The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt. SIGTERM
-      in training saves the state and ends with 0 (or `IMR_PREEMPTED_CODE`), so that a loop that
-      starts it again resumes.
+    Returns: The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt, or
+      `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM in training, which saves the state.
     Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
     try:

@@ -134,8 +134,7 @@ def open_run(
       config: a dataclass instance; see `config_dict`.
       out: the folder, `runs/<name>/<config_hash>` by default.
       overwrite: whether an earlier run there, of any configuration, is removed first: only what
-        a run writes, and only where config.json says that imr wrote it.
-    Returns: The run folder, with config.json written.
+        a run writes, and only if config.json says that imr wrote it.
     Raises: RunError if the folder holds a run of another configuration, or is not empty and no run
       folder, or cannot be written.
     """

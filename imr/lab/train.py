@@ -72,9 +72,8 @@ def make_chunk(
       optimizer: of optax.
       schedule: `schedule(data, key, step)` gives the chunk that begins at `step`: a pytree whose
         leading axis is the steps, such as the indices of shuffled minibatches.
-      mesh: of one axis, see `imr.parallel.make_mesh`: the second axis of what the schedule gives,
-        the rows of a minibatch, is spread over its devices; those of them that do not divide it
-        each do the whole. The mean over a minibatch is that of all devices.
+      mesh: of one axis, see `imr.parallel.make_mesh`: its devices share the rows of a minibatch, the
+        second axis of what the schedule gives; if they do not divide it, each does the whole.
     Returns: `chunk(states, hyper, data)`: states, which are consumed, and `hyper` have a leading axis
       of runs, `data` is shared. It returns the states after it and the losses, shape (runs, steps).
     """
@@ -129,8 +128,7 @@ def fit(
     Args:
       chunk, states, hyper, data: as `make_chunk` returns and takes them.
       num_steps: the step to stop at, a whole number of chunks.
-      on_chunk: called after each chunk with the step reached, the states and the losses, shape
-        (runs, steps): the place for metrics, checkpoints and progress.
+      on_chunk: called after each chunk with the step reached, the states and the losses (runs, steps).
     Raises: ImrError if the chunks step over `num_steps`.
     """
     step = int(states.step[0])
