@@ -70,6 +70,8 @@ _NEW_NAMES = {
     "polynomial_logits": "Polynomial(theta, degree)(z)",
     "quadratic_logits": "Quadratic.full(theta)(z)",
     "low_rank_logits": "Quadratic(q, k)(z)",
+    "RowModel": "models.RowModel",
+    "SpanModel": "models.SpanModel",
     "latent_cross_entropy": "cross_entropy(Latent(theta, group)(z), labels)",
     "linear_field": "closed_field(feature_loss(Linear(theta), targets))",
     "latent_field": "closed_field(feature_loss(Latent(theta, group), labels))",

@@ -95,10 +95,36 @@ def check_key(key: Any) -> None:
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
 
 
-def check_count(name, value):
-    """Demands a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ImrError(f"{name} must be an integer of at least 1; found {value!r}.")
+def check_count(name, value, least=1):
+    """Demands an integer of at least 1, or of at least the number given."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
+
+
+def check_counts(**values):
+    """Demands positive integers; the keywords are their names."""
+    for name, value in values.items():
+        check_count(name, value)
+
+
+def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
+    """A concrete real number within an interval such as "(0, 1]"."""
+    if not is_concrete(value):
+        raise ImrError(
+            f"{name} must be a concrete number, because its range is checked; found a traced value. "
+            "Call this outside of jax.jit, vmap and grad and pass the result in as an argument."
+        )
+    try:
+        value = complex(value)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be a number; found {value!r}.") from None
+    if value.imag:
+        raise ImrError(f"{name} must be real; found {value:g}.")
+    value, (low, high) = value.real, map(float, interval[1:-1].split(","))
+    on_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
+    if on_open_end or not low <= value <= high or not np.isfinite(value):
+        raise ImrError(f"{name} must lie in {interval}; found {value:g}.{hint}")
+    return value
 
 
 def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Cross-entropy, and the loss of the features that a fixed multinomial model defines."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -133,6 +134,10 @@ def feature_loss(
 
     Reference: arXiv 2509.04653, Section 2.
     """
+    if inspect.isclass(model):
+        raise ImrError(
+            f"model must be an instance; found the class {model.__name__}. Construct it."
+        )
     if not callable(model):
         raise ImrError(
             f"model must be callable as model(z); found {type(model).__name__}. imr.Linear(theta) is "

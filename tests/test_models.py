@@ -311,6 +311,8 @@ class TestErrors:
             imr.feature_loss(model, p.labels, anchor=1.0)
         with pytest.raises(imr.ImrError, match=r"model must be callable.*imr.Linear"):
             imr.feature_loss(p.theta, p.labels)
+        with pytest.raises(imr.ImrError, match="model must be an instance; found the class Linear"):
+            imr.feature_loss(imr.Linear, p.labels)
         with pytest.raises(imr.ImrError, match="loss must be callable"):
             imr.gradient_field(3)
         for door in (imr.closed_field, lambda loss: imr.solve_reduced(loss, p.z, t1=1.0)):

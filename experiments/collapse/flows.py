@@ -24,35 +24,28 @@ DECAYS = ("off", "on")
 
 
 class Course(NamedTuple):
-    """Runs at the saved times; leading axes (decays, dimensions, seeds), s times.
+    """Runs at the saved times; leading axes (decays, dimensions, seeds), s times."""
 
-    Attributes:
-      z, theta: at the end, shapes (k n, F) and (k, F); F is the largest f.
-      nc1, nc2, nc3, nc4: of `neural_collapse`, shape (s,).
-      alignment, alignment_theta: of class means and of theta with a simplex frame, shape (s,).
-      interference: mean over the rows of theta less their mean, shape (s,).
-      loss, margin: mean cross-entropy and least margin of a row, shape (s,).
-      normalised: the least margin over the root mean squares of the norms of theta's rows and of the
-        features, shape (s,).
-      pace: norm of the field times 1 + t over the norm of the state, shape (s,): how fast the state
-        moves in log(1 + t).
-      result: of the solver.
-    """
-
-    z: Any
-    theta: Any
-    nc1: Any
+    z: Any  # at the end, shape (k n, F); F is the largest f
+    theta: Any  # at the end, shape (k, F)
+    nc1: Any  # to nc4: of `neural_collapse`, shape (s,)
     nc2: Any
     nc3: Any
     nc4: Any
-    alignment: Any
-    alignment_theta: Any
-    interference: Any
-    loss: Any
-    margin: Any
-    normalised: Any
+    alignment: Any  # of class means with a simplex frame, shape (s,)
+    alignment_theta: Any  # of theta with a simplex frame, shape (s,)
+    interference: Any  # mean over the rows of theta less their mean, shape (s,)
+    loss: Any  # mean cross-entropy of a row, shape (s,)
+    margin: Any  # the least of a row, shape (s,)
+    normalised: Any  # the same over root mean squares of norms of theta's rows and the features
     pace: Any
-    result: Any
+    """Norm of the field times 1 + t over the norm of the state, shape (s,): how fast the state moves
+    in log(1 + t)."""
+    result: Any  # of the solver
+
+
+MEASURED = Course._fields[2:-1]
+"""Those over time."""
 
 
 def times(config: Config) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.collapse import theory
 from experiments.collapse.config import Config, dimensions
-from experiments.collapse.flows import DECAYS, Course, flows, starts, times
+from experiments.collapse.flows import DECAYS, MEASURED, Course, flows, starts, times
 from imr import FlowError
 from imr.lab.console import say
 from imr.lab.folder import RunFolder
@@ -18,10 +18,6 @@ from imr.metrics import welch_bound
 
 TOLERANCE = 0.01
 """Of the verdicts: above what rounding and the last of the start leave, below what frames differ by."""
-MEASURED = (
-    "nc1", "nc2", "nc3", "nc4", "alignment", "alignment_theta", "interference", "loss", "margin",
-    "normalised", "pace",
-)  # fmt: skip
 
 
 class Results(NamedTuple):
@@ -51,105 +47,69 @@ def measure(config: Config, run: RunFolder) -> Results:
             f"{ts[d, -1]:g} (code {runs.result[d, i, s]}); lower "
             f"{'--decay-times' if d else '--t1'}."
         )
-    _log(run, ts, runs, fs)
-    rows = table(config, ts, runs, jax.tree.map(np.asarray, start))
+    rows = []
+    for d, i in np.ndindex(len(DECAYS), len(fs)):
+        course = Course(*(a[d, i] for a in runs))
+        metrics = run.metrics(f=fs[i], decay=DECAYS[d])
+        for step, t in enumerate(ts[d]):
+            means = {name: getattr(course, name)[:, step].mean() for name in MEASURED}
+            metrics.append(step, t=t, **means)
+        drift = _drift(config.rows, course, *(np.asarray(a[i]) for a in start))
+        rows.append(end_row(config, fs[i], DECAYS[d], float(ts[d, -1]), course, drift))
     return Results(ts, runs, labels, rows)
 
 
-def _log(run: RunFolder, ts: np.ndarray, runs: Course, fs: tuple[int, ...]) -> None:
-    """The course of the means over seeds, one line a time, dimension and decay."""
-    for d, decay in enumerate(DECAYS):
-        for i, f in enumerate(fs):
-            metrics = run.metrics(f=f, decay=decay)
-            for step, t in enumerate(ts[d]):
-                means = {name: getattr(runs, name)[d, i, :, step].mean() for name in MEASURED}
-                metrics.append(step, t=t, **means)
-
-
-def table(config: Config, ts: np.ndarray, runs: Course, starts: Any) -> list[dict[str, Any]]:
-    """A row for each dimension and decay: means and standard deviations over seeds, bounds, verdicts."""
-    rows = []
-    for d, decay in enumerate(DECAYS):
-        for i, f in enumerate(dimensions(config)):
-            values = {name: getattr(runs, name)[d, i, :, -1] for name in MEASURED}
-            values |= _frames(runs.theta[d, i])
-            values["balance_drift"] = _drift(config, runs, starts, d, i)
-            sizes = values.pop("blocks")
-            row: dict[str, Any] = {"f": f, "decay": decay, "t": float(ts[d, -1])}
-            for name, value in values.items():
-                row[name] = float(value.mean())
-                row[f"{name}_std"] = std(value)
-            most, count = Counter(sizes).most_common(1)[0]
-            row |= _references(config.classes, f)
-            row |= {"blocks": most, "blocks_seeds": count}
-            row |= _closed_forms(config, row)
-            row |= _verdicts(row, values)
-            rows.append({**row, "seeds": config.seeds})
-    return rows
-
-
-def _frames(theta: np.ndarray) -> dict[str, Any]:
-    """Of theta at the end, shape (seeds, k, F): angles, distances, norms, groups."""
-    units = theory.unit_rows(np.asarray(theta, np.float64))
-    norms = np.linalg.norm(theta - theta.mean(axis=1, keepdims=True), axis=2)
-    return {
+def end_row(config: Config, f: int, decay: str, t: float, course: Course, drift) -> dict[str, Any]:
+    """Means and standard deviations over seeds at the end, bounds, and verdicts."""
+    theta = course.theta - course.theta.mean(axis=1, keepdims=True)
+    norms, units = np.linalg.norm(theta, axis=2), theory.unit_rows(course.theta)
+    values = {
+        **{name: getattr(course, name)[:, -1] for name in MEASURED},
         "angle": np.array([theory.least_angle(u) for u in units]),
         "distance": np.array([theory.one_against_rest(u) for u in units]),
-        "norm_spread": norms.std(axis=1) / norms.mean(axis=1),
-        "blocks": [theory.blocks(u) for u in units],
-    }
+        "norm_spread": norms.std(axis=1) / norms.mean(axis=1), "balance_drift": drift,
+    }  # fmt: skip
+    row: dict[str, Any] = {"f": f, "decay": decay, "t": t}
+    for name, value in values.items():
+        row |= {name: float(value.mean()), f"{name}_std": std(value)}
+    blocks, seeds = Counter(theory.blocks(u) for u in units).most_common(1)[0]
+    row |= {**_known(config, row), "blocks": blocks, "blocks_seeds": seeds}
+    return {**row, **_verdicts(row, values), "seeds": config.seeds}
 
 
-def _drift(config: Config, runs: Course, starts: Any, d: int, i: int) -> np.ndarray:
+def _drift(n: int, course: Course, z0: np.ndarray, theta0: np.ndarray) -> np.ndarray:
     """Change of Z^T Z - n theta^T theta, which the flow without decay keeps, over |Z^T Z|."""
-    n = config.rows
 
     def square(a):
         return np.swapaxes(np.float64(a), 1, 2) @ np.float64(a)
 
-    def balance(z, theta):
-        return square(z) - n * square(theta)
-
-    change = balance(runs.z[d, i], runs.theta[d, i]) - balance(starts[0][i], starts[1][i])
-    return np.linalg.norm(change, axis=(1, 2)) / np.linalg.norm(square(runs.z[d, i]), axis=(1, 2))
+    end = square(course.z)
+    change = (end - n * square(course.theta)) - (square(z0) - n * square(theta0))
+    return np.linalg.norm(change, axis=(1, 2)) / np.linalg.norm(end, axis=(1, 2))
 
 
-def _references(k: int, f: int) -> dict[str, float | None]:
-    """Bounds and known codes; what is centred has no more than k - 1 dimensions."""
-    room = min(f, k - 1)
+def _known(config: Config, row: dict[str, Any]) -> dict[str, float | None]:
+    """Bounds, known codes, and closed forms of the collapsed simplex frame if there is room for it."""
+    k, f, on = config.classes, row["f"], row["decay"] == "on"
+    rank, room = min(f, k - 1), f >= k - 1  # what is centred has no more than k - 1 dimensions
+    pace = row["loss"] * row["t"] * 2 * k * row["margin"] / (k - 1)
     return {
-        "alignment_bound": (room / (k - 1)) ** 0.5, "welch_bound": welch_bound(k, room),
+        "alignment_bound": (rank / (k - 1)) ** 0.5, "welch_bound": welch_bound(k, rank),
         "code_distance": theory.code_distance(k, f), "code_angle": theory.code_angle(k, f),
+        "margin_predicted": theory.margin_with_decay(k, config.decay) if room and on else None,
+        "loss_pace": pace if room and not on else None,  # 1 for that frame, at late times
     }  # fmt: skip
 
 
-def _closed_forms(config: Config, row: dict[str, Any]) -> dict[str, float | None]:
-    """Of the collapsed simplex frame, where there is room for it."""
-    k, room, on = config.classes, row["f"] >= config.classes - 1, row["decay"] == "on"
-    pace = row["loss"] * row["t"] * 2 * k * row["margin"] / (k - 1)
-    return {
-        "margin_predicted": theory.margin_with_decay(k, config.decay) if room and on else None,
-        # 1 for the collapsed simplex frame, at late times.
-        "loss_pace": pace if room and not on else None,
-    }
-
-
-def count(hits) -> int:
-    """How many are true."""
-    return int(np.sum(hits))
-
-
 def _verdicts(row: dict[str, Any], values: dict[str, np.ndarray]) -> dict[str, int | None]:
-    """How many seeds are within the tolerance of each kind of frame."""
-    best = row["code_distance"]
-    return {
-        "settled": count(values["pace"] < TOLERANCE),
-        "collapsed": count((values["nc1"] < TOLERANCE) & (values["nc4"] == 0)),
-        "self_dual": count(values["nc3"] < TOLERANCE),
-        "simplex": count(values["alignment"] > 1 - TOLERANCE),
-        "at_alignment_bound": count(values["alignment"] > (1 - TOLERANCE) * row["alignment_bound"]),
-        "at_welch_bound": count(values["interference"] < (1 + TOLERANCE) * row["welch_bound"]),
-        "softmax_code": None
-        if best is None
-        else count(values["distance"] > (1 - TOLERANCE) * best),
-    }
+    """How many seeds are within the tolerance of each kind of frame; None if it is not known."""
+    near, code = 1 - TOLERANCE, row["code_distance"]
+    within = {
+        "settled": values["pace"] < TOLERANCE,
+        "collapsed": (values["nc1"] < TOLERANCE) & (values["nc4"] == 0),
+        "self_dual": values["nc3"] < TOLERANCE, "simplex": values["alignment"] > near,
+        "at_alignment_bound": values["alignment"] > near * row["alignment_bound"],
+        "at_welch_bound": values["interference"] < (1 + TOLERANCE) * row["welch_bound"],
+        "softmax_code": None if code is None else values["distance"] > near * code,
+    }  # fmt: skip
+    return {name: None if seeds is None else int(seeds.sum()) for name, seeds in within.items()}

@@ -6,7 +6,6 @@ import numpy as np
 
 from experiments.collapse import figures
 from experiments.collapse.config import Config, dimensions
-from experiments.collapse.flows import Course
 from experiments.collapse.measures import TOLERANCE, Results
 from experiments.collapse.theory import one_against_rest, unit_rows
 from imr.lab.console import markdown_table
@@ -18,7 +17,7 @@ _SHOWN_SEEDS = 5
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
     """Writes the figures, the tables and the summary into the run folder."""
-    draw(config, run, results.ts, results.runs, results.labels, results.rows)
+    draw(config, run, results)
     run.finish({"table": results.rows}, tables(config, results.rows))
 
 
@@ -52,17 +51,10 @@ def tables(config: Config, rows: list[dict[str, Any]]) -> str:
         "settled", "collapsed", "self_dual", "simplex", "at_alignment_bound", "at_welch_bound",
         "softmax_code",
     )  # fmt: skip
-    verdicts = [
-        {
-            "f": row["f"],
-            "decay": row["decay"],
-            **{
-                name.replace("_", " "): "-" if row[name] is None else f"{row[name]}/{seeds}"
-                for name in names
-            },
-        }
-        for row in rows
-    ]
+    verdicts = [{"f": row["f"], "decay": row["decay"]} for row in rows]
+    for row, shown in zip(rows, verdicts, strict=True):
+        for name in names:
+            shown[name.replace("_", " ")] = "-" if row[name] is None else f"{row[name]}/{seeds}"
     ends = " and ".join(f"t = {row['t']:g} (decay {row['decay']})" for row in (rows[0], rows[-1]))
     return "\n\n".join(
         [
@@ -88,56 +80,30 @@ def tables(config: Config, rows: list[dict[str, Any]]) -> str:
     )
 
 
-def draw(config: Config, run: RunFolder, ts: np.ndarray, runs: Course, labels, rows) -> None:
+def draw(config: Config, run: RunFolder, results: Results) -> None:
     """Every figure of the run folder."""
-    fs = dimensions(config)
+    ts, runs, rows, fs = results.ts, results.runs, results.rows, dimensions(config)
     names = ["without decay", f"decay {config.decay:g}"]
-    title = f"{config.classes} classes of {config.rows} features, {config.seeds} seeds"
-    measures = {name: getattr(runs, name)[..., 1:] for name in ("nc1", "nc2", "nc3", "nc4")}
-    figure = figures.collapse(
-        ts[:, 1:], measures, names, fs,
-        title=f"{title}: neural collapse in f dimensions; medians and ranges of seeds",
-    )  # fmt: skip
-    run.save_figure("collapse", figure, ts=ts[:, 1:], dimensions=np.array(fs), **measures)
-    _draw_frames(run, runs, rows, fs, names, title)
-    if 2 in fs:
-        _draw_plane(run, runs, labels, fs.index(2), names, title)
-
-
-def _draw_frames(run, runs, rows, fs, names, title):
-    bounds = {
-        key: np.array([np.nan if row[key] is None else row[key] for row in rows[: len(fs)]])
-        for key in ("alignment_bound", "welch_bound", "code_distance")
-    }
-    distance = np.array(
-        [
-            [[one_against_rest(u) for u in unit_rows(np.asarray(t, np.float64))] for t in of]
-            for of in runs.theta
-        ]
-    )
-    values = {
-        "alignment": runs.alignment[..., -1],
+    title = f"{config.classes} classes of {config.rows} features, {config.seeds} seeds: "
+    measures = {name: getattr(runs, name)[..., 1:] for name in figures.TITLES}
+    arrays = {"ts": ts[:, 1:], "dimensions": np.array(fs), **measures}
+    words = f"{title}neural collapse in f dimensions; medians and ranges of seeds"
+    run.save_figure("collapse", figures.collapse(arrays, names, title=words), **arrays)
+    distance = [[[one_against_rest(u) for u in s] for s in of] for of in unit_rows(runs.theta)]
+    arrays = {
+        "dimensions": np.array(fs), "alignment": runs.alignment[..., -1],
         "interference": runs.interference[..., -1],
-        "distance": distance,
-    }
-    panels = [
-        {"label": "alignment of class means with a simplex frame", "values": values["alignment"],
-         "bound": bounds["alignment_bound"], "bound_label": "bound, √(f / (k − 1)) up to 1"},
-        {"label": "mean interference of theta", "values": values["interference"],
-         "bound": bounds["welch_bound"], "bound_label": "Welch's bound, from below"},
-        {"label": "least distance, one against rest", "values": values["distance"],
-         "bound": bounds["code_distance"], "bound_label": "softmax code, where known"},
-    ]  # fmt: skip
-    figure = figures.frames(fs, panels, names, title=f"{title}: the frames at the end")
-    run.save_figure("frames", figure, dimensions=np.array(fs), **values, **bounds)
-
-
-def _draw_plane(run, runs, labels, index, names, title):
-    z, theta = (a[:, index, :_SHOWN_SEEDS, :, :2] for a in (runs.z, runs.theta))
-    z, theta = (
-        a / np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))[..., None, None] for a in (z, theta)
-    )
-    figure = figures.plane(
-        z, theta, labels, names, title=f"{title}: two dimensions, each scaled to unit size"
-    )
-    run.save_figure("plane", figure, features=z, theta=theta, labels=labels)
+        "distance": np.array(distance),
+    }  # fmt: skip
+    for key in ("alignment_bound", "welch_bound", "code_distance"):
+        arrays[key] = np.array([row[key] for row in rows[: len(fs)]], float)
+    words = f"{title}the frames at the end"
+    run.save_figure("frames", figures.frames(arrays, names, title=words), **arrays)
+    if 2 in fs:
+        arrays = {"labels": results.labels}
+        for key, a in (("features", runs.z), ("theta", runs.theta)):
+            a = a[:, fs.index(2), :_SHOWN_SEEDS, :, :2]
+            size = np.sqrt(np.mean(np.sum(a**2, axis=-1), axis=-1))
+            arrays[key] = a / size[..., None, None]
+        words = f"{title}two dimensions, each scaled to unit size"
+        run.save_figure("plane", figures.plane(arrays, names, title=words), **arrays)

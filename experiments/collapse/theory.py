@@ -42,6 +42,7 @@ def margin_with_decay(k: int, decay: float) -> float:
 
 def unit_rows(theta: np.ndarray) -> np.ndarray:
     """Rows less their mean, which the softmax does not see, scaled to norm 1; axes (..., k, f)."""
+    theta = np.asarray(theta, np.float64)
     theta = theta - theta.mean(axis=-2, keepdims=True)
     return theta / np.linalg.norm(theta, axis=-1, keepdims=True)
 

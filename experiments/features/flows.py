@@ -8,36 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.features.config import FIRST_TIME, Config
-from imr import ImrError, Linear, feature_loss, solve_reduced
+from imr import Linear, feature_loss, solve_reduced
 from imr.metrics import accuracy, class_means, neural_collapse
 from imr.regression import fit_regression
 
 
 class Course(NamedTuple):
-    """A flow at the saved times, s of them; out of `flows` with leading axes (seeds, 2). Arrays are
-    of jax in the program and of numpy after it.
+    """A flow at the saved times, s of them; of `flows` with leading axes (seeds, 2). Arrays are of
+    jax in the program and of numpy after it."""
 
-    Attributes:
-      loss: cross-entropy of each row, shape (s, n).
-      margin: the label's logit less the largest other, shape (s, n).
-      accuracy, nc1: shape (s,).
-      nc1_logits: nc1 of the logits, that is, of the part of the features in the span of theta.
-      chosen: the class read, shape (s, n).
-      shown: coordinates of the first rows, shape (s, shown, d).
-      field: Frobenius norm of the field, shape (s,).
-      steps, result: of the solver.
-    """
-
-    loss: Any
-    margin: Any
-    accuracy: Any
-    nc1: Any
-    nc1_logits: Any
-    chosen: Any
-    shown: Any
-    field: Any
-    steps: Any
-    result: Any
+    loss: Any  # cross-entropy of each row, shape (s, n)
+    margin: Any  # the label's logit less the largest other, shape (s, n)
+    accuracy: Any  # shape (s,)
+    nc1: Any  # shape (s,)
+    nc1_logits: Any  # of the logits, that is, of the part of the features in the span of theta
+    chosen: Any  # the class read, shape (s, n)
+    shown: Any  # coordinates of the first rows, shape (s, shown, d)
+    field: Any  # Frobenius norm of the field, shape (s,)
+    steps: Any  # of the solver
+    result: Any  # of the solver
 
 
 class Flows(NamedTuple):
@@ -59,23 +48,12 @@ def times(config: Config) -> np.ndarray:
 
 def bootstrap(labels: np.ndarray, config: Config) -> np.ndarray:
     """Rows of each seed, shape (seeds, n): drawn with replacement within each class, shuffled."""
-    samples = []
+    members, samples = [np.flatnonzero(labels == c) for c in np.unique(labels)], []
     for seed in range(config.seed, config.seed + config.seeds):
         random = np.random.default_rng(seed)
-        members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
         rows = np.concatenate([random.choice(m, m.size) for m in members])
         samples.append(random.permutation(rows))
     return np.stack(samples)
-
-
-def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> None:
-    """Demands two images of each class: class statistics are of no use without."""
-    counts = np.bincount(labels, minlength=len(class_names))
-    if counts.min() < 2:
-        raise ImrError(
-            f"--train-limit must leave at least two images of each class; found {counts.min()} of "
-            f"class {class_names[int(counts.argmin())]} in {len(labels)} images. Raise it."
-        )
 
 
 @partial(jax.jit, static_argnames=("k", "shown"))
@@ -99,32 +77,29 @@ def _one_seed(x, y, ts, l2, lam, k, shown) -> Flows:
     theta = jnp.matmul(fit.theta, basis, precision="highest")
     course = partial(_course, z0, theta, fit.bias, y, ts, shown)
     # An anchor of weight 0 is none; as one map both flows are compiled once.
-    return Flows(
-        fit.theta, fit.converged, basis, jax.lax.map(course, jnp.array([0.0, lam], x.dtype))
-    )
+    courses = jax.lax.map(course, jnp.array([0.0, lam], x.dtype))
+    return Flows(fit.theta, fit.converged, basis, courses)
 
 
 def _course(z0, theta, bias, y, ts, shown, lam) -> Course:
-    model = Linear(theta, bias)
-    loss_of_features = feature_loss(model, y, anchor=(lam, z0))
-    flow: Any = solve_reduced(loss_of_features, z0, t1=ts[-1], ts=ts, rtol=1e-6, atol=1e-8)
+    model, identity = Linear(theta, bias), jnp.eye(theta.shape[0], dtype=z0.dtype)
+    anchored = feature_loss(model, y, anchor=(lam, z0))
+    flow: Any = solve_reduced(anchored, z0, t1=ts[-1], ts=ts, rtol=1e-6, atol=1e-8)
 
     def measure(z):
         logits = model(z)
-        own = jax.nn.one_hot(y, theta.shape[0], dtype=bool)
         label = jnp.take_along_axis(logits, y[:, None], axis=1)
-        behind = jnp.where(own, -jnp.inf, logits - label)
+        behind = jnp.where(identity[y] == 1, -jnp.inf, logits - label)
         # log(1 + sum of exp(-margins)): as log-sum-exp less the label's logit a late loss is nothing
         # but rounding.
         loss = jax.nn.softplus(jax.nn.logsumexp(behind, axis=1))
-        margin = -jnp.max(behind, axis=1)
         nc1 = neural_collapse(z, theta, y, bias).nc1
-        of_logits = neural_collapse(logits, jnp.eye(theta.shape[0], dtype=z.dtype), y).nc1
+        nc1_logits = neural_collapse(logits, identity, y).nc1
         chosen = jnp.argmax(logits, axis=1).astype(jnp.int32)
-        return loss, margin, accuracy(logits, y), nc1, of_logits, chosen
+        return loss, -jnp.max(behind, axis=1), accuracy(logits, y), nc1, nc1_logits, chosen
 
-    loss, margin, hits, nc1, of_logits, chosen = jax.lax.map(measure, flow.zs)
+    measures: Any = jax.lax.map(measure, flow.zs)
     return Course(
-        loss, margin, hits, nc1, of_logits, chosen, flow.zs[:, :shown], flow.grad_norm, flow.num_steps,
-        flow.result,
+        *measures, shown=flow.zs[:, :shown], field=flow.grad_norm, steps=flow.num_steps,
+        result=flow.result,
     )  # fmt: skip

@@ -45,8 +45,8 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
     ts, rows = times(config), bootstrap(data.train_labels, config)
     arrays = jax.device_put((data.train_images, data.train_labels, rows, ts.astype(np.float32)))
     shown = min(config.shown, rows.shape[1])
-    found = flows(*arrays, config.l2, config.anchor, len(data.class_names), shown)
-    found = jax.tree.map(np.asarray, found)
+    solved = flows(*arrays, config.l2, config.anchor, len(data.class_names), shown)
+    found = jax.tree.map(np.asarray, solved)
     _check_ends(config, found)
     seeds = by_seed(found, data.train_labels, rows)
     _log(run, ts, seeds)
@@ -86,13 +86,10 @@ def _log(run: RunFolder, ts: np.ndarray, seeds) -> None:
 
 def by_seed(found: Flows, labels: np.ndarray, rows: np.ndarray) -> list[Seed]:
     """The seeds one by one; losses and margins in float64, the rest as computed."""
-    seeds = []
+    wide = {name: np.float64(getattr(found.course, name)) for name in ("loss", "margin")}
+    course, seeds = found.course._replace(**wide), []
     for s, sample in enumerate(rows):
-        courses = {}
-        for i, kind in enumerate(KINDS):
-            course = Course(*(np.asarray(a[s, i]) for a in found.course))
-            wide = {"loss": np.float64(course.loss), "margin": np.float64(course.margin)}
-            courses[kind] = course._replace(**wide)
+        courses = {kind: Course(*(a[s, i] for a in course)) for i, kind in enumerate(KINDS)}
         basis = np.asarray(found.basis[s], np.float64)
         seeds.append(Seed(labels[sample], basis, late_times(found.theta[s] @ basis), courses))
     return seeds
@@ -101,10 +98,8 @@ def by_seed(found: Flows, labels: np.ndarray, rows: np.ndarray) -> list[Seed]:
 def decades(ts: np.ndarray) -> dict[str, np.ndarray]:
     """The saved times of the last factor of ten, and of the one before it."""
     end, near = ts[-1], 1 - 1e-6  # the ends of a decade belong to it whatever they are rounded to
-    return {
-        "last": ts >= near * end / 10,
-        "before": (ts >= near * end / 100) & (ts <= end / 10 / near),
-    }
+    last, before = ts >= near * end / 10, (ts >= near * end / 100) & (ts <= end / 10 / near)
+    return {"last": last, "before": before}
 
 
 def slope(ts: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -113,26 +108,33 @@ def slope(ts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.tensordot(x, values, axes=1) / np.sum(x**2)
 
 
+def over_seeds(found: list[dict[str, Any]], *spread: str) -> dict[str, float]:
+    """The mean of each column over seeds, and the standard deviation of the columns named."""
+    columns = {key: np.array([row[key] for row in found], float) for key in found[0]}
+    means = {key: float(values.mean()) for key, values in columns.items()}
+    return means | {f"{key}_std": std(columns[key]) for key in spread}
+
+
 def law_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
     """Slopes of the mean loss (log-log) and of each row's margin (against log t), by decade."""
     rows = []
     for kind in KINDS:
         for decade, inside in decades(ts).items():
-            losses, quantiles = [], []
-            for seed in seeds:
-                course = seed.courses[kind]
-                losses.append(slope(ts[inside], np.log(course.loss[inside].mean(axis=1))))
-                slopes = slope(ts[inside], course.margin[inside])
-                quantiles.append(np.quantile(slopes, [0.5, 0.05, 0.95]))
-            margins, low, high = np.array(quantiles).T
+            found, t = [], ts[inside]
+            for course in (seed.courses[kind] for seed in seeds):
+                margins = slope(t, course.margin[inside])
+                q05, median, q95 = np.quantile(margins, [0.05, 0.5, 0.95])
+                found.append(
+                    {
+                        "loss_slope": slope(t, np.log(course.loss[inside].mean(axis=1))),
+                        "margin_slope": median, "margin_slope_q05": q05, "margin_slope_q95": q95,
+                    }
+                )  # fmt: skip
             rows.append(
                 {
-                    "flow": kind, "decade": decade, "from": float(ts[inside][0]),
-                    "to": float(ts[inside][-1]), "loss_slope": float(np.mean(losses)),
-                    "loss_slope_std": std(losses),
+                    "flow": kind, "decade": decade, "from": float(t[0]), "to": float(t[-1]),
+                    **over_seeds(found, "loss_slope", "margin_slope"),
                     "loss_slope_predicted": -1.0 if kind == "free" else 0.0,
-                    "margin_slope": float(margins.mean()), "margin_slope_std": std(margins),
-                    "margin_slope_q05": float(low.mean()), "margin_slope_q95": float(high.mean()),
                     "margin_slope_predicted": 1.0 if kind == "free" else 0.0,
                 }
             )  # fmt: skip
@@ -145,10 +147,9 @@ def class_rows(ts: np.ndarray, seeds: list[Seed], names: tuple[str, ...]) -> lis
     for c, name in enumerate(names):
         found = []
         for seed in seeds:
-            own, late = seed.labels == c, seed.late
+            own, late, course = seed.labels == c, seed.late, seed.courses["free"]
             constant = late.distance[c] ** -2
-            ratio = ts[-1] * seed.courses["free"].loss[-1, own] / constant
-            offset = seed.courses["free"].margin[-1, own] - np.log(ts[-1])
+            ratio = ts[-1] * course.loss[-1, own] / constant
             q05, median, q95 = np.quantile(ratio, [0.05, 0.5, 0.95])
             found.append(
                 {
@@ -157,69 +158,56 @@ def class_rows(ts: np.ndarray, seeds: list[Seed], names: tuple[str, ...]) -> lis
                     "ratio": median, "ratio_q05": q05, "ratio_q95": q95,
                     "share_asymptotic": np.mean(np.abs(ratio - 1) <= CLOSE),
                     "margin_constant_predicted": -np.log(late.alpha[c].max()),
-                    "margin_constant": np.median(offset),
+                    "margin_constant": np.median(course.margin[-1, own] - np.log(ts[-1])),
                     "margin_constant_one_rival": -np.log(late.nearest[c]),
                     "exponent_predicted": late.exponent[c],
                 }
             )  # fmt: skip
-        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        rows.append({"class": name, **means, "ratio_std": std([row["ratio"] for row in found])})
+        rows.append({"class": name, **over_seeds(found, "ratio")})
     return rows
 
 
 def end_rows(ts: np.ndarray, seeds: list[Seed]) -> list[dict[str, Any]]:
-    """Where the flows start and end; means over seeds, with the spread where it is asked for."""
-    rows = []
+    """Where the flows start and end; means and standard deviations over seeds."""
+    rows, later = [], ts >= ts[-1] / 10
     for kind in KINDS:
         found = []
         for seed in seeds:
             course = seed.courses[kind]
-            later = ts >= ts[-1] / 10
-            labels = seed.labels[: course.shown.shape[1]]
+            correct = course.accuracy == 1
             found.append(
                 {
-                    "loss_start": course.loss[0].mean(),
-                    "loss_end": course.loss[-1].mean(),
+                    "loss_start": course.loss[0].mean(), "loss_end": course.loss[-1].mean(),
                     "margin_end": np.median(course.margin[-1]),
-                    "accuracy_start": course.accuracy[0],
-                    "accuracy_end": course.accuracy[-1],
-                    "time_all_correct": _first(ts, course.accuracy == 1),
-                    "nc1_start": course.nc1[0],
-                    "nc1_end": course.nc1[-1],
+                    "accuracy_start": course.accuracy[0], "accuracy_end": course.accuracy[-1],
+                    "time_all_correct": ts[np.argmax(correct)] if correct.any() else np.nan,
+                    "nc1_start": course.nc1[0], "nc1_end": course.nc1[-1],
                     "nc1_logits_end": course.nc1_logits[-1],
                     # Against log log t: the free flow's class means part like log t.
                     "nc1_slope": slope(np.log(ts[later]), np.log(course.nc1[later])),
-                    "cosine_end": np.median(_cosines(course, seed, labels)),
+                    "cosine_end": np.median(_cosines(course, seed)),
                     "field_end_over_start": course.field[-1] / course.field[0],
                     "solver_steps": course.steps,
                 }
-            )
-        row: dict[str, Any] = {"flow": kind}
-        for key in found[0]:
-            values = np.array([one[key] for one in found], float)
-            row |= {key: float(values.mean()), f"{key}_std": std(values)}
-        rows.append(row)
+            )  # fmt: skip
+        rows.append({"flow": kind, **over_seeds(found, *found[0])})
     return rows
 
 
-def _first(ts: np.ndarray, true: np.ndarray) -> float:
-    return float(ts[np.argmax(true)]) if true.any() else float("nan")
-
-
-def _cosines(course: Course, seed: Seed, labels: np.ndarray) -> np.ndarray:
+def _cosines(course: Course, seed: Seed) -> np.ndarray:
     """Between each shown row's displacement and its class's direction w at late times."""
     moved = course.shown[-1] - course.shown[0]
-    w = seed.late.direction[labels]
+    w = seed.late.direction[seed.labels[: len(moved)]]
     norms = np.linalg.norm(moved, axis=1) * np.linalg.norm(w, axis=1)
     return np.sum(moved * w, axis=1) / norms
 
 
 def bound_row(ts: np.ndarray, seeds: list[Seed]) -> dict[str, Any]:
     """How the free flow stands to the bound on log-odds that holds at every time."""
-    slack = []
-    for seed in seeds:
-        loss = seed.courses["free"].loss
-        slack.append(bound_slack(-np.log(np.expm1(loss)), ts, seed.late.distance[seed.labels]))
+    slack = [
+        bound_slack(-np.log(np.expm1(s.courses["free"].loss)), ts, s.late.distance[s.labels])
+        for s in seeds
+    ]
     ends = np.concatenate([s[-1] for s in slack])
     return {
         "rows": int(ends.size), "times": len(ts),

@@ -21,8 +21,10 @@ def report(config: Config, run: RunFolder, results: Results) -> None:
     title = f"{data.name}, {len(data.train_labels):,} images, {config.seeds} bootstrap samples"
     _draw_law(run, ts, seeds, title)
     _draw_classes(run, ts, seeds, title)
-    _draw_projection(run, ts, seeds[0], results.theta, data)
-    _draw_pictures(config, run, ts, seeds[0], results.images, data)
+    wanted = [0.0, *np.geomspace(ts[-1] * 1e-4, ts[-1], 5)]
+    at = np.unique([int(np.argmin(np.abs(ts - t))) for t in wanted])  # the saved times next to them
+    _draw_projection(run, ts, at, seeds[0], results.theta, data)
+    _draw_pictures(config, run, ts, at, seeds[0], results.images, data)
     run.finish(results.summary, tables(config, results.summary, data))
 
 
@@ -30,15 +32,14 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
     """The tables to read, in Markdown, with what they say and do not say."""
     laws = [
         {
-            "flow": row["flow"],
-            "t": f"{row['from']:g} to {row['to']:g}",
+            "flow": row["flow"], "t": f"{row['from']:g} to {row['to']:g}",
             "loss slope": cell(row, "loss_slope", ".4f"),
             "margin slope": cell(row, "margin_slope", ".3f"),
             "5 to 95 % of rows": f"{row['margin_slope_q05']:.3f} to {row['margin_slope_q95']:.3f}",
             "law": "-1, 1" if row["flow"] == "free" else "none (a limit)",
         }
         for row in summary["law"]
-    ]
+    ]  # fmt: skip
     classes = [
         {
             "class": row["class"], "gamma": row["distance"], "rivals": f"{row['support']:.1f}",
@@ -55,8 +56,7 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
     ]  # fmt: skip
     ends = [
         {
-            "flow": row["flow"],
-            "loss": f"{row['loss_start']:.3f} to {row['loss_end']:.3g}",
+            "flow": row["flow"], "loss": f"{row['loss_start']:.3f} to {row['loss_end']:.3g}",
             "accuracy": f"{row['accuracy_start']:.3f} to {row['accuracy_end']:.3f}",
             "all correct at t": row["time_all_correct"],
             "median margin": cell(row, "margin_end", ".2f"),
@@ -66,9 +66,9 @@ def tables(config: Config, summary: dict[str, Any], data: ImageData) -> str:
             "field, end over start": f"{row['field_end_over_start']:.1e}",
         }
         for row in summary["ends"]
-    ]
+    ]  # fmt: skip
     bound = summary["bound"][0]
-    free = next(row for row in summary["ends"] if row["flow"] == "free")
+    free = summary["ends"][KINDS.index("free")]
     return "\n\n".join(
         [
             f"theta fitted to {data.name} (l2 {config.l2:g}); {len(data.train_labels):,} images flow "
@@ -108,86 +108,64 @@ def _draw_law(run, ts, seeds, title):
         # Rows of all seeds together: the spread over seeds is far below that over rows.
         return np.mean([np.quantile(r, _LEVELS, axis=-1) for r in rows], axis=0)
 
-    shown = {
-        "loss": {
-            kind: np.stack([s.courses[kind].loss[after].mean(axis=1) for s in seeds])
-            for kind in KINDS
-        },
-        "margin": {kind: spread([s.courses[kind].margin[after] for s in seeds]) for kind in KINDS},
-    }
-    scaled = spread(
-        [
-            s.courses["free"].loss[after] * g**2 * ts[after, None]
-            for s, g in zip(seeds, gamma, strict=True)
-        ]
+    losses, margins = (
+        {kind: [getattr(s.courses[kind], name)[after] for s in seeds] for kind in KINDS}
+        for name in ("loss", "margin")
     )
-    loss_law = np.array([np.mean(g**-2) for g in gamma])
-    margin_law = spread([-np.log(s.late.alpha.max(axis=1))[s.labels] for s in seeds])
-    figure = figures.law(
-        ts[after], shown["loss"], shown["margin"], scaled, loss_law, margin_law, title=title
-    )
-    arrays = {f"{name}_{kind}": shown[name][kind] for name in shown for kind in KINDS}
-    run.save_figure(
-        "law", figure, ts=ts[after], scaled=scaled, loss_law=loss_law, margin_law=margin_law,
-        **arrays,
-    )  # fmt: skip
+    scaled = [l * g**2 * ts[after, None] for l, g in zip(losses["free"], gamma, strict=True)]
+    arrays = {
+        "ts": ts[after], "scaled": spread(scaled),
+        "loss_law": np.array([np.mean(g**-2) for g in gamma]),
+        "margin_law": spread([-np.log(s.late.alpha.max(axis=1))[s.labels] for s in seeds]),
+        **{f"loss_{kind}": np.stack([l.mean(axis=1) for l in losses[kind]]) for kind in KINDS},
+        **{f"margin_{kind}": spread(margins[kind]) for kind in KINDS},
+    }  # fmt: skip
+    run.save_figure("law", figures.law(arrays, title=title), **arrays)
 
 
 def _draw_classes(run, ts, seeds, title):
-    shown: dict[str, Any] = {
-        name: {
-            kind: np.stack([getattr(s.courses[kind], name)[1:] for s in seeds]) for kind in KINDS
-        }
+    arrays = {"ts": ts[1:]} | {
+        f"{name}_{kind}": np.stack([getattr(s.courses[kind], name)[1:] for s in seeds])
         for name in ("nc1", "nc1_logits", "accuracy")
+        for kind in KINDS
     }
-    figure = figures.classes(ts[1:], **shown, title=title)
-    arrays = {f"{name}_{kind}": shown[name][kind] for name in shown for kind in KINDS}
-    run.save_figure("classes", figure, ts=ts[1:], **arrays)
+    run.save_figure("classes", figures.classes(arrays, title=title), **arrays)
 
 
-def _draw_projection(run, ts, seed, theta, data):
+def _draw_projection(run, ts, at, seed, theta, data):
     # In coordinates: the plane lies within the span of theta, and so within theirs.
     weights = theta @ seed.basis
     weights = weights - weights.mean(axis=0)
     plane = np.linalg.svd(weights, full_matrices=False)[2][:2]
-    course = seed.courses["free"]
-    at = _nearest(ts, [0.0, *np.geomspace(ts[-1] * 1e-4, ts[-1], 5)])
-    points = course.shown[at] @ plane.T
-    labels = seed.labels[: points.shape[1]]
-    figure = figures.projection(
-        ts[at], points, labels, weights @ plane.T, data.class_names,
-        title=f"{data.name}: features of the free flow in the plane of theta's first two principal "
-        "axes, the same at all times; arrows are theta's rows",
-    )  # fmt: skip
-    run.save_figure(
-        "projection", figure, ts=ts[at], points=points, labels=labels, theta=weights @ plane.T,
-        plane=plane @ seed.basis.T,
-    )  # fmt: skip
+    points = seed.courses["free"].shown[at] @ plane.T
+    arrays = {
+        "ts": ts[at], "points": points, "labels": seed.labels[: points.shape[1]],
+        "theta": weights @ plane.T, "plane": plane @ seed.basis.T,
+    }  # fmt: skip
+    title = (
+        f"{data.name}: features of the free flow in the plane of theta's first two principal axes, "
+        "the same at all times; arrows are theta's rows"
+    )
+    figure = figures.projection(arrays, data.class_names, title=title)
+    run.save_figure("projection", figure, **arrays)
 
 
-def _draw_pictures(config, run, ts, seed, images, data):
-    course = seed.courses["free"]
+def _draw_pictures(config, run, ts, at, seed, images, data):
+    course, names = seed.courses["free"], np.array(data.class_names)
     labels = seed.labels[: len(images)]
     # Of each class the image that is read worst at the start.
     order = np.argsort(course.margin[0, : len(images)], kind="stable")
-    present = [c for c in range(len(data.class_names)) if (labels == c).any()][: config.strips]
-    chosen = np.array([order[labels[order] == c][0] for c in present])
-    at = _nearest(ts, [0.0, *np.geomspace(ts[-1] * 1e-4, ts[-1], 5)])
+    chosen = np.array([order[labels[order] == c][0] for c in np.unique(labels)[: config.strips]])
     moved = (course.shown[at] - course.shown[0])[:, chosen] @ seed.basis.T
-    states = np.swapaxes(images[chosen] + moved, 0, 1).reshape(len(chosen), -1, *data.image_shape)
-    limits = (seed.late.direction[labels[chosen]] @ seed.basis.T).reshape(-1, *data.image_shape)
-    read = np.array(data.class_names)[course.chosen[at][:, chosen]].T
-    figure = figures.pictures(
-        ts[at], states, limits, [data.class_names[c] for c in labels[chosen]], read.tolist(),
-        title=f"{data.name}: of each class the image read worst at t = 0, on the free flow. Below "
-        "each image the class read (red: wrong). Differences lie in the span of theta",
-    )  # fmt: skip
-    run.save_figure(
-        "pictures", figure, ts=ts[at], states=states, limits=limits, labels=labels[chosen],
-        read=read,
-    )  # fmt: skip
-
-
-def _nearest(ts: np.ndarray, wanted: list[float]) -> np.ndarray:
-    """Indices of the saved times next to those wanted, each once."""
-    return np.unique([int(np.argmin(np.abs(ts - t))) for t in wanted])
+    limits = seed.late.direction[labels[chosen]] @ seed.basis.T
+    arrays = {
+        "ts": ts[at], "labels": labels[chosen], "read": names[course.chosen[at][:, chosen]].T,
+        "states": np.swapaxes(images[chosen] + moved, 0, 1).reshape(len(chosen), -1, *data.image_shape),
+        "limits": limits.reshape(-1, *data.image_shape),
+    }  # fmt: skip
+    title = (
+        f"{data.name}: of each class the image read worst at t = 0, on the free flow. Below each "
+        "image the class read (red: wrong). Differences lie in the span of theta"
+    )
+    figure = figures.pictures(arrays, names[labels[chosen]].tolist(), title=title)
+    run.save_figure("pictures", figure, **arrays)

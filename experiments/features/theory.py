@@ -36,24 +36,14 @@ from scipy.optimize import nnls
 
 
 class LateTimes(NamedTuple):
-    """Predictions for each class; k rows, and in `alpha` k columns with zeros on the diagonal.
+    """Predictions for each class; k rows, and in `alpha` k columns with zeros on the diagonal."""
 
-    Attributes:
-      alpha: limits of $q_j t$.
-      distance: gamma, from theta's row to the convex hull of the others.
-      direction: w, the features' velocity in log t, shape (k, f).
-      support: how many other classes hold the row back, alpha > 0.
-      exponent: r, at most 1: deviations of $q_j t$ from its limit die out like $t^{-r}$, and no
-        faster than $\\log t / t$.
-      nearest: $1 / \\min_j |\\theta_c - \\theta_j|^2$, what alpha would be with one rival alone.
-    """
-
-    alpha: np.ndarray
-    distance: np.ndarray
-    direction: np.ndarray
-    support: np.ndarray
-    exponent: np.ndarray
-    nearest: np.ndarray
+    alpha: np.ndarray  # limits of t q_j
+    distance: np.ndarray  # gamma, from theta's row to the convex hull of the others
+    direction: np.ndarray  # w, the features' velocity in log t, shape (k, f)
+    support: np.ndarray  # how many other classes hold the row back, alpha > 0
+    exponent: np.ndarray  # r <= 1: t q_j nears its limit like t^-r, and no faster than log t / t
+    nearest: np.ndarray  # 1 / min |theta_c - theta_j|^2, what alpha would be with one rival alone
 
 
 def late_times(theta: np.ndarray) -> LateTimes:
@@ -67,10 +57,8 @@ def late_times(theta: np.ndarray) -> LateTimes:
         alpha[c, others], exponent[c] = _hard_margin(differences)
         nearest[c] = 1 / np.min(np.sum(differences**2, axis=1))
     weights = alpha.sum(axis=1)
-    return LateTimes(
-        alpha, weights**-0.5, weights[:, None] * theta - alpha @ theta, (alpha > 0).sum(axis=1),
-        exponent, nearest,
-    )  # fmt: skip
+    direction, support = weights[:, None] * theta - alpha @ theta, (alpha > 0).sum(axis=1)
+    return LateTimes(alpha, weights**-0.5, direction, support, exponent, nearest)
 
 
 def _hard_margin(differences: np.ndarray) -> tuple[np.ndarray, float]:
@@ -90,14 +78,10 @@ def _hard_margin(differences: np.ndarray) -> tuple[np.ndarray, float]:
 
 def bound_slack(log_odds: np.ndarray, ts: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """By how much of log-odds each row is ahead of the bound that holds at every time."""
-    start = log_odds[0] + np.exp(log_odds[0])
-    return log_odds - _log_odds_at(start + np.square(distance) * ts[:, None])
-
-
-def _log_odds_at(value: np.ndarray) -> np.ndarray:
-    """The root v of v + exp(v) = value, by Newton's method in a form that cannot overflow."""
+    value = log_odds[0] + np.exp(log_odds[0]) + np.square(distance) * ts[:, None]
+    # The root v of v + exp(v) = value, by Newton's method in a form that cannot overflow.
     v = np.where(value > 1, np.log(np.maximum(value, 1)), value)
     for _ in range(50):
         # From the right of the root of an increasing convex function the steps only go down.
         v = v - (v + np.exp(v) - value) / (1 + np.exp(v))
-    return v
+    return log_odds - v

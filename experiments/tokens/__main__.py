@@ -9,12 +9,8 @@ EXPERIMENT = Experiment(
     name="tokens",
     question="Where do tokens cluster, over (beta, t), and what does the column term of attention "
     "change?",
-    config=Config,
-    check=check,
-    shrink=shrink,
-    measure=measure,
-    report=report,
-)
+    config=Config, check=check, shrink=shrink, measure=measure, report=report,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

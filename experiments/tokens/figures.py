@@ -1,15 +1,16 @@
 """Figures of the tokens experiment: functions from arrays to a matplotlib Figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from imr.lab.plotting import new_figure
+from experiments.tokens.flows import Setting
+from imr.lab.plotting import label_edges, legend_below, panels
 
 TIME = r"time $t = \beta\, t_{\mathrm{imr}}$"
 BETA = r"inverse temperature $\beta$"
-_GREY = "0.8"
+_MISSING = {"facecolor": "0.8", "edgecolor": "0.55", "hatch": "////"}
 _LINES = {"linewidth": 0.9, "alpha": 0.85}
 
 
@@ -28,65 +29,60 @@ def edges(centres) -> np.ndarray:
 
 
 def phase_diagram(
-    panels: Sequence[Mapping[str, Any]], betas, ts, *, label: str, title: str, log: bool = False,
-    limits: tuple[float, float], columns: int = 2, cmap: str = "viridis",
+    values: Mapping[str, np.ndarray], betas, ts, *, label: str, title: str, log: bool = False,
+    limits: tuple[float, float], cmap: str, curves: Mapping[str, Any], curve_label: str = "",
 ) -> Any:  # fmt: skip
-    """A quantity over time and inverse temperature, a panel for each flow."""
+    """A quantity over time and inverse temperature, a panel for each flow, with its curve if any."""
     from matplotlib.colors import LogNorm, Normalize
-    from matplotlib.patches import Patch
 
-    rows = -(-len(panels) // columns)
-    figure = new_figure(figsize=(3.6 * columns + 1.2, 2.7 * rows + 1.0))
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    norm = (LogNorm if log else Normalize)(*limits)
-    handles, missing, mesh = {}, False, None
-    for axis, panel in zip(axes.flat, panels, strict=True):
-        values = np.ma.masked_invalid(panel["values"])
-        axis.set_facecolor(_GREY)
-        if values.mask.any():
-            missing = True
-            axis.patch.set(hatch="////", edgecolor="0.55")
-        mesh = axis.pcolormesh(edges(ts), edges(betas), values, norm=norm, cmap=cmap)
-        if "curve" in panel:
-            (line,) = axis.plot(*panel["curve"], color="tab:red", linewidth=1.8)
-            handles[panel["curve_label"]] = line
+    rows, x, y = -(-len(values) // 2), edges(ts), edges(betas)
+    size = (8.4, 2.7 * rows + 1.0)
+    figure, axes = panels(rows, 2, size, title=title, sharex=True, sharey=True)
+    norm, mesh = (LogNorm if log else Normalize)(*limits), None
+    for axis, (name, panel) in zip(axes.flat, values.items(), strict=True):
+        mesh = axis.pcolormesh(x, y, np.ma.masked_invalid(panel), norm=norm, cmap=cmap)
+        if not np.isfinite(panel).all():
+            axis.patch.set(**_MISSING)
+        if name in curves:
+            axis.plot(*curves[name], color="tab:red", linewidth=1.8, label=curve_label)
         log_axis(axis, "x", "y")
-        axis.set_title(panel["title"])
-        axis.set_xlim(edges(ts)[0], edges(ts)[-1])
-        axis.set_ylim(edges(betas)[0], edges(betas)[-1])
-    for axis in axes[-1]:
-        axis.set_xlabel(TIME)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(BETA)
+        axis.set(title=name, xlim=x[[0, -1]], ylim=y[[0, -1]])
+    label_edges(axes, TIME, BETA)
     bar = figure.colorbar(mesh, ax=axes, label=label)
     if log:
-        ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if tick <= limits[1]]
+        ticks = [tick for tick in 2 ** np.arange(10) if tick <= limits[1]]
         bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
         bar.minorticks_off()
-    if missing:
-        handles["not reached by more than half of the seeds"] = Patch(
-            facecolor=_GREY, edgecolor="0.55", hatch="////"
-        )
-    if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    if not all(np.isfinite(panel).all() for panel in values.values()):
+        axes[0, 0].fill([], [], label="not reached by more than half of the seeds", **_MISSING)
+    if axes[0, 0].get_legend_handles_labels()[0]:
+        legend_below(figure, axes[0, 0], 2, fontsize=9)
     return figure
 
 
-def trajectories(rows: Sequence[Mapping[str, Any]], betas, ts, *, kind: str, title: str) -> Any:
-    """Where tokens go: a row of panels for each flow, a panel for each inverse temperature."""
-    figure = new_figure(figsize=(3.1 * len(betas) + 0.6, 2.9 * len(rows) + 0.5))
-    axes = figure.subplots(len(rows), len(betas), squeeze=False, sharex=kind == "angle")
-    for line, row in zip(axes, rows, strict=True):
-        for axis, beta, path in zip(line, betas, row["paths"], strict=True):
-            reached = np.isfinite(path).all(axis=(1, 2))
-            _paths(axis, ts[reached], path[reached], kind)
-            axis.set_title(rf"{row['title']}, $\beta = {beta:.3g}$", fontsize=10)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("angle of the token (rad)" if kind == "angle" else "second coordinate")
-    for axis in axes[-1]:
-        axis.set_xlabel(TIME if kind == "angle" else "first coordinate")
-    figure.suptitle(title, fontsize=11)
+def _by_beta(
+    rows: Mapping[Setting, np.ndarray], betas, width: float, height: float, **options: Any
+) -> tuple[Any, np.ndarray, Iterator[tuple[Any, np.ndarray]]]:
+    """A row of panels for each flow, a panel for each inverse temperature; the panels' arrays."""
+    size = (width * len(betas), height * len(rows) + 0.8)
+    figure, axes = panels(len(rows), len(betas), size, **options)
+    for line, setting in zip(axes, rows, strict=True):
+        for axis, beta in zip(line, betas, strict=True):
+            axis.set_title(rf"{setting.terms}, $\beta = {beta:.3g}$", fontsize=10)
+    return figure, axes, zip(axes.flat, (a for row in rows.values() for a in row), strict=True)
+
+
+def trajectories(rows: Mapping[Setting, np.ndarray], betas, ts, *, kind: str, title: str) -> Any:
+    """Where tokens go; paths of shape (betas, times, n, d)."""
+    angle = kind == "angle"
+    figure, axes, arrays = _by_beta(rows, betas, 3.3, 2.9, title=title, sharex=angle)
+    for axis, path in arrays:
+        reached = np.isfinite(path).all(axis=(1, 2))
+        _paths(axis, ts[reached], path[reached], kind)
+    if angle:
+        label_edges(axes, TIME, "angle of the token (rad)")
+    else:
+        label_edges(axes, "first coordinate", "second coordinate")
     return figure
 
 
@@ -98,8 +94,7 @@ def _paths(axis, ts, path, kind: str) -> None:
     colours = colormaps["turbo"](angles[0] / (2 * np.pi) + 0.5)
     if kind == "angle":
         # A line breaks where its token crosses from -pi to pi.
-        jumps = np.abs(np.diff(angles, axis=0)) > np.pi
-        angles[1:][jumps] = np.nan
+        angles[1:][np.abs(np.diff(angles, axis=0)) > np.pi] = np.nan
         for token, colour in zip(angles.T, colours, strict=True):
             axis.plot(ts, token, color=colour, **_LINES)
         log_axis(axis, "x")
@@ -111,58 +106,45 @@ def _paths(axis, ts, path, kind: str) -> None:
         path = path / np.linalg.norm(path, axis=-1).max(axis=1)[:, None, None]
     for token, colour in zip(np.swapaxes(path, 0, 1), colours, strict=True):
         axis.plot(token[:, 0], token[:, 1], color=colour, **_LINES)
-    axis.scatter(path[-1, :, 0], path[-1, :, 1], c=colours, s=16, edgecolors="black",
-                 linewidths=0.5, zorder=3)  # fmt: skip
-    axis.plot(*np.stack([np.cos(a := np.linspace(0, 2 * np.pi, 100)), np.sin(a)]), color="0.8",
-              linewidth=0.6, zorder=0)  # fmt: skip
-    axis.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), xticks=[-1, 0, 1],
-             yticks=[-1, 0, 1])  # fmt: skip
+    dots = {"c": colours, "s": 16, "edgecolors": "black", "linewidths": 0.5, "zorder": 3}
+    axis.scatter(path[-1, :, 0], path[-1, :, 1], **dots)
+    circle = np.linspace(0, 2 * np.pi, 100)
+    axis.plot(np.cos(circle), np.sin(circle), color="0.8", linewidth=0.6, zorder=0)
+    limits, ticks = (-1.15, 1.15), [-1, 0, 1]
+    axis.set(aspect="equal", xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
 
 
-def cosine_histograms(rows: Sequence[Mapping[str, Any]], betas, ts, *, title: str) -> Any:
-    """The share of pairs of tokens at each cosine, over time."""
+def cosine_histograms(rows: Mapping[Setting, np.ndarray], betas, ts, *, title: str) -> Any:
+    """The share of pairs of tokens at each cosine over time, shape (betas, times, bins)."""
     from matplotlib.colors import LogNorm
 
-    figure = new_figure(figsize=(3.3 * len(betas) + 1.2, 2.6 * len(rows) + 0.8))
-    axes = figure.subplots(len(rows), len(betas), squeeze=False, sharex=True, sharey=True)
-    bins = rows[0]["shares"].shape[-1]
-    mesh = None
-    for line, row in zip(axes, rows, strict=True):
-        for axis, beta, shares in zip(line, betas, row["shares"], strict=True):
-            mesh = axis.pcolormesh(
-                edges(ts), np.linspace(-1, 1, bins + 1), np.ma.masked_invalid(shares).T,
-                norm=LogNorm(1e-3, 1, clip=True), cmap="magma_r",
-            )  # fmt: skip
-            log_axis(axis, "x")
-            axis.set_title(rf"{row['title']}, $\beta = {beta:.3g}$", fontsize=10)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("cosine of two tokens")
-    for axis in axes[-1]:
-        axis.set_xlabel(TIME)
-    figure.colorbar(mesh, ax=axes, extend="min",
-                    label=f"share of pairs in a bin of width {2 / bins:.3g}")  # fmt: skip
-    figure.suptitle(title, fontsize=11)
+    share, norm, mesh, bins = {"sharex": True, "sharey": True}, LogNorm(1e-3, 1, clip=True), None, 1
+    figure, axes, arrays = _by_beta(rows, betas, 3.7, 2.6, title=title, **share)
+    for axis, shares in arrays:
+        bins = shares.shape[-1]
+        cells = edges(ts), np.linspace(-1, 1, bins + 1), np.ma.masked_invalid(shares).T
+        mesh = axis.pcolormesh(*cells, norm=norm, cmap="magma_r")
+        log_axis(axis, "x")
+    label_edges(axes, TIME, "cosine of two tokens")
+    label = f"share of pairs in a bin of width {2 / bins:.3g}"
+    figure.colorbar(mesh, ax=axes, extend="min", label=label)
     return figure
 
 
-def energy_curves(panels: Sequence[Mapping[str, Any]], ts, *, title: str) -> Any:
-    """An energy along the flows, a panel for each place."""
-    figure = new_figure(figsize=(3.9 * len(panels), 4.0))
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=True):
-        for line in panel["lines"]:
-            axis.plot(
-                ts, line["values"], color=f"C{line['colour']}", label=line["label"],
-                linestyle="--" if line["dashed"] else "-",
-            )  # fmt: skip
+def energy_curves(
+    places: Mapping[str, Mapping[Setting, np.ndarray]], betas, ts, *, label: str, title: str
+) -> Any:
+    """An energy along the flows, shape (betas, times), a panel for each place."""
+    figure, axes = panels(1, len(places), (3.9 * len(places), 4.0), title=title)
+    for axis, (place, changes) in zip(axes.flat, places.items(), strict=True):
+        for setting, change in changes.items():
+            style = "-" if setting.column_term else "--"
+            for number, (beta, values) in enumerate(zip(betas, change, strict=True)):
+                words = rf"$\beta = {beta:.3g}$, {setting.terms}"
+                axis.plot(ts, values, style, color=f"C{number}", label=words)
         log_axis(axis, "x")
-        axis.set(title=panel["title"], ylabel=panel["label"])
+        axis.set(title=place, xlabel=TIME, ylabel=label)
         axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axis.grid(alpha=0.3)
-    for axis in axes[-1]:
-        axis.set_xlabel(TIME)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
-    )
-    figure.suptitle(title, fontsize=11)
+    legend_below(figure, axes[0, 0], 3, fontsize=9)
     return figure

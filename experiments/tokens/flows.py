@@ -1,6 +1,5 @@
 """The eight flows, and what is measured along them: one program, whatever the setting."""
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,23 +14,21 @@ from imr.metrics import antisymmetric_share, cluster_count, token_cosines
 BINS = 64  # of the histogram of cosines, over [-1, 1]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Which of the eight flows."""
+class Setting(NamedTuple):
+    """Which of the eight flows, and its names in figures and tables."""
 
-    sign: int
-    """-1 goes down the log-sum-exp (tokens repel), +1 up it (tokens attract)."""
+    sign: int  # -1 goes down the log-sum-exp (tokens repel), +1 up it (tokens attract)
     sphere: bool
     column_term: bool
 
     @property
     def name(self) -> str:
-        """In figures and tables."""
+        """All of it in words."""
         return f"{self.direction}, {self.place}, {self.terms}"
 
     @property
     def direction(self) -> str:
-        """The sign, in words."""
+        """The sign in words."""
         return "ascent" if self.sign > 0 else "descent"
 
     @property
@@ -45,9 +42,14 @@ class Setting:
         return "row + column" if self.column_term else "row only"
 
     @property
-    def tags(self) -> dict[str, Any]:
-        """As a row of a table has it."""
-        return {"sign": self.sign, "sphere": self.sphere, "column_term": self.column_term}
+    def surface(self) -> str:
+        """Where the tokens live, in names of files."""
+        return "sphere" if self.sphere else "plane"
+
+    @property
+    def key(self) -> str:
+        """The name of an array, beside the sign."""
+        return f"{self.surface}_row_column" if self.column_term else f"{self.surface}_row"
 
 
 SETTINGS = tuple(Setting(*choice) for choice in product((1, -1), (True, False), (False, True)))
@@ -65,8 +67,7 @@ def token_field(setting: Setting, phi, beta) -> Partial:
 
 def _flags(setting: Setting):
     """A setting as arrays: arguments of a program, so that it is compiled once for all eight."""
-    flags = (float(setting.sign), setting.sphere, setting.column_term)
-    return tuple(jnp.asarray(flag) for flag in flags)
+    return tuple(map(jnp.asarray, (float(setting.sign), setting.sphere, setting.column_term)))
 
 
 def _flow(sign, sphere, column_term, phi, beta, t, z, args):
@@ -78,9 +79,7 @@ def _flow(sign, sphere, column_term, phi, beta, t, z, args):
     """
     scaled = jnp.sqrt(beta) * phi
     loss = imr.feature_loss(imr.Quadratic(scaled), None)
-    row, whole = (
-        imr.closed_field(loss, column_term=choice)(t, z, args) for choice in (False, True)
-    )
+    row, whole = (imr.closed_field(loss, column_term=c)(t, z, args) for c in (False, True))
     # imr's field goes down, in imr's time.
     field = -sign / beta * jnp.where(column_term, whole, row)
     tangent = imr.sphere_field(lambda t, z, args: field)(t, z, args)
@@ -113,68 +112,48 @@ class Measures(NamedTuple):
     clusters: Any
     attention_energy: Any
     interaction_energy: Any
-    gradient_cosine: Any
-    """Of the field and the gradient of the attention energy; 1 with the column term."""
-    speed: Any
-    """Root mean square over tokens of the field's norm."""
-    norm: Any
-    """Root mean square norm of a token."""
-    norm_error: Any
-    """The largest distance of a token's norm from 1."""
-    histogram: Any
-    """Pairs in each bin of the cosine, shape (BINS,)."""
+    gradient_cosine: Any  # of the field and the gradient of the attention energy
+    speed: Any  # root mean square over tokens of the field's norm
+    norm: Any  # root mean square norm of a token
+    norm_error: Any  # the largest distance of a token's norm from 1
+    histogram: Any  # pairs in each bin of the cosine, shape (BINS,)
 
 
 class Flows(NamedTuple):
     """Solved flows of one setting, over inverse temperatures and seeds."""
 
-    measures: Measures
-    """Leaves of shape (b, s, 1 + t, ...): at time 0 first."""
-    result: Any
-    """Codes of `imr.Result`, shape (b, s)."""
+    measures: Measures  # leaves of shape (b, s, 1 + t, ...): at time 0 first
+    result: Any  # codes of `imr.Result`, shape (b, s)
     steps: Any
-    antisymmetric_start: Any
-    """Antisymmetric share of the unprojected field's Jacobian at the start, shape (b, s)."""
-    antisymmetric_later: Any
-    """The same at the time asked for."""
-    paths: Any
-    """Tokens of the first seed, shape (b, 1 + t, n, d); inf where the flow did not get there."""
+    antisymmetric_start: Any  # share of the unprojected field's Jacobian, shape (b, s)
+    antisymmetric_later: Any  # the same at the time asked for
+    paths: Any  # of the first seed, shape (b, 1 + t, n, d); inf where the flow did not get there
 
 
-def solve_setting(setting: Setting, phi, betas, z0, ts, later, config, keys) -> Flows:
-    """Solves a setting for every inverse temperature and seed in one program."""
-    numbers = (jnp.asarray(config.threshold, z0.dtype), jnp.asarray(config.rtol, z0.dtype))
-    sizes = (config.probes, config.max_steps)
-    flows = _solve(sizes, _flags(setting), phi, betas, z0, ts, later, *numbers, keys)
-    return flows._replace(paths=flows.paths[:, 0])
-
-
-@partial(jax.jit, static_argnums=0)
-def _solve(sizes, flags, phi, betas, z0, ts, later, threshold, rtol, keys) -> Flows:
-    probes, max_steps = sizes
+@partial(jax.jit, static_argnames=("probes", "max_steps"))
+def solve(flags, phi, betas, z0, ts, later, keys, threshold, rtol, *, probes, max_steps) -> Flows:
+    """Solves a setting, given as arrays, for every inverse temperature and seed in one program."""
 
     def one(beta, z0, phi, key):
         field = Partial(_flow, *flags, phi, beta)
-        flow: Any = imr.solve(
-            field, z0, t1=ts[-1], ts=ts, rtol=rtol, atol=rtol / 100, max_steps=max_steps
-        )
+        options = {"rtol": rtol, "atol": rtol / 100, "max_steps": max_steps}
+        flow: Any = imr.solve(field, z0, t1=ts[-1], ts=ts, **options)
         zs = jnp.concatenate([z0[None], flow.zs])
         measures = jax.lax.map(partial(_measure, flags, phi, beta, threshold), zs)
         # Unprojected: a gradient's projection to the sphere has no symmetric Jacobian in R^d.
         ambient = Partial(_flow, flags[0], jnp.asarray(False), flags[2], phi, beta)
-        first, second = jax.lax.map(
-            partial(_share, ambient, key, probes), zs[jnp.array([0, later + 1])]
-        )
+
+        def share(z):
+            reached = jnp.isfinite(z).all()
+            share = antisymmetric_share(ambient, jnp.where(reached, z, 1.0), key, probes)
+            return jnp.where(reached, share, jnp.nan)
+
+        first, second = jax.lax.map(share, zs[jnp.array([0, later + 1])])
         return Flows(measures, flow.result, flow.num_steps, first, second, zs)
 
     over_seeds = jax.vmap(one, in_axes=(None, 0, 0, 0))
-    return jax.vmap(over_seeds, in_axes=(0, None, None, None))(betas, z0, phi, keys)
-
-
-def _share(field, key, probes, z):
-    reached = jnp.isfinite(z).all()
-    share = antisymmetric_share(field, jnp.where(reached, z, 1.0), key, probes)
-    return jnp.where(reached, share, jnp.nan)
+    flows = jax.vmap(over_seeds, in_axes=(0, None, None, None))(betas, z0, phi, keys)
+    return flows._replace(paths=flows.paths[:, 0])
 
 
 def _measure(flags, phi, beta, threshold, z) -> Measures:

@@ -1,6 +1,7 @@
 """The flows solved, and rows of tables, in numpy."""
 
-import warnings
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.tokens.config import Config
-from experiments.tokens.flows import SETTINGS, Flows, Setting, solve_setting, start
+from experiments.tokens.flows import SETTINGS, Flows, Setting, _flags, solve, start
 from imr import Result
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
@@ -38,37 +39,34 @@ def measure(config: Config, run: RunFolder) -> Results:
     later = jnp.asarray(np.abs(np.log(ts / LATER)).argmin())
     z0, phi, keys = start(config)
     solved, rows = {}, []
+    grid = jax.device_put((betas.astype(z0.dtype), ts.astype(z0.dtype)))
     with Progress(len(SETTINGS), "tokens", "flow") as progress:
         for count, setting in enumerate(SETTINGS):
-            device = jax.device_put((betas.astype(z0.dtype), ts.astype(z0.dtype)))
-            flows = solve_setting(setting, phi, device[0], z0, device[1], later, config, keys)
-            flows = jax.tree.map(np.asarray, flows)
-            solved[setting] = flows
+            found = solve(
+                _flags(setting), phi, grid[0], z0, grid[1], later, keys, config.threshold,
+                config.rtol, probes=config.probes, max_steps=config.max_steps,
+            )  # fmt: skip
+            solved[setting] = flows = jax.tree.map(np.asarray, found)
             rows += setting_rows(config, setting, betas, ts, flows)
             write_metrics(config, run, setting, betas, ts, flows)
             progress.update(count + 1)
-    pairs = [
-        (s, solved[Setting(s.sign, s.sphere, False)], solved[s]) for s in SETTINGS if s.column_term
-    ]
-    changes = column_rows(config, ts, betas, pairs)
+    changes = column_rows(config, ts, betas, solved)
     return Results(betas, ts, solved, rows, changes, float(ts[int(later)]))
 
 
 def write_metrics(config: Config, run: RunFolder, setting: Setting, betas, ts, flows) -> None:
     """The mean over seeds at every time, for the inverse temperatures that are shown."""
-    metrics = run.metrics(**setting.tags)
+    metrics = run.metrics(**setting._asdict())
     metrics.rewind(-1)  # of a run that was broken off
     m = flows.measures
     for b in nearest(betas, config.shown):
         for step, time in enumerate([0.0, *ts]):
             there = np.isfinite(m.clusters[b, :, step])
             if there.any():
-                metrics.append(
-                    step, beta=float(betas[b]), time=float(time), seeds=int(there.sum()),
-                    mean_cosine=m.mean_cosine[b, there, step].mean(),
-                    clusters=m.clusters[b, there, step].mean(),
-                    attention_energy=m.attention_energy[b, there, step].mean(),
-                )  # fmt: skip
+                tags = {"beta": float(betas[b]), "time": float(time), "seeds": int(there.sum())}
+                names = ("mean_cosine", "clusters", "attention_energy")
+                means = {name: getattr(m, name)[b, there, step].mean() for name in names}
+                metrics.append(step, **tags, **means)
 
 
 def nearest(betas, shown) -> list[int]:
@@ -91,7 +89,7 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
         cosine, clusters = at(m.mean_cosine, last)[b], at(m.clusters, last)[b]
         long = decades[b] > 0
         row = {
-            **setting.tags, "beta": float(beta), "mean_cosine": float(cosine.mean()),
+            **setting._asdict(), "beta": float(beta), "mean_cosine": float(cosine.mean()),
             "mean_cosine_std": std(cosine), "clusters": float(clusters.mean()),
             "clusters_std": std(clusters), "single_cluster_share": float(np.mean(clusters == 1)),
             "half_clustering_time": median(half[b]),
@@ -108,13 +106,9 @@ def setting_rows(config: Config, setting: Setting, betas, ts, flows: Flows) -> l
             "last_time": float(np.median(times[last[b]])), "seeds": config.seeds,
         }  # fmt: skip
         for name in ("attention", "interaction"):
-            energy = getattr(m, f"{name}_energy")[b]
-            row[f"{name}_violations"], row[f"{name}_worst"] = violations(
-                setting.sign * energy, config.rtol
-            )
-        for code in Result:
-            row[code.name.lower()] = int(np.sum(flows.result[b] == code))
-        rows.append(row)
+            energy = setting.sign * getattr(m, f"{name}_energy")[b]
+            row[f"{name}_violations"], row[f"{name}_worst"] = violations(energy, config.rtol)
+        rows.append(row | {c.name.lower(): int(np.sum(flows.result[b] == c)) for c in Result})
     return rows
 
 
@@ -156,27 +150,22 @@ def crossing_times(counts, ts, level: float) -> np.ndarray:
 
 def plateaus(counts, ts, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The longest stay in log time at one number of clusters, more than 1 and at most n/2."""
-    logs = np.log10(ts)
-    shape = counts.shape[:2]
-    decades, height, open_ended = np.zeros(shape), np.full(shape, np.nan), np.zeros(shape, bool)
-    for where in np.ndindex(shape):
+    logs, found = np.log10(ts), np.empty((*counts.shape[:2], 3))
+    for where in np.ndindex(counts.shape[:2]):
         count = counts[where][np.isfinite(counts[where])]
-        edges = np.flatnonzero(np.diff(count)) + 1
-        for low, high in zip([0, *edges], [*edges, len(count)], strict=True):
-            if low == high or not 1 < count[low] <= n / 2:
-                continue
-            length = logs[high - 1] - logs[low]
-            if length > decades[where]:
-                decades[where], height[where] = length, count[low]
-                open_ended[where] = high == len(count)
-    return decades, height, open_ended
+        stays = [(0.0, np.nan, False)]
+        for low, high in pairwise([0, *(np.flatnonzero(np.diff(count)) + 1), len(count)]):
+            if low < high and 1 < count[low] <= n / 2:
+                stays.append((logs[high - 1] - logs[low], count[low], high == len(count)))
+        found[where] = max(stays, key=itemgetter(0))
+    return found[..., 0], found[..., 1], found[..., 2] == 1
 
 
-def column_rows(config: Config, ts, betas, pairs) -> list[dict[str, Any]]:
+def column_rows(config: Config, ts, betas, solved: dict[Setting, Flows]) -> list[dict[str, Any]]:
     """What the column term changes, seed by seed: same tokens, same temperature."""
     rows = []
-    for setting, without, with_term in pairs:
-        a, b = without.measures, with_term.measures
+    for setting in [s for s in SETTINGS if s.column_term]:
+        a, b = (solved[setting._replace(column_term=c)].measures for c in (False, True))
         reached = np.isfinite(a.clusters) & np.isfinite(b.clusters)
         last = reached.sum(axis=2) - 1  # the last time that both got to
         slow = crossing_times(a.clusters, ts, config.tokens / 2)
@@ -214,7 +203,6 @@ def finite(statistic, values) -> float | None:
 
 def seed_mean(values) -> np.ndarray:
     """The mean over seeds (axis 1) where at least half of them are there, else NaN."""
-    enough = np.isfinite(values).mean(axis=1) >= 0.5
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
-        return np.where(enough, np.nanmean(values, axis=1), np.nan)
+    there = np.isfinite(values)
+    enough = there.mean(axis=1, keepdims=True) >= 0.5
+    return np.mean(np.where(there, values, np.nan), axis=1, where=there | ~enough)

@@ -21,11 +21,8 @@ def orthogonal_cosine(n: int, betas, ts, rate: float) -> np.ndarray:
 
     def cosine(u):
         # From the side of the larger exponential, which may overflow: 1 is exact then.
-        return np.where(
-            u > 0,
-            -np.expm1(-np.abs(u)) / (1 + (n - 1) * np.exp(-np.abs(u))),
-            np.expm1(-np.abs(u)) / (np.exp(-np.abs(u)) + n - 1),
-        )
+        e, less = np.exp(-np.abs(u)), np.expm1(-np.abs(u))
+        return np.where(u > 0, -less / (1 + (n - 1) * e), less / (e + n - 1))
 
     def slope(u):
         return 2 * n * rate / (np.exp(np.minimum(betas * (1 - cosine(u)), 700)) + n - 1)

@@ -19,8 +19,7 @@ def conditional_entropies(process: Process, depth: int) -> Float[Array, "depths"
 
     Args:
       process: the process.
-      depth: the largest d; there are at most 2^24 words.
-    Returns: Entropies for d = 0 to depth, shape (depth + 1,).
+      depth: the largest d, from 0; there are at most 2^24 words.
 
     >>> from imr.processes import z1r
     >>> conditional_entropies(z1r(0.5), 2).round(3).tolist()
@@ -74,13 +73,11 @@ def entropy_rate(process: Process, depth: int = 8) -> EntropyRate:
     unifilar = not process.generalised and is_unifilar(process)
     check_depth(process, depth, enumerates=not unifilar)
     process = bare(process)
-    if process.generalised:
-        upper = _entropies(process, process.stationary, depth)[-1]
-        return EntropyRate(jnp.zeros_like(upper), upper)
-    known = _known_start(process, 0 if unifilar else depth)
-    return EntropyRate(
-        known, known if unifilar else _entropies(process, process.stationary, depth)[-1]
-    )
+    if unifilar:
+        return EntropyRate(*[_known_start(process, 0)] * 2)
+    upper = _entropies(process, process.stationary, depth)[-1]
+    known = jnp.zeros_like(upper) if process.generalised else _known_start(process, depth)
+    return EntropyRate(known, upper)
 
 
 def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
@@ -99,7 +96,7 @@ def excess_entropy(process: Process, depth: int = 8) -> Float[Array, ""]:
     rate = entropy_rate(process, depth).upper
     if depth == 0:
         return jnp.zeros_like(rate)
-    return _excess(_entropies(bare(process), process.stationary, depth - 1), rate)
+    return jnp.sum(_entropies(bare(process), process.stationary, depth - 1) - rate)
 
 
 @partial(jax.jit, static_argnames="depth")
@@ -111,10 +108,8 @@ def _entropies(process, start, depth):
         joint = matmul(words, readout)
         total = jnp.sum(joint, axis=1, keepdims=True)
         positive = (joint > 0) & (total > 0)
-        terms = joint * (
-            jnp.log(jnp.where(positive, joint, 1)) - jnp.log(jnp.where(total > 0, total, 1))
-        )
-        entropies.append(-jnp.sum(jnp.where(positive, terms, 0)))
+        log_p = jnp.log(jnp.where(positive, joint, 1)) - jnp.log(jnp.where(total > 0, total, 1))
+        entropies.append(-jnp.sum(jnp.where(positive, joint * log_p, 0)))
     return jnp.stack(entropies)
 
 
@@ -124,8 +119,3 @@ def _known_start(process, depth):
     starts = jnp.eye(process.num_states, dtype=process.transitions.dtype)
     each = jax.lax.map(lambda start: _entropies(process, start, depth)[-1], starts)
     return matmul(process.stationary, each)
-
-
-@jax.jit
-def _excess(entropies, rate):
-    return jnp.sum(entropies - rate)

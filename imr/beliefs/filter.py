@@ -6,34 +6,25 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import as_tokens, check_choice, check_finite, is_concrete
+from imr._checks import as_tokens, check_choice, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
-from imr.processes.process import Process, bare, check_process, least_probability
+from imr.processes.process import Process, bare, check_process, check_start, least_probability
 
 
 class Filtered(NamedTuple):
-    """Beliefs after each token, and log-probabilities of the words that end there.
-
-    Attributes:
-      beliefs: shape (..., l, s).
-      log_probability: shape (..., l).
-    """
+    """Beliefs (..., l, s) after each token, log-probabilities (..., l) of the words that end there."""
 
     beliefs: Float[Array, "*b l s"]
     log_probability: Float[Array, "*b l"]
 
 
 def bayes_filter(
-    process: Process,
-    tokens: Any,
-    *,
-    method: Literal["scan", "associative"] = "scan",
+    process: Process, tokens: Any, *, method: Literal["scan", "associative"] = "scan",
     initial: Any = None,
-) -> Filtered:
+) -> Filtered:  # fmt: skip
     r"""Bayesian filter: $\eta_d = \eta_{d-1} T_{x_d} / (\eta_{d-1} T_{x_d} w)$, $\eta_0 = \mu$.
 
     $\log P(x_1 \dots x_d) = \sum_{c \le d} \log (\eta_{c-1} T_{x_c} w)$. After a word of
@@ -45,10 +36,9 @@ def bayes_filter(
       process: the process.
       tokens: integers, shape (..., l).
       method: "scan" processes one token after the other; "associative" multiplies matrices in a
-        tree, in O(log l) steps and s times the work. Each row of a product has its own log scale.
+        tree, in O(log l) steps and s times the work.
       initial: start distribution, shape (s,); None is `process.initial`.
-    Raises: ImrError if tokens are no integers or out of range, method is unknown, or initial does
-      not fit.
+    Raises: ImrError if an argument does not fit, or tokens are out of range.
 
     >>> from imr.processes import golden_mean
     >>> beliefs, log_probability = bayes_filter(golden_mean(0.5), jnp.array([1, 0, 1, 1]))
@@ -62,13 +52,8 @@ def bayes_filter(
     check_process(process)
     check_choice("method", method, ("scan", "associative"))
     tokens = as_tokens(tokens, process.num_tokens)
-    if initial is not None and np.shape(initial) != (process.num_states,):
-        raise ImrError(
-            f"initial must have shape ({process.num_states},), one entry for each state; "
-            f"found {np.shape(initial)}."
-        )
-    if initial is not None and is_concrete(initial, process):
-        _check_start(process, np.asarray(initial))
+    right = process.right if is_concrete(initial, process) else None
+    check_start(initial, process.num_states, right, process.generalised)
     return Filtered(*_filter(bare(process), tokens, initial, method == "associative"))
 
 
@@ -125,27 +110,16 @@ def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
     """
     check_process(process)
     if process.generalised:
-        raise ImrError(
-            "process must be hidden Markov; found a generalised one, whose beliefs are no probabilities."
-        )
+        kind = "a generalised one, whose beliefs are no probabilities"
+        raise ImrError(f"process must be hidden Markov; found {kind}.")
     return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
 
 
-def _check_start(process, initial):
-    check_finite("initial", initial)
-    total = float(initial @ np.asarray(process.right))
-    if abs(total - 1) > 1e-5 or (not process.generalised and initial.min() < 0):
-        raise ImrError(
-            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} and "
-            f"the sum {total:g}."
-        )
-
-
 def _matrices(process, tokens):
-    """T of each token; zero for tokens out of range, which pass the checks only under a trace."""
-    valid = (tokens >= 0) & (tokens < process.num_tokens)
-    picked = process.transitions[jnp.where(valid, tokens, 0)]
-    return jnp.where(valid[..., None, None], picked, 0)
+    """T of each token; zero for tokens out of range, unchecked under a trace."""
+    return process.transitions.at[tokens].get(
+        mode="fill", fill_value=0, wrap_negative_indices=False
+    )
 
 
 def _log(p):

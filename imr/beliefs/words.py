@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_count, check_positive, is_concrete
+from imr._checks import check_count, check_counts, check_positive, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process, least_probability
@@ -27,8 +27,7 @@ def all_words(num_tokens: int, length: int) -> Int[Array, "words l"]:
     >>> all_words(2, 2).tolist()
     [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
-    check_count("num_tokens", num_tokens)
-    check_count("length", length)
+    check_counts(num_tokens=num_tokens, length=length)
     if num_tokens**length > MOST_WORDS:
         raise ImrError(f"length must keep {num_tokens}^length below {MOST_WORDS}; found {length}.")
     numbers, places = np.arange(num_tokens**length), num_tokens ** np.arange(length)[::-1]
@@ -58,12 +57,7 @@ def belief_level(process: Process, depth: int) -> Level:
 
 
 class MixedStates(NamedTuple):
-    """Lists over the length d of words, from 0 to depth.
-
-    Attributes:
-      words: those of positive probability in lexicographic order, shape (n, d).
-      beliefs, probabilities: shapes (n, s) and (n,).
-    """
+    """Words of positive probability, lexicographic, with their beliefs; a list over their lengths."""
 
     words: list[Int[Array, "n d"]]
     beliefs: list[Float[Array, "n s"]]
@@ -90,16 +84,13 @@ def mixed_states(
     check_depth(process, depth, enumerates=False)
     tolerance = _tolerance(process, tolerance)
     if not is_concrete(process):
-        raise ImrError(
-            "the shapes that mixed_states returns depend on values: call it outside of jax.jit."
-        )
+        raise ImrError("shapes of mixed_states depend on values: call it outside of jax.jit.")
     transitions = np.asarray(process.transitions, np.float64)
     right = np.asarray(process.right, np.float64)
-    k = process.num_tokens
+    k, least = process.num_tokens, least_probability(process, np.float64)
     words = [np.zeros((1, 0), np.int32)]
     beliefs = [np.asarray(process.initial, np.float64)[None]]
     probabilities: list[Any] = [np.ones(1)]
-    least = least_probability(process, np.float64)
     for _ in range(depth):
         if len(words[-1]) * k > MOST_WORDS:
             raise ImrError(f"depth must keep words below {MOST_WORDS}; found {depth}. Try merge.")
@@ -116,17 +107,14 @@ def mixed_states(
         words.append(word.astype(np.int32))
         beliefs.append(belief)
         probabilities.append(weight)
-    dtype = process.transitions.dtype
-    return MixedStates(
-        [jnp.asarray(x) for x in words],
-        [jnp.asarray(x, dtype) for x in beliefs],
-        [jnp.asarray(x, dtype) for x in probabilities],
-    )
+
+    def arrays(levels):
+        return [jnp.asarray(x, process.transitions.dtype) for x in levels]
+
+    return MixedStates([jnp.asarray(x) for x in words], arrays(beliefs), arrays(probabilities))
 
 
-def count_mixed_states(
-    process: Process, depth: int, *, tolerance: float | None = None
-) -> int:  # fmt: skip
+def count_mixed_states(process: Process, depth: int, *, tolerance: float | None = None) -> int:
     """The number of distinct beliefs after words of length 0 to depth.
 
     Args:
@@ -145,8 +133,7 @@ class Prefixes(NamedTuple):
     """Indices of prefixes in an array (words, positions, ...) over all words.
 
     Attributes:
-      word: the row, shape (prefixes,).
-      position: the last token of the prefix, shape (prefixes,).
+      word, position: the row, and the last token of the prefix; shape (prefixes,).
     """
 
     word: Int[np.ndarray, "prefixes"]
@@ -160,17 +147,14 @@ def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
     unique prefix, sorted by length and then as in `all_words`.
 
     Args:
-      num_tokens: k, the number of tokens.
-      length: l, the length of the words.
+      num_tokens, length: k and l, as in `all_words`.
       first: length of the shortest prefixes, from 1 to l.
-    Returns: `Prefixes`, one index for each of the sum of k^d prefixes, d = first to l.
     Raises: ImrError if first is not within 1 to l, or an argument is no positive integer.
 
     >>> [index.tolist() for index in unique_prefixes(2, 2)]
     [[0, 2, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1]]
     """
-    for name, value in (("num_tokens", num_tokens), ("length", length), ("first", first)):
-        check_count(name, value)
+    check_counts(num_tokens=num_tokens, length=length, first=first)
     if first > length:
         raise ImrError(f"first must be at most length, {length}; found {first}.")
     depths = range(first, length + 1)
@@ -182,8 +166,7 @@ def unique_prefixes(num_tokens: int, length: int, first: int = 1) -> Prefixes:
 def check_depth(process, depth, enumerates=True):
     """Checks a length of words, and that the words can be enumerated."""
     check_process(process)
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-        raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
+    check_count("depth", depth, 0)
     if enumerates and process.num_tokens ** (depth + 1) > MOST_WORDS:
         raise ImrError(
             f"depth {depth} with {process.num_tokens} tokens has more than {MOST_WORDS} words; "
@@ -214,9 +197,7 @@ def _equal(beliefs, tolerance):
         np.floor(beliefs / tolerance + 0.3719), axis=0, return_index=True, return_inverse=True
     )
     order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return first[order], rank[group.reshape(-1)]
+    return first[order], np.argsort(order)[group.reshape(-1)]
 
 
 @partial(jax.jit, static_argnames="depth")

@@ -4,9 +4,9 @@ Attention adds the contributions of single tokens, $v_x = \pi T_x / (\pi T_x w) 
 the chain: $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$. The eigenvalues of A predict the attention
 patterns, the values and the number of heads of a trained layer.
 
-The entries of $\eta$ sum to one and may be negative. The ansatz has limits: if $v_x A = 0$, as for
-`rrxor`, $\eta$ depends on the last token only; if the chain is periodic, as for `zero_one_random`,
-or has several closed classes, as a mixture has, some contributions never decay and the sum grows.
+The entries of $\eta$ sum to one and may be negative. If $v_x A = 0$, as for `rrxor`, $\eta$ depends
+on the last token only. If the chain is periodic, as for `zero_one_random`, or has several closed
+classes, as a mixture has, some contributions never decay and the sum grows.
 """
 
 from imr.constrained.heads import AdditiveFilter as AdditiveFilter

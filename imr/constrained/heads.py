@@ -7,21 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_count
+from imr._checks import as_number, as_tokens, check_count
 from imr._numerics import matmul
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process
-
-_TWO = " For a negative eigenvalue use two_head_attention."
 
 
 class Heads(NamedTuple):
     r"""A constructed layer: residual after attention $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
 
     Attributes:
-      attention: A, shape (h, l, l); rows sum to one.
-      gains: g, shape (h, l); the value at position s is $g_s v_{x_s}$.
+      attention, gains: A (h, l, l), whose rows sum to one, and g (h, l).
       embedding: e, a scalar.
     """
 
@@ -49,7 +46,8 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
 
     Reference: arXiv 2502.01954, section 4.
     """
-    lam, e = _within("eigenvalue", eigenvalue, 0, 1, _TWO), float(embedding)
+    hint = " For a negative eigenvalue use two_head_attention."
+    lam, e = as_number("eigenvalue", eigenvalue, "(0, 1)", hint), float(embedding)
     check_count("length", length)
     if not 0 <= e < 1 - lam:
         raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
@@ -69,23 +67,18 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     limits are $\lambda^2 / (1 - \lambda^2)$ and $\lambda / (1 - \lambda^2)$.
 
     Args:
-      eigenvalue: in (-1, 0), a number or an entry of `spectrum(process).eigenvalues`.
-      length: l.
-    Returns: `Heads`, the even head first.
+      eigenvalue, length: as in `one_head_attention`, with the eigenvalue in (-1, 0).
 
     >>> [round(g, 4) for g in two_head_attention(-0.5, 8).gains[:, 4].tolist()]
     [0.3333, -0.6667]
-
-    Reference: arXiv 2502.01954, section 4.
     """
-    lam = _within("eigenvalue", eigenvalue, -1, 0)
+    lam = as_number("eigenvalue", eigenvalue, "(-1, 0)")
     check_count("length", length)
     lags = lag_table(length)
     attentions, all_gains = [], []
     for first in (2, 1):
-        products = np.where(
-            (lags >= first) & (lags % 2 == first % 2), lam ** np.maximum(lags, 0), 0.0
-        )
+        reached = (lags >= first) & (lags % 2 == first % 2)
+        products = np.where(reached, lam ** np.maximum(lags, 0), 0.0)
         # The limits; rows that use them determine the early ones below.
         gains = np.full(length, lam**first / (1 - lam**2))
         gains[0] = lam**2 if first == 2 else lam - lam**2
@@ -93,23 +86,21 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
             new = d - first
             if new > 0:
                 gains[new] = lam**first / (1 - np.sum(products[d, :new] / gains[:new]))
-        attention = products / gains[None, :]
+        attentions.append(products / gains[None, :])
         # Rows without a token at their lags look at the first position.
-        attention[:2] = np.eye(length)[0][None, :]
-        attentions.append(attention)
+        attentions[-1][:2] = np.eye(length)[0][None, :]
         all_gains.append(gains)
     return _heads(attentions, all_gains, 1.0)
 
 
 def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b l s"]:
-    r"""Applies a constructed layer: $e v_{x_d} + \sum_{h,s} A_{hds} g_{hs} v_{x_s}$.
+    r"""Applies a constructed layer: the residual after attention of `Heads`.
 
     The heads of one eigenvalue give $\eta - \pi$ if the tokens have weights on no other one.
 
     Args:
-      process: the process.
+      process, heads: the process, and heads of length l.
       tokens: integers, shape (..., l).
-      heads: of length l.
     Raises: ImrError if lengths differ or tokens are out of range.
 
     >>> from imr.processes import mess3
@@ -119,10 +110,8 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     """
     check_process(process)
     tokens = as_tokens(tokens, process.num_tokens)
-    if tokens.shape[-1] != heads.gains.shape[-1]:
-        raise ImrError(
-            f"tokens have length {tokens.shape[-1]}, but heads {heads.gains.shape[-1]}: they must be equal."
-        )
+    if (length := tokens.shape[-1]) != (other := heads.gains.shape[-1]):
+        raise ImrError(f"tokens have length {length}, but heads {other}: they must be equal.")
     return _apply(token_vectors(process), tokens, heads)
 
 
@@ -138,15 +127,9 @@ def predicted_values(process: Process, heads: Heads) -> Values:
 
     Args:
       process, heads: as in `apply_heads`.
-
-    >>> from imr.processes import mess3
-    >>> predicted_values(mess3(0.15, 0.6), one_head_attention(0.55, 4)).values.shape
-    (1, 4, 3, 3)
     """
     vectors = token_vectors(process)
-    return Values(
-        heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None]
-    )  # fmt: skip
+    return Values(heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None])
 
 
 class AdditiveFilter(NamedTuple):
@@ -174,10 +157,8 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     >>> round(additive_filter(0.55, 0.4).pole, 4)
     0.4666
     """
-    lam = _within("eigenvalue", eigenvalue, -1, 1)
-    c = float(correlation)
-    if not -1 <= c <= 1:
-        raise ImrError(f"correlation must lie in [-1, 1]; found {c:g}.")
+    lam = as_number("eigenvalue", eigenvalue, "(-1, 1)")
+    c = as_number("correlation", correlation, "[-1, 1]")
     noise, drive = 1 - c**2, 1 - lam**2
     # c^2 P^2 + half P - constant = 0; the form of the root that does not cancel.
     half, constant = drive * (noise - c**2), drive * noise
@@ -185,19 +166,6 @@ def additive_filter(eigenvalue: float, correlation: float) -> AdditiveFilter:
     variance = (root - half) / (2 * c**2) if half < 0 else 2 * constant / (half + root)
     total = c**2 * variance + noise
     return AdditiveFilter(float(lam * noise / total), float(c * variance / total), float(variance))
-
-
-def _within(name, value, low, high, hint=""):
-    try:
-        value = complex(value)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be a number; found {value!r}.") from None
-    if value.imag:
-        raise ImrError(f"{name} must be real; found {value:g}.")
-    value = value.real
-    if not low < value < high:
-        raise ImrError(f"{name} must lie in ({low}, {high}); found {value:g}.{hint}")
-    return value
 
 
 def _heads(attention, gains, embedding):

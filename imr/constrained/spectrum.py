@@ -59,9 +59,8 @@ def spectrum(process: Process) -> Spectrum:
     precision = 1e-9 if process.transitions.dtype == jnp.float64 else 1e-5
     active = np.abs(weights).max(0) > precision
     dtype = jnp.result_type(process.transitions, jnp.complex64)
-    left = np.linalg.inv(right)
-    values, right, left, weights = (jnp.asarray(x, dtype) for x in (values, right, left, weights))
-    return Spectrum(values, right, left, weights, jnp.asarray(active))
+    arrays = (jnp.asarray(x, dtype) for x in (values, right, np.linalg.inv(right), weights))
+    return Spectrum(*arrays, active=jnp.asarray(active))
 
 
 def head_count(process: Process, *, tolerance: float = 1e-5) -> int:
@@ -86,8 +85,7 @@ def head_count(process: Process, *, tolerance: float = 1e-5) -> int:
     modes = spectrum(process)
     distinct = []
     for value in np.asarray(modes.eigenvalues)[np.asarray(modes.active)]:
-        # A conjugate pair counts once.
-        value = complex(value.real, abs(value.imag))
+        value = complex(value.real, abs(value.imag))  # a conjugate pair counts once
         if abs(value) > tolerance and all(abs(value - other) > tolerance for other in distinct):
             distinct.append(value)
     orders = ((q for q in (1, 2, 3) if abs((v / abs(v)) ** q - 1) < tolerance) for v in distinct)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_choice
+from imr._checks import as_tokens, check_choice, check_count
 from imr._numerics import matmul
 from imr.constrained.spectrum import spectrum
 from imr.constrained.vectors import lag_table, pick, token_vectors
@@ -27,7 +27,6 @@ def constrained_beliefs(
       method: "recursive", $z_d = z_{d-1} A + v_{x_d}$; "kernel", the sum over all pairs of
         positions, as in attention, of size l^2 k s; "spectral", the same with
         $v_x A^n = \sum_k \lambda_k^n (v_x R_k) L_k$, for a process that is not traced.
-    Returns: Beliefs, shape (..., l, s). Rows sum to one; entries may be negative.
     Raises: ImrError if method is unknown, tokens are out of range, a token has probability zero, or
       the method is "spectral" and the chain has no basis of eigenvectors.
 
@@ -40,42 +39,32 @@ def constrained_beliefs(
     check_process(process)
     check_choice("method", method, ("recursive", "kernel", "spectral"))
     tokens = as_tokens(tokens, process.num_tokens)
-    vectors = token_vectors(process)
+    vectors, process, length = token_vectors(process), bare(process), tokens.shape[-1]
     if method == "recursive":
-        return _recursive(bare(process), vectors, tokens)
+        return _recursive(process, vectors, tokens)
     if method == "kernel":
-        return _by_kernel(bare(process), _kernel(bare(process), vectors, tokens.shape[-1]), tokens)
-    return _by_kernel(bare(process), _spectral_kernel(spectrum(process), tokens.shape[-1]), tokens)
+        return _by_kernel(process, _kernel(process, vectors, length), tokens)
+    return _by_kernel(process, _spectral_kernel(spectrum(process), length), tokens)
 
 
 def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
-    """Constrained beliefs after all k^d words of length d, the first token most significant.
+    """Constrained beliefs after all k^d words of length d, in the order of `imr.beliefs.all_words`.
 
     Args:
       process: the process.
       depth: d, at least 0; there are at most 2^24 words.
-    Returns: Beliefs, shape (k^d, s), in the order of `imr.beliefs.belief_level`.
     Raises: ImrError if depth is out of range.
-
-    >>> from imr.processes import mess3
-    >>> constrained_level(mess3(0.15, 0.6), 2).shape
-    (9, 3)
     """
     check_process(process)
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-        raise ImrError(f"depth must be an integer of at least 0; found {depth!r}.")
+    check_count("depth", depth, 0)
     if process.num_tokens**depth > 2**24:
         raise ImrError(f"depth must keep {process.num_tokens}^depth below 2^24; found {depth}.")
     return _level(bare(process), token_vectors(process), depth)
 
 
-def _chain(process):
-    return jnp.sum(process.transitions, axis=0)
-
-
 @jax.jit
 def _recursive(process, vectors, tokens):
-    chain = _chain(process)
+    chain = jnp.sum(process.transitions, axis=0)
 
     def step(z, v):
         z = matmul(z, chain) + v
@@ -89,7 +78,7 @@ def _recursive(process, vectors, tokens):
 
 @partial(jax.jit, static_argnames="length")
 def _kernel(process, vectors, length):
-    chain = _chain(process)
+    chain = jnp.sum(process.transitions, axis=0)
     return jax.lax.scan(lambda v, _: (matmul(v, chain), v), vectors, length=length)[1]
 
 
@@ -116,7 +105,10 @@ def _by_kernel(process, kernel, tokens):
 
 @partial(jax.jit, static_argnames="depth")
 def _level(process, vectors, depth):
-    chain, z = _chain(process), jnp.zeros((1, process.num_states), vectors.dtype)
+    chain, z = (
+        jnp.sum(process.transitions, axis=0),
+        jnp.zeros((1, process.num_states), vectors.dtype),
+    )
     for _ in range(depth):
         z = (matmul(z, chain)[:, None] + vectors[None]).reshape(-1, process.num_states)
     return z + process.stationary[None, :]

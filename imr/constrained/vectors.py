@@ -14,16 +14,15 @@ from imr.processes.process import Process, bare, check_process
 def token_vectors(process: Process) -> Float[Array, "k s"]:
     r"""The contribution of each token: $v_x = \pi T_x / (\pi T_x w) - \pi$.
 
+    $\pi + v_x$ is the posterior given only x.
+
     Args:
       process: the process.
-    Returns: Vectors, shape (k, s); $\pi + v_x$ is the posterior given only x.
     Raises: ImrError if a token has probability zero (under a trace its row is NaN).
 
     >>> from imr.processes import mess3
     >>> token_vectors(mess3(0.15, 0.6))[0].round(4).tolist()
     [0.2667, -0.1333, -0.1333]
-
-    Reference: arXiv 2502.01954, section 4.
     """
     check_process(process)
     vectors, p = _token_vectors(bare(process))
@@ -47,31 +46,24 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     Raises: ImrError if a token cannot be emitted from some state (under a trace its vector is NaN).
 
     >>> from imr.processes import mess3
-    >>> process = mess3(0.15, 0.6)
-    >>> v = token_vectors(process) / row_normalised_token_vectors(process)
-    >>> round(v[0, 0].item(), 2)
-    1.41
+    >>> [round(v, 4) for v in row_normalised_token_vectors(mess3(0.15, 0.6))[0].tolist()]
+    [0.1891, -0.0946, -0.0946]
     """
     check_process(process)
     if process.generalised:
+        raise ImrError("process must be hidden Markov; rows of others are no probabilities.")
+    if is_concrete(process) and len(at := np.argwhere(~np.any(process.transitions, axis=-1))):
+        x, i = at[0]
         raise ImrError(
-            "process must be hidden Markov: the rows of a generalised one are no probabilities."
+            f"rows cannot be normalised: token {process.tokens[x]!r} is never emitted from state "
+            f"{process.states[i]!r}. Use token_vectors."
         )
-    if is_concrete(process):
-        rows = np.asarray(process.transitions).sum(-1)
-        if np.any(rows == 0):
-            x, i = np.argwhere(rows == 0)[0]
-            raise ImrError(
-                f"rows cannot be normalised: token {process.tokens[x]!r} is never emitted from "
-                f"state {process.states[i]!r}. Use token_vectors."
-            )
     return _row_normalised(bare(process))
 
 
 def pick(vectors, tokens):
-    """The vector of each token; NaN for tokens out of range, which pass the checks only under a trace."""
-    valid = (tokens >= 0) & (tokens < len(vectors))
-    return jnp.where(valid[..., None], vectors[jnp.where(valid, tokens, 0)], jnp.nan)
+    """The vector of each token; NaN for tokens out of range, unchecked under a trace."""
+    return vectors.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 @jax.jit

@@ -119,9 +119,12 @@ def closed_field(
     for name, value in chosen:
         if name not in known:
             keyword = "column_term" if name == "columns" else name
+            reason = f"its attention takes no keyword `{name}`"
+            if not model.square:
+                reason = "its rows do not attend to one another"
             raise ImrError(
-                f"{keyword} has no meaning for {type(model).__name__}, whose rows do not attend to one "
-                f"another; found {value!r}. Leave it out."
+                f"{keyword} has no meaning for {type(model).__name__}, since {reason}; found "
+                f"{value!r}. Leave it out."
             )
     return ClosedField(loss, chosen)
 
@@ -135,8 +138,10 @@ def _closed_model(loss: Any) -> Model:
         )
     model = loss.model
     if not isinstance(model, Model) or type(model).attention is Model.attention:
+        function = getattr(model, "func", model)  # of a Partial
+        name = getattr(function, "__name__", type(function).__name__)
         raise ImrError(
-            f"{type(model).__name__} has no closed form. Make the model a subclass of imr.Model that "
+            f"{name} has no closed form. Make the model a subclass of imr.Model that "
             "implements attention(self, z) and label_term(self, z, targets), or use gradient_field."
         )
     return model

@@ -1,6 +1,6 @@
 """Figures: functions from arrays to a matplotlib Figure. Nothing is shown or saved here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,29 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **share)
 
 
-def band(axis: Any, x: Any, runs: np.ndarray, label: str, colour: str, **style: Any) -> None:
-    """Draws the median of several runs, shape (runs, s), and their range as a band."""
-    axis.plot(x, np.median(runs, axis=0), color=colour, label=label, **style)
-    axis.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+def ribbon(
+    axis: Any, x: Any, middle: Any, low: Any, high: Any, label: str, colour: str, **style: Any
+) -> None:
+    """Draws a line and, as a band, what lies between two others."""
+    axis.plot(x, middle, color=colour, label=label, **style)
+    axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def band(
+    axis: Any, x: Any, runs: np.ndarray, label: str, colour: str,
+    average: Callable[..., Any] = np.median, **style: Any,
+) -> None:  # fmt: skip
+    """Draws the average of several runs, shape (runs, s), and their range as a band."""
+    middle, low, high = average(runs, axis=0), runs.min(axis=0), runs.max(axis=0)
+    ribbon(axis, x, middle, low, high, label, colour, **style)
+
+
+def label_edges(axes: np.ndarray, x: str, y: str) -> None:
+    """Labels of the x-axes below the last row and of the y-axes beside the first column."""
+    for axis in axes[-1]:
+        axis.set_xlabel(x)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
 
 
 def legend_below(figure: Any, axis: Any, columns: int, **style: Any) -> None:
@@ -92,8 +111,7 @@ def accuracy_by_iteration(
             if mean.size == 1:
                 axis.axhline(mean[0], color=colour, linestyle="--", label=line["label"])
                 continue
-            axis.plot(steps, mean, color=colour, label=line["label"])
-            axis.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+            ribbon(axis, steps, mean, mean - std, mean + std, line["label"], colour)
             axis.plot(line["trained"], mean[line["trained"]], color=colour, marker="o")
         axis.set(title=name, xlabel="iteration")
         axis.grid(alpha=0.3)

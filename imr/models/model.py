@@ -169,7 +169,13 @@ class RowModel(SpanModel):
         return matmul(v, z.T)
 
     def __call__(self, z: Features) -> Float[Array, "n k"]:
-        return self.logits(self._products(z)).T
+        logits = self.logits(self._products(z))
+        if logits.shape[1:] != z.shape[:1]:
+            raise ImrError(
+                f"{type(self).__name__}.logits must return shape (k, n) with n = {z.shape[0]}, on the "
+                f"side as the products that it takes; found shape {logits.shape}."
+            )
+        return logits.T
 
     def attention(self, z: Features, *, where: Mask | None = None) -> Features:
         y = self._products(z)

@@ -1,7 +1,7 @@
 """A transformer block that is one Lie step of multinomial regression's feature flow."""
 
 import math
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,16 +45,22 @@ class MLP(nnx.Module):
 
 
 class LieBlock(nnx.Module):
-    """The base of blocks: a Lie step of attention and MLP, whatever the attention."""
+    """The base of blocks: the parameters they share, and a Lie step of attention and MLP."""
 
-    attention: bool
-    signed_step: bool
-    step: nnx.Param
-    mlp: MLP | None
+    mlp: Any
+
+    def __init__(self, num_features, num_classes, attention, tau, signed_step=False):
+        check_at_least("num_features", num_features, 1)
+        check_at_least("num_classes", num_classes, 1)
+        if not signed_step:
+            check_positive("tau", tau)
+        self.attention, self.signed_step = attention, signed_step
+        self.bias = nnx.Param(jnp.zeros(num_classes))
+        self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
 
     @property
     def tau(self) -> Array:
-        """The step size as it stands."""
+        """The step size, or the duration of a flow, as it stands."""
         return self.step[...] if self.signed_step else jnp.exp(self.step[...])
 
     def fields(self) -> tuple[Field, ...]:
@@ -62,30 +68,32 @@ class LieBlock(nnx.Module):
 
         They are pytrees of the current parameters: a solver compiled with them serves later ones too.
         """
-        graph, params = nnx.split(self)
-        return tuple(Partial(function, graph, params) for function in self._operators())
-
-    def _operators(self):
-        return (_descend,) * self.attention + (_label_term,) * (self.mlp is not None)
+        operators = (_descend,) * self.attention + (_label_term,) * (self.mlp is not None)
+        return tuple(Partial(operator, *nnx.split(self)) for operator in operators)
 
     def __call__(self, z: Features) -> Features:
         """One step; shape (n, f) to shape (n, f). Without attention and MLP it is the identity."""
-        fields = [partial(function, None, self) for function in self._operators()]
+        fields = self.fields()
         return lie_step(fields, z, self.tau) if fields else z
 
-    def _descend(self, t: Array | float, z: Features, args: None) -> Features:
+    def _descend(self, t, z):
         raise NotImplementedError
 
-    def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
-        raise NotImplementedError
+    def _label_term(self, z):
+        return self.mlp(z)
 
 
-def _descend(graph, block, t, z, args):
-    return (block if graph is None else nnx.merge(graph, block))._descend(t, z, args)
+def _descend(graph, params, t, z, args):
+    return nnx.merge(graph, params)._descend(t, z)
 
 
-def _label_term(graph, block, t, z, args):
-    return (block if graph is None else nnx.merge(graph, block))._label_term(t, z, args)
+def _label_term(graph, params, t, z, args):
+    return nnx.merge(graph, params)._label_term(z)
+
+
+def draw_theta(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """Class weights to start from, N(0, 0.01^2)."""
+    return nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
 
 
 class Block(LieBlock):
@@ -102,14 +110,11 @@ class Block(LieBlock):
       num_classes: k, the rows of theta.
       attention: whether the block has its attention step.
       mlp_width: hidden units of the MLP; None leaves the MLP out.
-      tau: the step size to start from; it is learned. A step in time is positive, so its logarithm
-        is the parameter.
-      signed_step: learn tau itself, which may then change its sign: a block that climbs the
+      tau: the step size to start from. It is positive, so its logarithm is the parameter.
+      signed_step: learn tau itself, which may then become negative: the block then climbs the
         log-sum-exp instead of descending it.
       rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
-
-    Raises:
-      ImrError: if a size is below 1, or tau is not positive (unless signed).
+    Raises: ImrError if a size is below 1, or tau is not positive (unless signed).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -121,32 +126,12 @@ class Block(LieBlock):
     """
 
     def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        attention: bool = True,
-        mlp_width: int | None = 128,
-        tau: float = 0.25,
-        signed_step: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        check_at_least("num_features", num_features, 1)
-        check_at_least("num_classes", num_classes, 1)
-        if not signed_step:
-            check_positive("tau", tau)
-        self.attention = attention
-        self.signed_step = signed_step
-        shape = (num_classes, num_features)
-        self.theta = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(num_classes))
-        self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
+        self, num_features: int, num_classes: int, *, attention: bool = True,
+        mlp_width: int | None = 128, tau: float = 0.25, signed_step: bool = False, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        super().__init__(num_features, num_classes, attention, tau, signed_step)
+        self.theta = draw_theta(rngs, num_classes, num_features)
         self.mlp = None if mlp_width is None else MLP(num_features, mlp_width, rngs=rngs)
 
-    def _descend(self, t: Array | float, z: Features, args: None) -> Features:
-        del t, args
+    def _descend(self, t, z):
         return -Linear(self.theta[...], self.bias[...]).attention(z)
-
-    def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
-        del t, args
-        return self.mlp(z)  # pyright: ignore[reportOptionalCall]

@@ -29,16 +29,13 @@ class Classifier(nnx.Module):
       num_classes: k.
       iterations: depth L, blocks applied before the read-out.
       prototypes: s, rows of theta for each class; class c owns rows c s to c s + s - 1.
-      block: what is iterated: `Block`, `FlowBlock`, `PatchBlock`, or any module of the same kind, made
-        by block(num_features, rows of theta, rngs=rngs, **options), from (n, f) to (n, f), with
-        theta (rows, f) and bias.
-      options: of the block.
+      block: class of what is iterated, `Block`, `FlowBlock` or `PatchBlock`: any module from (n, f)
+        to (n, f) with theta (rows, f) and bias.
+      options: of the block, made by block(num_features, rows of theta, rngs=rngs, **options).
       tied: one block iterated (the autonomous flow), or a block for each iteration (theta(t)); the
         read-out then shares the last one's theta.
       rngs: random streams of flax nnx.
-
-    Raises:
-      ImrError: if a size is below 1 or `iterations` below 0.
+    Raises: ImrError if a size is below 1 or `iterations` below 0.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -50,23 +47,13 @@ class Classifier(nnx.Module):
     """
 
     def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        iterations: int,
-        prototypes: int = 1,
-        block: Callable[..., Any] = Block,
-        tied: bool = True,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
+        self, num_features: int, num_classes: int, *, iterations: int, prototypes: int = 1,
+        block: Callable[..., Any] = Block, tied: bool = True, rngs: nnx.Rngs, **options: Any,
+    ):  # fmt: skip
         check_at_least("num_classes", num_classes, 1)
         check_at_least("iterations", iterations, 0)
         check_at_least("prototypes", prototypes, 1)
-        self.num_classes = num_classes
-        self.iterations = iterations
-        self.tied = tied
+        self.num_classes, self.iterations, self.tied = num_classes, iterations, tied
         self.blocks = nnx.List(
             block(num_features, num_classes * prototypes, rngs=rngs, **options)
             for _ in range(1 if tied else max(iterations, 1))
@@ -74,10 +61,9 @@ class Classifier(nnx.Module):
 
     def __call__(self, x: Features) -> Float[Array, "n k"]:
         """Class logits, shape (n, k), after `iterations` blocks from Z_0 = x, shape (n, f)."""
-        z = x
         for l in range(self.iterations):
-            z = self.blocks[0 if self.tied else l](z)
-        return self.read_out(z)
+            x = self.blocks[0 if self.tied else l](x)
+        return self.read_out(x)
 
     def read_out(self, z: Features) -> Float[Array, "n k"]:
         """Class logits of features, shape (n, f), as they stand."""
@@ -93,24 +79,21 @@ class Classifier(nnx.Module):
 
         Args:
           x: features Z_0, shape (n, f).
-          iterations: how many blocks; the trained depth unless said. A tied classifier goes past
-            its trained depth, an untied one cannot.
-
-        Raises:
-          ImrError: if `iterations` is negative, or past the depth of an untied classifier.
+          iterations: how many blocks, by default `self.iterations`; more if the classifier is tied.
+        Raises: ImrError if iterations is negative, or above the depth of an untied classifier.
         """
         count = self.iterations if iterations is None else iterations
         check_at_least("iterations", count, 0)
-        if not self.tied:
-            if count > self.iterations:
-                raise ImrError(
-                    f"iterations must be at most {self.iterations}, the depth of this untied "
-                    f"classifier; found {count}. A tied one iterates its block for as long as asked."
-                )
-            states = [x]
-            for block in list(self.blocks)[:count]:
-                states.append(block(states[-1]))
-            return jax.numpy.stack(states)
-        block = self.blocks[0]
-        _, later = jax.lax.scan(lambda z, _: (z_ := block(z), z_), x, length=count)
-        return jax.numpy.concatenate([x[None], later])
+        if self.tied:
+            block = self.blocks[0]
+            later = jax.lax.scan(lambda z, _: (z_ := block(z), z_), x, length=count)[1]
+            return jax.numpy.concatenate([x[None], later])
+        if count > self.iterations:
+            raise ImrError(
+                f"iterations must be at most {self.iterations}, the depth of this untied "
+                f"classifier; found {count}. A tied one iterates its block for as long as asked."
+            )
+        states = [x]
+        for block in list(self.blocks)[:count]:
+            states.append(block(states[-1]))
+        return jax.numpy.stack(states)

@@ -10,18 +10,19 @@ from imr._numerics import matmul, pseudo_inverse, widen
 from imr._typing import AnyArray, Array
 from imr.errors import ImrError
 
+Residual = Float[AnyArray, "*b d"]
+Directions = Float[AnyArray, "p d"]
+Values = Float[AnyArray, "*b p"]
+Edited = Float[Array, "*b d"]
 
-def coordinates(
-    residual: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"]
-) -> Float[Array, "*b p"]:
+
+def coordinates(residual: Residual, directions: Directions) -> Float[Array, "*b p"]:
     """Coefficients of activations along directions: the c of the best approximation c D.
 
     Args:
       residual: activations, shape (..., d).
       directions: D, shape (p, d).
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit.
+    Raises: ImrError if shapes or dtypes do not fit.
 
     >>> coordinates(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
     [1.5]
@@ -32,18 +33,14 @@ def coordinates(
     return matmul(residual, pseudo_inverse(directions).astype(residual.dtype))
 
 
-def ablate_along(
-    residual: Float[AnyArray, "*b d"], directions: Float[AnyArray, "p d"], origin: Any = 0.0
-) -> Float[Array, "*b d"]:
+def ablate_along(residual: Residual, directions: Directions, origin: Any = 0.0) -> Edited:
     r"""Removes the part of activations that lies along directions: $x - (x - x_0) D^+ D$.
 
     Args:
       residual, directions: x and D, as in `coordinates`.
       origin: $x_0$, a number or shape (d,), whose part along D remains. The mean of the activations
         makes this mean ablation.
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit.
+    Raises: ImrError if shapes or dtypes do not fit.
 
     >>> ablate_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
     [0.0, 4.0]
@@ -58,11 +55,7 @@ def ablate_along(
     return residual - matmul(coordinates(shifted, directions), directions.astype(residual.dtype))
 
 
-def replace_along(
-    residual: Float[AnyArray, "*b d"],
-    directions: Float[AnyArray, "p d"],
-    values: Float[AnyArray, "*b p"],
-) -> Float[Array, "*b d"]:
+def replace_along(residual: Residual, directions: Directions, values: Values) -> Edited:
     """Sets the coefficients of activations along directions, and leaves the rest.
 
     Args:
@@ -75,25 +68,18 @@ def replace_along(
     return add_along(ablate_along(residual, directions), directions, values)
 
 
-def add_along(
-    residual: Float[AnyArray, "*b d"],
-    directions: Float[AnyArray, "p d"],
-    values: Float[AnyArray, "*b p"],
-) -> Float[Array, "*b d"]:
+def add_along(residual: Residual, directions: Directions, values: Values) -> Edited:
     """Adds a multiple of each direction to activations: $x + c D$.
 
     Args:
       residual, directions: x and D, as in `coordinates`.
       values: c, shape (..., p), or (p,) for all activations.
-
-    Raises:
-      ImrError: if shapes or dtypes do not fit.
+    Raises: ImrError if shapes or dtypes do not fit.
 
     >>> add_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([1.0])).tolist()
     [5.0, 4.0]
     """
-    residual, directions = jnp.asarray(residual), _checked(directions)
-    values = jnp.asarray(values)
+    residual, directions, values = jnp.asarray(residual), _checked(directions), jnp.asarray(values)
     check_floating("residual", residual)
     shape = (*residual.shape[:-1], len(directions))
     if values.ndim == 0 or values.shape not in (shape, shape[-1:]):

@@ -1,6 +1,5 @@
 """The flow itself in the place of a block: depth that is continuous."""
 
-import math
 from typing import Any
 
 import jax
@@ -16,10 +15,10 @@ from imr.flow.moving import linear_path
 from imr.flow.solve import Flow, solve
 from imr.flow.splitting import midpoint
 from imr.models import Linear
-from imr.nn.block import MLP
+from imr.nn.block import MLP, LieBlock, draw_theta
 
 
-class FlowBlock(nnx.Module):
+class FlowBlock(LieBlock):
     r"""Features in, Z(T) out: the flow whose Lie step is `Block`, solved by diffrax.
 
     $$dZ/dt = -CA(Z, \theta(t)) + MLP(Z), \quad Z(0) = X$$
@@ -28,21 +27,15 @@ class FlowBlock(nnx.Module):
     solver's adjoint. Time is counted from 0 to 1 inside, and the field multiplied by T.
 
     Args:
-      num_features: f.
-      num_classes: k, the rows of theta.
-      attention: whether the attention term is there.
-      mlp_width: hidden units of the MLP, the stand-in for the label term; None leaves it out.
+      num_features, num_classes, attention, mlp_width, rngs: as in `Block`.
       tau: the duration T to start from; its logarithm is the parameter.
       knots: 1 is an autonomous flow, tied depth. More are values of theta at even times from 0 to
         T, straight lines between: untied depth. The read-out's theta is that at T.
       steps: constant steps from 0 to T by the explicit midpoint rule, in a plain scan, which costs a
         fraction of diffrax's; None solves adaptively.
       rtol, atol, solver, adjoint, max_steps: as in `imr.solve`, for the adaptive solve.
-      rngs: random streams of flax nnx; `params` draws theta from N(0, 0.01^2).
-
-    Raises:
-      ImrError: if a size is no positive integer, steps do not end at the knots, or tau is not
-        positive.
+    Raises: ImrError if a size is no positive integer, steps do not end at the knots, or tau is not
+      positive.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -54,26 +47,13 @@ class FlowBlock(nnx.Module):
     """
 
     def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        attention: bool = True,
-        mlp_width: int | None = 128,
-        tau: float = 0.25,
-        knots: int = 1,
-        steps: int | None = None,
-        rtol: float = 1e-4,
-        atol: float = 1e-6,
-        solver: Any = None,
-        adjoint: Any = None,
-        max_steps: int = 256,
-        rngs: nnx.Rngs,
-    ):
-        check_count("num_features", num_features)
-        check_count("num_classes", num_classes)
+        self, num_features: int, num_classes: int, *, attention: bool = True,
+        mlp_width: int | None = 128, tau: float = 0.25, knots: int = 1, steps: int | None = None,
+        rtol: float = 1e-4, atol: float = 1e-6, solver: Any = None, adjoint: Any = None,
+        max_steps: int = 256, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        super().__init__(num_features, num_classes, attention, tau)
         check_count("knots", knots)
-        check_positive("tau", tau)
         check_positive("rtol", rtol)
         check_positive("atol", atol)
         if steps is not None:
@@ -83,22 +63,11 @@ class FlowBlock(nnx.Module):
                     f"steps must be a multiple of knots - 1 = {knots - 1}, so that none crosses a "
                     f"corner of theta(t); found {steps}."
                 )
-        self.attention = attention
-        self.options = nnx.static(
-            {"rtol": rtol, "atol": atol, "solver": solver, "adjoint": adjoint,
-             "max_steps": max_steps}
-        )  # fmt: skip
-        self.steps = steps
-        shape = (num_classes, num_features) if knots == 1 else (knots, num_classes, num_features)
-        self.thetas = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(num_classes))
-        self.step = nnx.Param(jnp.full((), math.log(tau), float))
+        self.steps, self.rtol, self.atol, self.max_steps = steps, rtol, atol, max_steps
+        self.solver, self.adjoint = nnx.static(solver), nnx.static(adjoint)
+        shape = (num_classes, num_features)
+        self.thetas = draw_theta(rngs, *shape) if knots == 1 else draw_theta(rngs, knots, *shape)
         self.mlp = None if mlp_width is None else MLP(num_features, mlp_width, rngs=rngs)
-
-    @property
-    def tau(self) -> Array:
-        """The duration T as it stands."""
-        return jnp.exp(self.step[...])
 
     @property
     def theta(self) -> Array:
@@ -110,8 +79,9 @@ class FlowBlock(nnx.Module):
         """The adaptive solve from z, with its result code; times from 0 to 1, in units of T."""
         graph, params = nnx.split(self, nnx.Param)
         return solve(
-            Partial(_field, graph), z, t1=1.0, ts=ts, args=params, throw=False, **self.options
-        )
+            Partial(_field, graph), z, t1=1.0, ts=ts, args=params, throw=False, rtol=self.rtol,
+            atol=self.atol, solver=self.solver, adjoint=self.adjoint, max_steps=self.max_steps,
+        )  # fmt: skip
 
     def __call__(self, z: Features) -> Features:
         """Z(T), shape (n, f); NaN if the adaptive solve did not reach T."""
@@ -134,14 +104,16 @@ class FlowBlock(nnx.Module):
         """dz/dt at time t of 0 to 1, in units of T: T times the field."""
         slope = jnp.zeros_like(z)
         if self.attention:
-            thetas = self.thetas[...]
-            theta = thetas
-            if thetas.ndim == 3:
-                theta = linear_path(jnp.linspace(0, 1, len(thetas), dtype=thetas.dtype), thetas)(t)
-            slope = slope - Linear(theta, self.bias[...]).attention(z)
+            slope = slope + self._descend(t, z)
         if self.mlp is not None:
             slope = slope + self.mlp(z)
         return self.tau * slope
+
+    def _descend(self, t, z):
+        theta = self.thetas[...]
+        if theta.ndim == 3:
+            theta = linear_path(jnp.linspace(0, 1, len(theta), dtype=theta.dtype), theta)(t)
+        return -Linear(theta, self.bias[...]).attention(z)
 
 
 def _field(graph, t, z, params):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_count, check_key
+from imr._checks import check_counts, check_key
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
 from imr.errors import ImrError
@@ -16,14 +16,9 @@ from imr.processes.process import check_process
 
 
 def next_token_loss(
-    model: Callable[[Array], Array],
-    process: Process,
-    key: Any,
-    *,
-    batch_size: int = 128,
-    length: int = 10,
-    soft: bool = False,
-) -> Scalar:
+    model: Callable[[Array], Array], process: Process, key: Any, *, batch_size: int = 128,
+    length: int = 10, soft: bool = False,
+) -> Scalar:  # fmt: skip
     r"""Mean cross-entropy, in nats, of a model's predictions along freshly sampled sequences.
 
     Hard: $-\frac{1}{Bl}\sum \log q(x_{d+1} | x_1 \dots x_d)$. Soft: the sampled next token is replaced
@@ -43,8 +38,7 @@ def next_token_loss(
     >>> round(next_token_loss(uniform, mess3(0.15, 0.6), jax.random.key(0)).item(), 4)
     1.0986
     """
-    check_count("batch_size", batch_size)
-    check_count("length", length)
+    check_counts(batch_size=batch_size, length=length)
     check_process(process)
     check_key(key)
     tokens = sample(process, jax.random.split(key, batch_size), length + 1).tokens
@@ -79,8 +73,7 @@ def exact_kl(
     [0.0, 0.0, 0.0]
     """
     check_process(process)
-    check_count("length", length)
-    check_count("block", block)
+    check_counts(length=length, block=block)
     if process.generalised:
         # Its tiny negative probabilities have no logarithm.
         raise ImrError("process must be hidden Markov; found a generalised one.")
@@ -89,9 +82,8 @@ def exact_kl(
     def terms(word):
         filtered = bayes_filter(process, word)
         alive = jnp.isfinite(filtered.log_probability)[:, None]
-        p = next_token_probabilities(
-            process, jnp.where(alive, filtered.beliefs, process.initial[None])
-        )
+        beliefs = jnp.where(alive, filtered.beliefs, process.initial[None])
+        p = next_token_probabilities(process, beliefs)
         log_q = jax.nn.log_softmax(_logits(model, process, word[None])[0].astype(p.dtype), axis=-1)
         log_p = jnp.log(jnp.where(p > 0, p, 1))
         kl = jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0), axis=-1)

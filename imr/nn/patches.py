@@ -1,17 +1,15 @@
 """A block of the quadratic model: self-attention among the patches of an image."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_count, check_positive, check_rank
+from imr._checks import check_axis, check_counts, check_rank
 from imr._typing import Features
 from imr.attention import attention_terms
 from imr.errors import ImrError
-from imr.nn.block import MLP, LieBlock
+from imr.nn.block import MLP, LieBlock, draw_theta
 
 
 class PatchBlock(LieBlock):
@@ -25,21 +23,16 @@ class PatchBlock(LieBlock):
 
     Args:
       num_features: f, pixels.
-      num_classes: k, the rows of theta.
       image_shape: (height, width), their product is f.
       grid: patches along each side; m = grid^2.
       heads: attention heads, whose terms add.
       rank: r of phi (heads, d, r), at most d; the inverse temperature is 1/sqrt(r).
-      attention: whether there is an attention step.
-      column_term: whether it has the column term. Without it the step is that of ordinary
+      column_term: whether the step has the column term. Without it the step is that of ordinary
         attention, no gradient step of anything.
-      mlp_width: hidden units of the MLP; None leaves it out.
-      tau, signed_step: as in `Block`.
+      num_classes, attention, mlp_width, tau, signed_step: as in `Block`.
       rngs: random streams of flax nnx; `params` draws phi from N(0, 1/d).
-
-    Raises:
-      ImrError: if sizes are below 1, the grid does not divide the image, the rank is above d,
-        or tau is not positive.
+    Raises: ImrError if sizes are below 1, the grid does not divide the image, the rank is above d,
+      or tau is not positive.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -51,24 +44,12 @@ class PatchBlock(LieBlock):
     """
 
     def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        image_shape: tuple[int, int],
-        grid: int = 4,
-        heads: int = 4,
-        rank: int = 8,
-        attention: bool = True,
-        column_term: bool = True,
-        mlp_width: int | None = 128,
-        tau: float = 0.25,
-        signed_step: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        for name, value in (("grid", grid), ("heads", heads), ("rank", rank)):
-            check_count(name, value)
-        check_count("num_classes", num_classes)
+        self, num_features: int, num_classes: int, *, image_shape: tuple[int, int], grid: int = 4,
+        heads: int = 4, rank: int = 8, attention: bool = True, column_term: bool = True,
+        mlp_width: int | None = 128, tau: float = 0.25, signed_step: bool = False, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        super().__init__(num_features, num_classes, attention, tau, signed_step)
+        check_counts(grid=grid, heads=heads, rank=rank)
         if not (isinstance(image_shape, tuple | list) and len(image_shape) == 2):
             raise ImrError(f"image_shape must be (height, width); found {image_shape!r}.")
         height, width = image_shape
@@ -80,18 +61,11 @@ class PatchBlock(LieBlock):
         size = num_features // grid**2
         if rank > size:
             raise ImrError(f"rank must be at most the {size} pixels of a patch; found {rank}.")
-        if not signed_step:
-            check_positive("tau", tau)
-        self.image_shape, self.grid = tuple(image_shape), grid
-        self.attention, self.column_term = attention, column_term
-        self.signed_step = signed_step
-        shape = (num_classes, num_features)
-        self.theta = nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(num_classes))
+        self.image_shape, self.grid, self.column_term = tuple(image_shape), grid, column_term
+        self.theta = draw_theta(rngs, num_classes, num_features)
         phi = size**-0.5 * jax.random.normal(rngs.params(), (heads, size, rank))
         self.phi = nnx.Param(phi) if attention else None
         self.position = nnx.Param(jnp.zeros((grid**2, size))) if attention else None
-        self.step = nnx.Param(jnp.full((), tau if signed_step else math.log(tau), float))
         self.mlp = None if mlp_width is None else MLP(size, mlp_width, rngs=rngs)
 
     def tokens(self, z: Features) -> Float[Array, "n m d"]:
@@ -108,21 +82,16 @@ class PatchBlock(LieBlock):
         z = tokens.reshape(len(tokens), g, g, height // g, width // g)
         return z.transpose(0, 1, 3, 2, 4).reshape(len(tokens), -1)
 
-    def _descend(self, t: Array | float, z: Features, args: None) -> Features:
-        del t, args
-        phi, position = self.phi[...], self.position[...]  # pyright: ignore[reportOptionalSubscript]
-        beta = phi.shape[-1] ** -0.5
-
+    def _descend(self, t, z):
         def one(image):
             row, column = attention_terms(
-                image + position, phi, beta=beta, columns=self.column_term
+                image + position, phi, beta=phi.shape[-1] ** -0.5, columns=self.column_term
             )
             return -row if column is None else -row - column
 
+        phi, position = self.phi[...], self.position[...]  # pyright: ignore[reportOptionalSubscript]
         return self.pixels(jax.vmap(one)(self.tokens(z)))
 
-    def _label_term(self, t: Array | float, z: Features, args: None) -> Features:
-        del t, args
+    def _label_term(self, z):
         tokens = self.tokens(z)
-        flat = self.mlp(tokens.reshape(-1, tokens.shape[2]))  # pyright: ignore[reportOptionalCall]
-        return self.pixels(flat.reshape(tokens.shape))
+        return self.pixels(self.mlp(tokens.reshape(-1, tokens.shape[2])).reshape(tokens.shape))

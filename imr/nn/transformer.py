@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_count
+from imr._checks import as_tokens, check_counts
 from imr.errors import ImrError
 
 # The initialisation of GPT-2.
@@ -95,29 +95,16 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self,
-        num_tokens: int,
-        length: int,
-        *,
-        layers: int = 1,
-        heads: int = 1,
-        features: int = 64,
-        head_features: int = 32,
-        mlp_width: int = 256,
-        rngs: nnx.Rngs,
-    ):
-        sizes = {
-            "num_tokens": num_tokens, "length": length, "layers": layers, "heads": heads,
-            "features": features, "head_features": head_features, "mlp_width": mlp_width,
-        }  # fmt: skip
-        for name, value in sizes.items():
-            check_count(name, value)
+        self, num_tokens: int, length: int, *, layers: int = 1, heads: int = 1, features: int = 64,
+        head_features: int = 32, mlp_width: int = 256, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        check_counts(num_tokens=num_tokens, length=length, layers=layers, heads=heads)
+        check_counts(features=features, head_features=head_features, mlp_width=mlp_width)
         self.num_tokens, self.length = num_tokens, length
         self.embedding = nnx.Embed(num_tokens, features, embedding_init=_SMALL, rngs=rngs)
         self.position = nnx.Param(_SMALL(rngs.params(), (length, features), jnp.float32))
-        self.layers = nnx.List(
-            [_Layer(features, heads, head_features, mlp_width, rngs) for _ in range(layers)]
-        )
+        options = (features, heads, head_features, mlp_width, rngs)
+        self.layers = nnx.List(_Layer(*options) for _ in range(layers))
         self.norm = nnx.LayerNorm(features, rngs=rngs)
         self.unembedding = nnx.Linear(
             features, num_tokens, use_bias=False, kernel_init=_SMALL, rngs=rngs
@@ -137,49 +124,33 @@ class Transformer(nnx.Module):
             "before", "middle" or "after" of a layer, for interventions such as
             `imr.nn.replace_along`.
         """
-        tokens = self._checked(tokens)
-        edit = _shaped(edit) if edit else _unchanged
+        tokens = as_tokens(tokens, self.num_tokens)
+        if not 1 <= (positions := tokens.shape[-1]) <= self.length:
+            raise ImrError(f"tokens must have 1 to {self.length} positions; found {positions}.")
         embedded = self.embedding(jnp.clip(tokens, 0, self.num_tokens - 1))
         # Under a trace tokens out of range pass the checks.
         wrong = (tokens < 0) | (tokens >= self.num_tokens)
         embedded = jnp.where(wrong[..., None], jnp.nan, embedded)
-        x = embedded + self.position[...][: tokens.shape[-1]].reshape(
-            (1,) * (tokens.ndim - 1) + (tokens.shape[-1], -1)
-        )
+        x = embedded + jnp.broadcast_to(self.position[...][:positions], embedded.shape)
         columns = []
         for number, layer in enumerate(self.layers):
-            before = edit("before", number, x)
+            before = _edited(edit, "before", number, x)
             attention, values = layer.attend(before)
             written = jnp.einsum("...hqk,...hkd->...qd", attention, values)
-            middle = edit("middle", number, before + written)
-            x = edit("after", number, middle + layer.mlp(middle))
+            middle = _edited(edit, "middle", number, before + written)
+            x = _edited(edit, "after", number, middle + layer.mlp(middle))
             columns.append((before, middle, x, attention, values))
         normed = self.norm(x)
         stacked = (jnp.stack(column) for column in zip(*columns, strict=True))
         return Record(*stacked, normed=normed, logits=self.unembedding(normed))
 
-    def _checked(self, tokens):
-        tokens = as_tokens(tokens, self.num_tokens)
-        if not 1 <= (positions := tokens.shape[-1]) <= self.length:
-            raise ImrError(f"tokens must have 1 to {self.length} positions; found {positions}.")
-        return tokens
 
-
-def _unchanged(site, layer, residual):
-    return residual
-
-
-def _shaped(edit):
-    """The edit, with a check that it keeps the residual's shape."""
-
-    def checked(site, layer, residual):
-        edited = edit(site, layer, residual)
-        shape = getattr(edited, "shape", None)
-        if shape != residual.shape:
-            raise ImrError(
-                f"edit must return the residual's shape, {residual.shape}; found {shape} at site "
-                f"{site!r} of layer {layer}. Return the residual itself to leave it unchanged."
-            )
-        return edited
-
-    return checked
+def _edited(edit, site, layer, residual):
+    """What the edit, if there is one, makes of the residual stream; it must keep the shape."""
+    edited = edit(site, layer, residual) if edit else residual
+    if (shape := getattr(edited, "shape", None)) != residual.shape:
+        raise ImrError(
+            f"edit must return the residual's shape, {residual.shape}; found {shape} at site "
+            f"{site!r} of layer {layer}. Return the residual itself to leave it unchanged."
+        )
+    return edited

@@ -7,7 +7,7 @@ for each pass over it.
 
 from typing import NamedTuple
 
-from imr._checks import check_choice, check_count
+from imr._checks import check_choice, check_counts
 from imr.errors import ImrError
 
 
@@ -32,9 +32,8 @@ class Machine(NamedTuple):
     """The peak rates and the memory of one device.
 
     Attributes:
-      name: of the device.
       flops, exponentials, bytes: per second; FLOPs are those of float32 products.
-      memory: in bytes.
+      name, memory: of the device; bytes.
       exchanged: bytes per second to a neighbour.
     """
 
@@ -60,13 +59,12 @@ def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
     """The linear model's field on features, by automatic differentiation.
 
     Args:
-      n, f, k: rows, features and classes.
-      itemsize: bytes of a number.
+      n, f, k, itemsize: rows, features, classes, and bytes of a number.
 
     >>> linear_field_cost(8000, 784, 10).flops / 1e6
     251.2
     """
-    _counts(n=n, f=f, k=k)
+    check_counts(n=n, f=f, k=k)
     return Cost(4.0 * n * f * k + 4.0 * n * k, n * k, itemsize * n * (2.0 * f + 4 * k))
 
 
@@ -79,7 +77,7 @@ def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
     >>> linear_flow_cost(8000, 10).flops / 1e6
     2.4
     """
-    _counts(n=n, k=k)
+    check_counts(n=n, k=k)
     return Cost(2.0 * n * k * k + 10.0 * n * k, n * k, itemsize * 4.0 * n * k)
 
 
@@ -92,17 +90,15 @@ def attention_cost(
     takes 2 n^2 exponentials, the other ways n^2.
 
     Args:
-      n, r: rows and columns of Q.
+      n, r, itemsize: rows and columns of Q, and bytes of a number.
       way: "whole" (P is held in memory), "strips", "tiles" or "ring".
-      block: rows of a strip or tile.
-      devices: of the ring.
-      itemsize: bytes of a number.
+      block, devices: rows of a strip or tile, and devices of the ring.
 
     >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
     [1.03125, 2.0]
     """
     check_choice("way", way, ("whole", "strips", "tiles", "ring"))
-    _counts(n=n, r=r, block=block, devices=devices)
+    check_counts(n=n, r=r, block=block, devices=devices)
     ends = itemsize * 5.0 * n * r  # reads Q and K, writes both products, reads the columns again
     if way == "tiles":
         pairs = n * (n + min(block, n)) / 2.0
@@ -134,7 +130,7 @@ def quadratic_field_cost(
     >>> round(quadratic_field_cost(8192, 16, 16).flops / 1e9, 2)
     6.93
     """
-    _counts(n=n, f=f, r=r)
+    check_counts(n=n, f=f, r=r)
     inner = attention_cost(n, r, way=way, block=block, devices=devices, itemsize=itemsize)
     return inner.plus(Cost(6.0 * n * f * r, 0, itemsize * n * (2.0 * f + 3 * r)))
 
@@ -143,15 +139,14 @@ def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -
     """A step of an explicit Runge-Kutta solver: its stages and their linear combinations.
 
     Args:
-      field: cost of one evaluation.
-      size: numbers in the state.
+      field, size: cost of one evaluation, and numbers in the state.
       stages: evaluations per step; 6 for Tsit5, which reuses the last one.
       itemsize: bytes of a number.
 
     >>> step_cost(Cost(10.0, 1.0, 0.0), 0).flops
     60.0
     """
-    _counts(stages=stages)
+    check_counts(stages=stages)
     terms = (stages + 1) * (stages + 2) / 2
     return field.times(stages).plus(Cost(2 * terms * size, 0, itemsize * terms * size))
 
@@ -163,13 +158,12 @@ def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
     are shorter if the parts overlap, and longer if a rate stays below its peak.
 
     Args:
-      cost: of the computation, on all devices.
-      machine, devices: p devices of this kind.
+      cost, machine, devices: of the computation on all of the p devices of this kind.
 
     >>> round(1e3 * seconds(attention_cost(65_536, 16, way="tiles", block=4096), H100), 2)
     7.99
     """
-    _counts(devices=devices)
+    check_counts(devices=devices)
     shared = cost.flops / machine.flops + cost.exponentials / machine.exponentials
     shared += cost.bytes / machine.bytes
     return shared / devices + (cost.exchanged / machine.exchanged if devices > 1 else 0.0)
@@ -181,9 +175,8 @@ def largest_n(
     """The number of rows that fit in memory.
 
     Args:
-      machine, devices: as in `seconds`.
+      machine, devices, itemsize: as in `seconds` and `step_cost`.
       numbers_per_row: numbers of the state, the stages of a step and the field's temporaries.
-      itemsize: bytes of a number.
     Raises: ImrError if numbers_per_row is not positive.
 
     >>> largest_n(H100, 9 * 16 + 6 * 16)
@@ -192,8 +185,3 @@ def largest_n(
     if not numbers_per_row > 0:
         raise ImrError(f"numbers_per_row must be positive; found {numbers_per_row}.")
     return int(devices * machine.memory / (itemsize * numbers_per_row))
-
-
-def _counts(**values):
-    for name, value in values.items():
-        check_count(name, value)

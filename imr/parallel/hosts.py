@@ -21,16 +21,12 @@ class Preempted(Exception):
 
 
 def initialize(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    timeout: float = 300.0,
-) -> None:
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
+    *, timeout: float = 300.0,
+) -> None:  # fmt: skip
     """Connects this process with the other processes of a program that runs on several hosts.
 
-    Call it before anything asks jax for its devices. Experiments call it themselves, see
-    `initialize_from_environment`.
+    Call it before anything asks jax for its devices. Experiments call it themselves.
 
     Args:
       coordinator: host:port of process 0. Without arguments jax looks up the cluster: Cloud TPU,
@@ -40,7 +36,7 @@ def initialize(
     Raises: ImrError if the values do not fit, or the coordinator does not answer in time.
     """
     given = (coordinator, num_processes, process_id)
-    if any(x is not None for x in given) and None in given:
+    if None in given and given != (None, None, None):
         raise ImrError(
             f"coordinator, num_processes and process_id go together; found {given}. Without all of "
             "them the cluster is looked up (Cloud TPU, SLURM, GKE)."
@@ -51,10 +47,8 @@ def initialize(
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise ImrError(f"coordinator must be host:port; found {coordinator!r}.")
         if not isinstance(process_id, int) or not 0 <= process_id < num_processes:
-            raise ImrError(
-                f"process_id must lie in 0 to {num_processes - 1}, for {num_processes} processes; "
-                f"found {process_id!r}."
-            )
+            last = num_processes - 1
+            raise ImrError(f"process_id must lie in 0 to {last}; found {process_id!r}.")
         if process_id:
             _wait_for(host, int(port), timeout)
     # It affects only CPUs, whose processes communicate through it.
@@ -104,18 +98,17 @@ def initialize_from_environment() -> None:
         if joined == "1":
             initialize()
         return
-    wait = None
+    wait = os.environ.get("IMR_TIMEOUT", "300")
     try:
-        coordinator, *numbers = given
-        count, number = map(int, numbers)  # pyright: ignore[reportArgumentType]
-        timeout = float(wait := os.environ.get("IMR_TIMEOUT", "300"))
+        count, number = map(int, given[1:])  # pyright: ignore[reportArgumentType]
+        timeout = float(wait)
     except (TypeError, ValueError):
         raise ImrError(
             f"{', '.join(_VARIABLES)} must be an address and two integers, IMR_TIMEOUT seconds; found "
             f"{given} and {wait!r}."
         ) from None
     check_positive("IMR_TIMEOUT", timeout)
-    initialize(coordinator, count, number, timeout=timeout)
+    initialize(given[0], count, number, timeout=timeout)
 
 
 def is_first() -> bool:

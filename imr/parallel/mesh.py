@@ -1,5 +1,6 @@
 """Meshes of devices, and the placement of arrays on them."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,16 +14,11 @@ from imr.errors import ImrError
 
 def mesh_axis(mesh: Any) -> tuple[str, int]:
     """Name and size of the one axis of the mesh."""
+    hint = "imr.parallel.make_mesh() makes one of all devices."
     if not isinstance(mesh, Mesh):
-        raise ImrError(
-            f"mesh must be a jax.sharding.Mesh; found {type(mesh).__name__}. "
-            "imr.parallel.make_mesh() makes one of all devices."
-        )
+        raise ImrError(f"mesh must be a jax.sharding.Mesh; found {type(mesh).__name__}. {hint}")
     if len(mesh.axis_names) != 1:
-        raise ImrError(
-            f"mesh must have one axis, over which rows are distributed; found {dict(mesh.shape)}. "
-            "imr.parallel.make_mesh() makes one of all devices."
-        )
+        raise ImrError(f"mesh must have one axis, of the rows; found {dict(mesh.shape)}. {hint}")
     return mesh.axis_names[0], mesh.size
 
 
@@ -33,10 +29,9 @@ def padding(n: int, parts: int) -> int:
 
 def pad_axis(x: jax.Array, count: int, axis: int = 0, value: Any = 0) -> jax.Array:
     """The array with `count` more entries at the end of an axis."""
-    if not count:
-        return x
-    widths = [(0, count if i == axis % x.ndim else 0) for i in range(x.ndim)]
-    return jnp.pad(x, widths, constant_values=value)
+    widths = np.zeros((x.ndim, 2), int)
+    widths[axis, 1] = count
+    return jnp.pad(x, widths, constant_values=value) if count else x
 
 
 def split_over(mesh: Mesh, x: jax.Array, axis: int = 0) -> jax.Array:
@@ -85,15 +80,23 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
       tree: arrays, the same in every process.
       mesh: None leaves the arrays as they are.
     """
-    return tree if mesh is None else _placed(tree, NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(x):
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return _of_arrays(place, tree)
 
 
 def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     """Arrays distributed by rows over the mesh; each process contributes its rows.
 
     Args:
-      tree: arrays (n_local, ...), as many rows in each process; rows of process 0 come first. The
-        number of devices of a process must divide n_local.
+      tree: arrays (n_local, ...), of the same n_local in each process, divisible by its number of
+        devices; rows of process 0 come first.
       mesh: of all devices.
     Raises: ImrError if the numbers of rows do not fit.
     """
@@ -105,9 +108,7 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
 
         every = multihost_utils.process_allgather(np.asarray(counts))
         if np.any(every != every[:1]):
-            raise ImrError(
-                f"every process must have the same number of rows; found {every.tolist()}."
-            )
+            raise ImrError(f"every process must have as many rows; found {every.tolist()}.")
     for count in counts:
         if count < 0 or count % parts:
             raise ImrError(
@@ -115,19 +116,18 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
                 f"process; found {'a scalar' if count < 0 else count}. Add or remove rows."
             )
     sharding = NamedSharding(mesh, PartitionSpec(axis))
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
-    )
+    place = partial(jax.make_array_from_process_local_data, sharding)
+    return jax.tree.map(place, jax.tree.map(np.asarray, tree))
 
 
-def _placed(tree, sharding):
+def _of_arrays(function, tree):
+    """The function of each array; of random keys, the function of their data."""
+
     def one(x):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+            data = function(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return function(x)
 
     return jax.tree.map(one, tree)
 
@@ -139,13 +139,8 @@ def local(tree: Any) -> Any:
       tree: arrays, replicated or local.
     """
 
-    def one(x):
-        if not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1:
-            return x
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
-        return x.addressable_data(0)
+    def copy(x):
+        alone = not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1
+        return x if alone else x.addressable_data(0)
 
-    return jax.tree.map(one, tree)
+    return _of_arrays(copy, tree)

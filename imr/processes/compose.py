@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imr._checks import is_concrete
+from imr._checks import as_number, is_concrete
 from imr.errors import ImrError
 from imr.processes.process import Process
 
@@ -22,8 +22,7 @@ def mixture(
       weights: probabilities c, shape (n,); None is uniform.
       vocabulary: for each process a sequence m of different integers: its token y is token m[y] of
         the mixture. None keeps the numbers. A token keeps its name if all processes agree on it.
-    Returns: A `Process` with the states of all processes, one process after the other, named
-      `i:state`.
+    Returns: A `Process`; its states are those of all processes in order, named `i:state`.
     Raises: ImrError if weights are no distribution, or vocabulary does not fit the processes.
 
     >>> from imr.processes import coin
@@ -64,17 +63,11 @@ def _token_maps(vocabulary, processes):
             tokens = np.asarray([] if isinstance(m, dict | str) else m)
         except ValueError:
             tokens = np.asarray([])
-        if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        different = tokens.shape == (p.num_tokens,) == np.unique(tokens).shape
+        if not different or tokens.dtype.kind not in "iu" or min(tokens) < 0:
             raise ImrError(
-                f"vocabulary[{i}] must be a sequence of integers, one for each token; found {m!r}."
-            )
-        if (
-            len(tokens) != p.num_tokens
-            or len(set(tokens.tolist())) != len(tokens)
-            or min(tokens) < 0
-        ):
-            raise ImrError(
-                f"vocabulary[{i}] must hold {p.num_tokens} different tokens, none negative; found {m}."
+                f"vocabulary[{i}] must be a sequence of integers, {p.num_tokens} different tokens, "
+                f"none negative; found {m!r}."
             )
         maps.append(tokens.tolist())
     return maps
@@ -99,15 +92,11 @@ def product(factors: Sequence[Process]) -> Process:
 
     Args:
       factors: hidden Markov processes, at least one.
-
-    >>> from imr.processes import coin, z1r
-    >>> product([coin(0.5), z1r(0.5)]).transitions.shape
-    (4, 3, 3)
     """
     factors = list(factors)
     _check_hidden("factors", factors)
-    result = factors[0]
-    for factor in factors[1:]:
+    result, *others = factors
+    for factor in others:
         result = conditional_product(result, [factor] * result.num_tokens)
     return result
 
@@ -116,10 +105,9 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
     r"""A process whose token selects the dynamics of another: $T_{(x,y)} = T^1_x \otimes T^{2|x}_y$.
 
     Args:
-      first: the process that selects, of k tokens.
+      first: of k tokens; its tokens and states are the most significant digits of the indices.
       seconds: k processes on the same tokens and states; if `first` emits x, the second state moves
         by seconds[x]. It starts from the start distribution of seconds[0].
-    Returns: A `Process`; the index of `first` is the most significant digit of tokens and states.
     Raises: ImrError if seconds are not k hidden Markov processes of one shape.
 
     >>> from imr.processes import coin, z1r
@@ -189,18 +177,15 @@ def with_end_token(
     [0.25, 0.25, 0.5]
     """
     _check_hidden("process", [process])
-    if not 0 < float(probability) < 1:
-        raise ImrError(f"probability must lie in (0, 1); found {probability}.")
+    probability = as_number("probability", probability, "(0, 1)")
     k, s = process.num_tokens, process.num_states
     size = s if restart else s + 1
     transitions = np.zeros((k + 1, size, size))
     transitions[:k, :s, :s] = (1 - probability) * np.asarray(process.transitions)
-    start = np.zeros(size)
-    start[:s] = np.asarray(process.initial)
-    transitions[k] = probability * start[None, :]
+    start = np.pad(np.asarray(process.initial), (0, size - s))
+    transitions[k] = probability * (start if restart else np.eye(size)[s])[None, :]
     if not restart:
-        transitions[k, :s] = probability * np.eye(size)[s][None, :]
-        transitions[k, s] = np.eye(size)[s]
+        transitions[k, s, s] = 1
     states = process.states if restart else (*process.states, name)
     return Process(transitions, start, tokens=(*process.tokens, name), states=states)
 

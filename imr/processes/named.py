@@ -5,38 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import is_concrete
+from imr._checks import as_number
 from imr.errors import ImrError
 from imr.processes.process import Process
-
-
-def _number(name, value, low, high, *, open_low=False, open_high=False):
-    """The value as a float within its range; the error names the range."""
-    if not is_concrete(value):
-        raise ImrError(
-            f"{name} must be a concrete number, because its range is checked; found a traced value. "
-            "Construct the process outside of jax.jit, vmap and grad and pass it in as an argument."
-        )
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be a number; found {value!r}.") from None
-    below = value <= low if open_low else value < low
-    above = value >= high if open_high else value > high
-    if below or above or not np.isfinite(value):
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        raise ImrError(f"{name} must lie in {interval}; found {value:g}.")
-    return value
-
-
-def _process(states, edges, *, tokens=None):
-    """From edges (token, from, to, probability), states by name."""
-    names = list(map(str, states))
-    count = len(tokens) if tokens else 1 + max(edge[0] for edge in edges)
-    transitions = np.zeros((count, len(names), len(names)))
-    for token, start, end, probability in edges:
-        transitions[token, names.index(start), names.index(end)] += probability
-    return Process(transitions, tokens=tokens, states=names)
 
 
 def coin(p: float) -> Process:
@@ -48,8 +19,8 @@ def coin(p: float) -> Process:
     >>> coin(0.25).transitions.ravel().tolist()
     [0.25, 0.75]
     """
-    p = _number("p", p, 0, 1)
-    return _process("C", [(0, "C", "C", p), (1, "C", "C", 1 - p)])
+    p = as_number("p", p, "[0, 1]")
+    return Process([[[p]], [[1 - p]]], states="C")
 
 
 def even_ones(p: float) -> Process:
@@ -60,8 +31,8 @@ def even_ones(p: float) -> Process:
     Args:
       p: probability that a run begins, in [0, 1].
     """
-    p = _number("p", p, 0, 1)
-    return _process("EO", [(0, "E", "E", 1 - p), (1, "E", "O", p), (1, "O", "E", 1)])
+    p = as_number("p", p, "[0, 1]")
+    return Process([[[1 - p, 0], [0, 0]], [[0, p], [1, 0]]], states="EO")
 
 
 def no_consecutive_ones(p: float) -> Process:
@@ -72,8 +43,8 @@ def no_consecutive_ones(p: float) -> Process:
     Args:
       p: probability of a one after a zero, in [0, 1].
     """
-    p = _number("p", p, 0, 1)
-    return _process("AB", [(0, "A", "A", 1 - p), (0, "B", "A", 1), (1, "A", "B", p)])
+    p = as_number("p", p, "[0, 1]")
+    return Process([[[1 - p, 0], [1, 0]], [[0, p], [0, 0]]], states="AB")
 
 
 def sns(p: float, q: float) -> Process:
@@ -84,9 +55,8 @@ def sns(p: float, q: float) -> Process:
     Args:
       p, q: in (0, 1].
     """
-    p, q = _number("p", p, 0, 1, open_low=True), _number("q", q, 0, 1, open_low=True)
-    edges = [(0, "A", "A", 1 - p), (0, "A", "B", p), (0, "B", "B", 1 - q), (1, "B", "A", q)]
-    return _process("AB", edges)
+    p, q = as_number("p", p, "(0, 1]"), as_number("q", q, "(0, 1]")
+    return Process([[[1 - p, p], [0, 1 - q]], [[0, 0], [q, 0]]], states="AB")
 
 
 def zero_one_random(p: float) -> Process:
@@ -96,13 +66,10 @@ def zero_one_random(p: float) -> Process:
 
     Args:
       p: probability that the random bit is one, in [0, 1].
-
-    >>> zero_one_random(0.5).stationary.round(3).tolist()
-    [0.333, 0.333, 0.333]
     """
-    p = _number("p", p, 0, 1)
-    edges = [(0, "0", "1", 1), (0, "R", "0", 1 - p), (1, "1", "R", 1), (1, "R", "0", p)]
-    return _process("01R", edges)
+    p = as_number("p", p, "[0, 1]")
+    zero, one = [[0, 1, 0], [0, 0, 0], [1 - p, 0, 0]], [[0, 0, 0], [0, 0, 1], [p, 0, 0]]
+    return Process([zero, one], states="01R")
 
 
 def rrxor(p1: float, p2: float) -> Process:
@@ -113,24 +80,21 @@ def rrxor(p1: float, p2: float) -> Process:
 
     Args:
       p1, p2: probabilities that the first and the second bit are zero, in [0, 1].
-
-    >>> rrxor(0.5, 0.5).num_states
-    5
     """
-    p1, p2 = _number("p1", p1, 0, 1), _number("p2", p2, 0, 1)
-    zero = [(0, "S", "0", p1), (0, "0", "F", p2), (0, "1", "T", p2), (0, "F", "S", 1)]
-    one = [(1, "S", "1", 1 - p1), (1, "0", "T", 1 - p2), (1, "1", "F", 1 - p2), (1, "T", "S", 1)]
-    return _process("S01TF", zero + one)
+    p1, p2 = as_number("p1", p1, "[0, 1]"), as_number("p2", p2, "[0, 1]")
+    transitions = np.zeros((2, 5, 5))
+    transitions[0, [0, 1, 2, 4], [1, 4, 3, 0]] = p1, p2, p2, 1
+    transitions[1, [0, 1, 2, 3], [2, 3, 4, 0]] = 1 - p1, 1 - p2, 1 - p2, 1
+    return Process(transitions, states="S01TF")
 
 
 def leaky_rrxor(p1: float, p2: float, epsilon: float) -> Process:
     """`rrxor` with uniform noise: every entry becomes (1 - epsilon) T + epsilon / 10.
 
     Args:
-      p1, p2: as in `rrxor`.
-      epsilon: in [0, 1].
+      p1, p2, epsilon: as in `rrxor`, and in [0, 1].
     """
-    epsilon = _number("epsilon", epsilon, 0, 1)
+    epsilon = as_number("epsilon", epsilon, "[0, 1]")
     plain = rrxor(p1, p2)
     transitions = (1 - epsilon) * np.asarray(plain.transitions) + epsilon / 10
     return Process(transitions, states=plain.states)
@@ -151,7 +115,7 @@ def mess3(x: float, a: float) -> Process:
 
     Reference: arXiv 2502.01954, section 2.
     """
-    x, a = _number("x", x, 0, 0.5, open_low=True), _number("a", a, 0, 1)
+    x, a = as_number("x", x, "(0, 0.5]"), as_number("a", a, "[0, 1]")
     move = np.full((3, 3), x) + (1 - 3 * x) * np.eye(3)
     emit = np.full((3, 3), (1 - a) / 2) + (3 * a - 1) / 2 * np.eye(3)
     return Process(move[None] * emit.T[:, None, :], tokens="ABC")
@@ -166,21 +130,17 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
     Args:
       open_probs: the first is 1, the others lie in [0, 1).
     Raises: ImrError if the first is not 1 or another is out of range.
-
-    >>> matching_parens([1.0, 0.5]).num_states
-    3
     """
-    probs = [_number(f"open_probs[{d}]", p, 0, 1) for d, p in enumerate(np.atleast_1d(open_probs))]
-    if not probs or probs[0] != 1:
+    probs = [
+        as_number(f"open_probs[{d}]", p, "[0, 1]") for d, p in enumerate(np.atleast_1d(open_probs))
+    ]
+    if not probs or probs[0] != 1 or 1 in probs[1:]:
         raise ImrError(
-            f"open_probs must begin with 1, as nothing is open at depth 0; found {probs}."
+            "open_probs must begin with 1, as nothing is open at depth 0, and go on in [0, 1); "
+            f"found {probs}."
         )
-    if 1 in probs[1:]:
-        raise ImrError(f"open_probs after the first must lie in [0, 1); found {probs}.")
-    depths = [str(d) for d in range(len(probs) + 1)]
-    edges = [(0, depths[d], depths[d + 1], p) for d, p in enumerate(probs)]
-    edges += [(1, depths[d], depths[d - 1], 1 - p) for d, p in enumerate([*probs, 0.0]) if d]
-    return _process(depths, edges, tokens="()")
+    closing = 1 - np.array([*probs[1:], 0.0])
+    return Process(np.stack([np.diag(probs, 1), np.diag(closing, -1)]), tokens="()")
 
 
 def mr_name(p: float, q: float) -> Process:
@@ -193,7 +153,7 @@ def mr_name(p: float, q: float) -> Process:
       p, q: positive, p + q at most 1.
     Raises: ImrError if p + q exceeds 1.
     """
-    p, q = _number("p", p, 0, 1, open_low=True), _number("q", q, 0, 1, open_low=True)
+    p, q = as_number("p", p, "(0, 1]"), as_number("q", q, "(0, 1]")
     if (rest := 1 - p - q) < -1e-12:
         raise ImrError(f"p + q must lie in (0, 1]; found {p:g} + {q:g} = {p + q:g}.")
     rest = max(rest, 0.0)
@@ -210,13 +170,10 @@ def days_of_week() -> Process:
     the next day 1, Yest to the day before 1, Wkdy to each weekday 1/5, Wknd to each weekend day 1/2.
     """
     days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-    weights = np.zeros((11, 7, 7))
-    for today in range(7):
-        tomorrow = (today + 1) % 7
-        for day in range(7):
-            weights[day, today, day] = 5 if day == tomorrow else 1
-        weights[7, today, tomorrow] = 1
-        weights[8, today, today - 1] = 1
+    eye, weights = np.eye(7), np.zeros((11, 7, 7))
+    tomorrow = np.roll(eye, 1, axis=1)
+    weights[:7] = eye[:, None, :] * (1 + 4 * tomorrow)
+    weights[7:9] = tomorrow, tomorrow.T
     weights[9, :, 5:] = 1 / 2
     weights[10, :, :5] = 1 / 5
     weights /= weights.sum((0, 2))[None, :, None]
@@ -232,13 +189,12 @@ def fanizza(alpha: float, lamb: float) -> Process:
     1 - l(\sin\alpha + \cos\alpha))$; $T_1 = l \cdot \mathrm{diag}(0, 1, \mathrm{rot}(\alpha))$.
 
     Args:
-      alpha: angle.
-      lamb: l, in (0, 1/2].
+      alpha, lamb: an angle, and l in (0, 1/2].
 
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
-    alpha = _number("alpha", alpha, -np.inf, np.inf)
-    lamb = _number("lamb", lamb, 0, 0.5, open_low=True)
+    alpha = as_number("alpha", alpha, "[-inf, inf]")
+    lamb = as_number("lamb", lamb, "(0, 0.5]")
     cos, sin = lamb * np.cos(alpha), lamb * np.sin(alpha)
     scale = 1 - 2 * cos + lamb**2
     u, v = (1 - cos + sin) / scale, (1 - cos - sin) / scale
@@ -263,8 +219,8 @@ def post_quantum(log_alpha: float, beta: float) -> Process:
 
     Reference: Fanizza, Lumbreras, Winter, arXiv 2209.14782.
     """
-    log_alpha = _number("log_alpha", log_alpha, 0, 700, open_low=True)
-    beta = _number("beta", beta, 0, 1, open_low=True, open_high=True)
+    log_alpha = as_number("log_alpha", log_alpha, "(0, 700]")
+    beta = as_number("beta", beta, "(0, 1)")
     alpha, ratio = np.exp(log_alpha), log_alpha / np.log(beta)
     if abs(alpha + beta - 2) < 1e-9:
         raise ImrError(f"alpha + beta must differ from 2; found {alpha:g} + {beta:g}.")
@@ -289,14 +245,13 @@ def tom_quantum(alpha: float, beta: float) -> Process:
 
     Reference: arXiv 2507.07432.
     """
-    alpha = _number("alpha", alpha, -np.inf, np.inf)
-    beta = _number("beta", beta, -np.inf, np.inf)
+    alpha = as_number("alpha", alpha, "[-inf, inf]")
+    beta = as_number("beta", beta, "[-inf, inf]")
     if beta == 0:
         raise ImrError(f"beta must lie in (-inf, 0) or (0, inf); found {beta:g}.")
     size = np.hypot(alpha, beta)
     alpha, beta = alpha / size, beta / size
-    g = 1 / 4
-    m, o = (alpha**2 - beta**2) * g, 2 * alpha * beta * g
+    m, o = (alpha**2 - beta**2) / 4, alpha * beta / 2
     first = [[[1 / 4, 0, s * o], [0, m, 0], [s * o, 0, 1 / 4]] for s in (1, -1)]
     second = [[[1 / 4, s * o, 0], [s * o, 1 / 4, 0], [0, 0, m]] for s in (1, -1)]
     return Process(np.array(first + second), generalised=True)

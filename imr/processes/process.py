@@ -10,6 +10,10 @@ import numpy as np
 from imr._checks import check_finite, is_concrete
 from imr.errors import ImrError
 
+_LEAVES = ("transitions", "stationary", "initial", "right")
+# The rows of float32 matrices sum to one only up to rounding.
+_TOLERANCE = 1e-5
+
 
 @jax.tree_util.register_pytree_with_keys_class
 class Process:
@@ -17,9 +21,8 @@ class Process:
 
     $T_{x,i,j} = P(\text{emit } x, \text{go to } j \mid i)$, $A = \sum_x T_x$, $\pi A = \pi$,
     $P(x_1 \dots x_d) = \mu T_{x_1} \cdots T_{x_d} w$ with $A w = w$; w is all ones unless the
-    process is generalised. Distributions are row vectors. A process is a pytree, so it passes
-    through `jax.jit`, `jax.vmap` and `jax.grad`; names and the flag are static. Under a trace values
-    are not checked, and the stationary distribution is assumed to be unique.
+    process is generalised. Distributions are row vectors. A process is a pytree with static names.
+    Under a trace values are not checked, and the stationary distribution is assumed to be unique.
 
     Args:
       transitions: shape (k, s, s).
@@ -52,14 +55,9 @@ class Process:
     generalised: bool
 
     def __init__(
-        self,
-        transitions: Any,
-        initial: Any = None,
-        *,
-        tokens: Sequence[str] | None = None,
-        states: Sequence[str] | None = None,
-        generalised: bool = False,
-    ):
+        self, transitions: Any, initial: Any = None, *, tokens: Sequence[str] | None = None,
+        states: Sequence[str] | None = None, generalised: bool = False,
+    ):  # fmt: skip
         if not is_concrete(transitions):
             transitions = jnp.asarray(transitions)
         elif not isinstance(transitions, jax.Array):
@@ -73,23 +71,15 @@ class Process:
         dtype = jnp.result_type(transitions)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ImrError(f"transitions must be a floating array; found dtype {dtype}.")
-        if initial is not None and np.shape(initial) != shape[1:2]:
-            raise ImrError(
-                f"initial must have shape {shape[1:2]}, one entry for each state of transitions; "
-                f"found {np.shape(initial)}."
-            )
+        check_start(initial, shape[1])
         tokens, states = _names("tokens", tokens, shape[0]), _names("states", states, shape[1])
-        self._set(tokens=tokens, states=states, generalised=bool(generalised))
+        vars(self).update(tokens=tokens, states=states, generalised=bool(generalised))
         if is_concrete(transitions, initial):
             computed = _concrete(np.asarray(transitions, np.float64), initial, self)
         else:
             computed = _traced(jnp.asarray(transitions), initial, self.generalised)
-        transitions = jnp.asarray(transitions)
-        stationary, initial, right = (jnp.asarray(x, transitions.dtype) for x in computed)
-        self._set(transitions=transitions, stationary=stationary, initial=initial, right=right)
-
-    def _set(self, **values: Any) -> None:
-        vars(self).update(values)
+        leaves = (jnp.asarray(x, dtype) for x in (transitions, *computed))
+        vars(self).update(zip(_LEAVES, leaves, strict=True))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise ImrError(
@@ -113,25 +103,22 @@ class Process:
 
     def tree_flatten_with_keys(self):
         """Arrays as leaves; names and flag static."""
-        names = ("transitions", "stationary", "initial", "right")
-        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _LEAVES]
         return leaves, (self.tokens, self.states, self.generalised)
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
         """Without checks: leaves may be tracers, shapes, or objects of jax's own."""
         self = object.__new__(cls)
-        names = ("transitions", "stationary", "initial", "right", "tokens", "states", "generalised")
-        self._set(**dict(zip(names, (*leaves, *static), strict=True)))
+        names = (*_LEAVES, "tokens", "states", "generalised")
+        vars(self).update(zip(names, (*leaves, *static), strict=True))
         return self
 
 
 def check_process(process: Any) -> None:
     """Raises an `ImrError` unless it is a `Process`."""
     if not isinstance(process, Process):
-        hint = (
-            f" Call it with its parameters: {process.__name__}(...)." if callable(process) else ""
-        )
+        hint = f" Pass its parameters: {process.__name__}(...)." if callable(process) else ""
         raise ImrError(f"process must be an imr.Process; found a {type(process).__name__}.{hint}")
 
 
@@ -166,35 +153,59 @@ def _names(what, names, count):
     return names
 
 
-# The rows of float32 matrices sum to one only up to rounding.
-_TOLERANCE = 1e-5
+def check_start(initial, size, right=None, generalised=False):
+    """Checks the shape of a start distribution, and its values if the right vector is given."""
+    if initial is None:
+        return
+    if np.shape(initial) != (size,):
+        raise ImrError(
+            f"initial must have shape ({size},), one entry for each state; found {np.shape(initial)}."
+        )
+    if right is None:
+        return
+    check_finite("initial", initial)
+    initial = np.asarray(initial, np.float64)
+    total = float(initial @ np.asarray(right, np.float64))
+    if not generalised and (initial.min() < 0 or abs(total - 1) > _TOLERANCE):
+        raise ImrError(
+            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} "
+            f"and the sum {total:g}."
+        )
+    if abs(total - 1) > _TOLERANCE:
+        rule = "normalised by the right eigenvector, initial @ right = 1"
+        raise ImrError(f"initial must be {rule}; found {total:g}.")
 
 
 def _concrete(transitions, initial, process):
     """Stationary, initial and right vectors in float64; the values are checked first."""
     check_finite("transitions", transitions)
-    if initial is not None:
-        initial = np.asarray(initial, np.float64)
-        check_finite("initial", initial)
-    if process.generalised:
-        stationary, right = _generalised_vectors(transitions, initial)
-    else:
-        stationary, right = _hidden_vectors(transitions, initial, process)
+    initial = None if initial is None else np.asarray(initial, np.float64)
+    vectors = _generalised_vectors if process.generalised else _hidden_vectors
+    stationary, right = vectors(transitions, initial, process)
     return stationary, stationary if initial is None else initial, right
 
 
 def _hidden_vectors(transitions, initial, process):
     """Stationary and right vector of a hidden Markov process."""
+    if transitions.min() < 0:
+        x, i, j = np.unravel_index(np.argmin(transitions), transitions.shape)
+        raise ImrError(
+            f"transitions must not be negative; found {transitions[x, i, j]:g} for token "
+            f"{process.tokens[x]!r} from state {process.states[i]!r} to {process.states[j]!r}. "
+            "For a generalised process pass generalised=True."
+        )
     matrix = transitions.sum(0)
-    _check_entries(transitions, matrix, process)
+    excess = matrix.sum(1) - 1
+    i = int(np.argmax(np.abs(excess)))
+    if abs(excess[i]) > _TOLERANCE:
+        raise ImrError(
+            f"transitions out of each state must sum to 1 over tokens and next states; row {i} "
+            f"(state {process.states[i]!r}) sums to {excess[i] + 1:.9g}, off by {excess[i]:.3g}."
+        )
     # If entries have few digits, a deficit of the row sum would look like a way out of a class.
     matrix = matrix / matrix.sum(1, keepdims=True)
-    if initial is not None and (initial.min() < 0 or abs(initial.sum() - 1) > _TOLERANCE):
-        raise ImrError(
-            f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} "
-            f"and the sum {initial.sum():g}."
-        )
     eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
+    check_start(initial, len(matrix), ones)
     if (classes := _closed_classes(matrix)) == 1:
         equations = np.concatenate([matrix.T - eye, ones[None]])
         stationary = np.linalg.lstsq(equations, np.append(0 * ones, 1.0), rcond=None)[0]
@@ -212,7 +223,7 @@ def _hidden_vectors(transitions, initial, process):
     return stationary / stationary.sum(), ones
 
 
-def _generalised_vectors(transitions, initial):
+def _generalised_vectors(transitions, initial, process):
     """Stationary and right vector of a generalised process."""
     matrix = transitions.sum(0)
     u, scales, vh = np.linalg.svd(matrix - np.eye(len(matrix)))
@@ -226,11 +237,7 @@ def _generalised_vectors(transitions, initial):
     right = vh[-1]
     total = right.sum()
     right = right * (len(right) / total if abs(total) > 1e-9 else 1.0)
-    if initial is not None and abs(initial @ right - 1) > _TOLERANCE:
-        raise ImrError(
-            f"initial must be normalised by the right eigenvector, initial @ right = 1; "
-            f"found {initial @ right:g}."
-        )
+    check_start(initial, len(matrix), right, generalised=True)
     stationary = u[:, -1] / (u[:, -1] @ right)
     chances = (stationary if initial is None else initial) @ transitions @ right
     if chances.min() < -_TOLERANCE or chances.max() > 1 + _TOLERANCE:
@@ -248,23 +255,6 @@ def _closed_classes(matrix):
         reached = (reached.astype(np.float32) @ reached.astype(np.float32)) > 0
     closed = ~np.any(reached & ~reached.T, axis=1)
     return len(np.unique(reached[closed], axis=0))
-
-
-def _check_entries(transitions, matrix, process):
-    if transitions.min() < 0:
-        x, i, j = np.unravel_index(np.argmin(transitions), transitions.shape)
-        raise ImrError(
-            f"transitions must not be negative; found {transitions[x, i, j]:g} for token "
-            f"{process.tokens[x]!r} from state {process.states[i]!r} to {process.states[j]!r}. "
-            "For a generalised process pass generalised=True."
-        )
-    excess = matrix.sum(1) - 1
-    i = int(np.argmax(np.abs(excess)))
-    if abs(excess[i]) > _TOLERANCE:
-        raise ImrError(
-            f"transitions out of each state must sum to 1 over tokens and next states; row {i} "
-            f"(state {process.states[i]!r}) sums to {excess[i] + 1:.9g}, off by {excess[i]:.3g}."
-        )
 
 
 def _traced(transitions, initial, generalised):

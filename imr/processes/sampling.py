@@ -12,12 +12,7 @@ from imr.processes.process import Process, bare, check_process
 
 
 class Sample(NamedTuple):
-    """Sampled sequences.
-
-    Attributes:
-      tokens: shape (..., length).
-      states: hidden state AFTER each token, shape (..., length); None for a generalised process.
-    """
+    """Sampled tokens, and the hidden states AFTER them; None for a generalised process."""
 
     tokens: Int[Array, "*keys length"]
     states: Int[Array, "*keys length"] | None
