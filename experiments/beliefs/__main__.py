@@ -8,14 +8,10 @@ from imr.lab.experiment import Experiment
 EXPERIMENT = Experiment(
     name="beliefs",
     question="Do trained transformers carry out constrained belief updates, as predicted?",
-    config=Config,
-    check=check,
-    shrink=shrink,
-    measure=measure,
-    report=report,
+    config=Config, check=check, shrink=shrink,
     float64=True,  # the theory; nets are float32 all the same
-    verdict=verdict,
-)
+    measure=measure, report=report, verdict=verdict,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

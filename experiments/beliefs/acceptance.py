@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Config, Net, plan
+from experiments.beliefs.config import DEEP, LACKING, ONE, TWO, Net
 from experiments.beliefs.readings import Reading, Readings
 from experiments.beliefs.theory import last_token_kl
 from imr.lab.bounds import Bound, above, at_least, at_most, near
@@ -27,8 +27,7 @@ class Results(NamedTuple):
 
 def final_ratio(r: Reading) -> float:
     """Unexplained variance of constrained over that of Bayesian beliefs, at the end of the stream."""
-    ratio = residual_ratio(r.r2["final norm", "constrained"], r.r2["final norm", "bayes"])
-    return float(ratio)
+    return float(residual_ratio(r.r2["final norm", "constrained"], r.r2["final norm", "bayes"]))
 
 
 def lag_ratio(r: Reading) -> float:
@@ -44,7 +43,7 @@ def gain_error(r: Reading, decay: float) -> float:
 
 def parity(r: Reading) -> float:
     """The least share of a head's own parity; if both heads prefer one parity, that of the worse."""
-    even, odd = r.parity[:, 0], r.parity[:, 1]
+    even, odd = r.parity.T
     first = int(np.argmax(even - odd))  # the even head
     return float(min(even[first], odd[1 - first]))
 
@@ -134,26 +133,17 @@ def rows(claims: Iterable[Claim], readings: Readings) -> list[dict[str, Any]]:
     for claim in claims:
         for line in claim.lines():
             net, kind = line.subject
-            seeds = readings.get((net.name, kind))
-            if not seeds:
+            if not (seeds := readings.get((net.name, kind))):
                 continue
             values = np.array([line.measure(one) for one in seeds], float)
             verdict = Verdict(line.bound, values)
-            table.append(
-                {
-                    "id": claim.id, "check": line.name, "net": net.name, "trained": kind,
-                    "role": line.role, "median": verdict.median, "least": float(values.min()),
-                    "most": float(values.max()), "must be": str(line.bound), "seeds": len(seeds),
-                    "holds": verdict.holds, "passed": verdict.passed,
-                }
-            )  # fmt: skip
+            table.append({
+                "id": claim.id, "check": line.name, "net": net.name, "trained": kind,
+                "role": line.role, "median": verdict.median, "least": float(values.min()),
+                "most": float(values.max()), "must be": str(line.bound), "seeds": len(seeds),
+                "holds": verdict.holds, "passed": verdict.passed,
+            })  # fmt: skip
     return table
-
-
-def all_rows(config: Config, readings: Readings) -> list[dict[str, Any]]:
-    """The rows of every kind of targets that the configuration trains on."""
-    kinds = dict.fromkeys(targets for _, targets, _ in plan(config))
-    return [row for kind in kinds for row in rows(claims(kind), readings)]
 
 
 def spreads(readings: Readings) -> list[dict[str, Any]]:
@@ -163,18 +153,12 @@ def spreads(readings: Readings) -> list[dict[str, Any]]:
             "net": net, "trained": kind, "seed": seed,
             "largest spread of attention": reading.attention_spread,
             "mean KL, nats": float(reading.kl.mean()),
-            "KL at 3, nats": float(reading.kl[2]),
-            "KL at 10, nats": float(reading.kl[-1]),
+            "KL at 3, nats": float(reading.kl[2]), "KL at 10, nats": float(reading.kl[-1]),
         }
         for (net, kind), seeds in readings.items()
         if kind != "untrained"
         for seed, reading in enumerate(seeds)
     ]  # fmt: skip
-
-
-COLUMNS = (
-    "id", "check", "net", "trained", "role", "median", "least", "most", "must be", "verdict"
-)  # fmt: skip
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
@@ -187,4 +171,5 @@ def markdown(table: list[dict[str, Any]]) -> str:
         numbers = {name: f"{row[name]:.3g}" if abs(row[name]) < 1e-2 else f"{row[name]:.4f}"
                    for name in ("median", "least", "most")}  # fmt: skip
         shown.append({**row, **numbers, "verdict": verdict})
-    return markdown_table(shown, COLUMNS)
+    columns = "id, check, net, trained, role, median, least, most, must be, verdict"
+    return markdown_table(shown, columns.split(", "))

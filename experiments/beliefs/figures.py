@@ -9,6 +9,8 @@ import numpy as np
 from imr.lab import plotting
 from imr.lab.plotting import panels
 
+Arrays = Mapping[str, np.ndarray]
+
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 _NAMES = "ABC"
 
@@ -20,31 +22,21 @@ def plane(beliefs: np.ndarray) -> np.ndarray:
     return np.asarray(beliefs) @ _CORNERS
 
 
-def _triangle(axis):
-    closed, middle = np.append(_CORNERS, _CORNERS[:1], axis=0), _CORNERS.mean(0)
-    axis.plot(*closed.T, color="0.6", linewidth=0.8)
-    for corner, name in zip(_CORNERS, _NAMES, strict=True):
-        place = 1.08 * (corner - middle) + middle
-        axis.text(*place, name, ha="center", va="center", color="0.4", fontsize=8)
-    axis.set_aspect("equal")
-    axis.set_axis_off()
-
-
-def simplexes(
-    rows: Sequence[Mapping[str, np.ndarray]], names: Sequence[str], colours: np.ndarray, title: str
-) -> Any:
-    """Beliefs (n, 3) as points of the simplex, a panel for each set, and the names of the rows.
-
-    Coordinates of `colours` (n, 3) are the red, green and blue of every panel's points.
-    """
-    columns = max(map(len, rows))
+def simplexes(rows: Mapping[str, Arrays], colours: np.ndarray, title: str) -> Any:
+    """Beliefs (n, 3) in the simplex, a panel for each set; coordinates of `colours` are the rgb."""
+    columns = max(map(len, rows.values()))
     size = (3.3 * columns, 3.2 * len(rows) + 0.5)
     figure, axes = panels(len(rows), columns, size, title=title)
+    closed, middle = np.append(_CORNERS, _CORNERS[:1], axis=0), _CORNERS.mean(0)
     spread = np.ptp(colours, axis=0)
     rgb = (colours - colours.min(axis=0)) / np.where(spread > 0, spread, 1)
-    for line, row, name in zip(axes, rows, names, strict=True):
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, (panel, beliefs) in zip(line, row.items(), strict=True):
-            _triangle(axis)
+            axis.plot(*closed.T, color="0.6", linewidth=0.8)
+            for corner, letter in zip(1.08 * (_CORNERS - middle) + middle, _NAMES, strict=True):
+                axis.text(*corner, letter, ha="center", va="center", color="0.4", fontsize=8)
+            axis.set_aspect("equal")
+            axis.set_axis_off()
             axis.scatter(*plane(beliefs).T, c=rgb, s=2, linewidths=0, rasterized=True)
             axis.set_title(panel, fontsize=9, pad=10)
         where = {"transform": line[0].transAxes, "rotation": 90, "va": "center", "ha": "right"}
@@ -52,7 +44,7 @@ def simplexes(
     return figure
 
 
-def patterns(rows: Sequence[Mapping[str, np.ndarray]], title: str) -> Any:
+def patterns(rows: Sequence[Arrays], title: str) -> Any:
     """Attention patterns (l, l) as images: rows look, columns are looked at; one colour scale."""
     columns = max(map(len, rows))
     size = (3.2 * columns + 0.8, 3.1 * len(rows) + 0.4)
@@ -70,7 +62,7 @@ def patterns(rows: Sequence[Mapping[str, np.ndarray]], title: str) -> Any:
     return figure
 
 
-def _lines(runs: Mapping[str, np.ndarray], x, title, width=6.4, **settings) -> tuple[Any, Any]:
+def _lines(runs: Arrays, x, title, width=6.4, **settings) -> tuple[Any, Any]:
     """Lines with bands, (seeds, x) each, on one axis, and that axis."""
     figure = plotting.new_figure(figsize=(width, 4.2))
     axis = figure.subplots()
@@ -82,14 +74,10 @@ def _lines(runs: Mapping[str, np.ndarray], x, title, width=6.4, **settings) -> t
     return figure, axis
 
 
-def attention_by_lag(
-    rows: Mapping[str, np.ndarray], decays: Mapping[str, float], title: str
-) -> Any:
-    """Mean attention of the last position by lag, (seeds, l) each, beside geometric decays.
-
-    Lines of decay go through the trained weight at lag 1: the weight at lag 0 is free, for the
-    embedding carries a part of what the last token says.
-    """
+def attention_by_lag(rows: Arrays, decays: Mapping[str, float], title: str) -> Any:
+    """Mean attention of the last position by lag, (seeds, l) each, beside geometric decays."""
+    # Lines of decay go through the trained weight at lag 1: that at lag 0 is free, for the embedding
+    # carries a part of what the last token says.
     first = next(iter(rows.values()))
     lags = np.arange(first.shape[1])
     figure, axis = _lines(rows, lags, title, xlabel="lag", ylabel="attention", yscale="log")
@@ -100,7 +88,7 @@ def attention_by_lag(
     return figure
 
 
-def kl_by_position(curves: Mapping[str, np.ndarray], title: str) -> Any:
+def kl_by_position(curves: Arrays, title: str) -> Any:
     """KL (seeds, l) at each position, logarithmic; below 3e-8 it is rounding of float32."""
     curves = {name: np.maximum(runs, 1e-10) for name, runs in curves.items()}
     positions = np.arange(1, next(iter(curves.values())).shape[1] + 1)
@@ -111,7 +99,7 @@ def kl_by_position(curves: Mapping[str, np.ndarray], title: str) -> Any:
     return figure
 
 
-def by_site(names: Sequence[str], lines: Mapping[str, np.ndarray], title: str) -> Any:
+def by_site(names: Sequence[str], lines: Arrays, title: str) -> Any:
     """R2 (seeds, sites) of the belief along the residual stream."""
     figure, axis = _lines(lines, np.arange(len(names)), title, 7.2, ylabel="R²")
     axis.set_xticks(np.arange(len(names)), names, rotation=45, ha="right")
@@ -119,7 +107,7 @@ def by_site(names: Sequence[str], lines: Mapping[str, np.ndarray], title: str) -
     return figure
 
 
-def gains_by_lag(gains: Mapping[str, np.ndarray], decays: Mapping[str, float], title: str) -> Any:
+def gains_by_lag(gains: Arrays, decays: Mapping[str, float], title: str) -> Any:
     """Gains (seeds, l) of the token at each lag in the decoded belief, beside the powers predicted."""
     figure, axes = panels(1, len(gains), (4.2 * len(gains), 3.6), title=title, sharey=True)
     for axis, (name, runs) in zip(axes[0], gains.items(), strict=True):
@@ -135,7 +123,7 @@ def gains_by_lag(gains: Mapping[str, np.ndarray], decays: Mapping[str, float], t
     return figure
 
 
-def signs_by_position(shown: Mapping[str, np.ndarray], title: str) -> Any:
+def signs_by_position(shown: Arrays, title: str) -> Any:
     """OV along the token vectors, (seeds, heads, l), by the position that is looked at."""
     figure, axes = panels(1, len(shown), (4.2 * len(shown), 3.6), title=title)
     for axis, (name, runs) in zip(axes[0], shown.items(), strict=True):
@@ -153,9 +141,7 @@ def signs_by_position(shown: Mapping[str, np.ndarray], title: str) -> Any:
     return figure
 
 
-def values(
-    nets: Mapping[str, tuple[np.ndarray, np.ndarray]], vectors: np.ndarray, title: str
-) -> Any:
+def values(nets: Mapping[str, tuple[Any, Any]], vectors: np.ndarray, title: str) -> Any:
     """OV vectors (heads, l, k, s) and embeddings (k, s) of each token, beside the token vectors (k, s)."""
     heads = next(iter(nets.values()))[0].shape[0]
     size = (3.6 * (heads + 1), 3.5 * len(nets) + 0.4)
@@ -173,16 +159,15 @@ def values(
                 axis.plot(*ends, color=f"C{x}", linewidth=0.7, alpha=0.5)
                 axis.annotate(f"v {letter}", ray, color=f"C{x}", fontsize=8, ha="center")
                 axis.scatter(*points[:, x].T, color=f"C{x}", s=18, label=f"token {letter}")
-            axis.set_aspect("equal")
-            axis.set(xlim=(-1.2 * size, 1.2 * size), ylim=(-1.2 * size, 1.2 * size))
+            limits = (-1.2 * size, 1.2 * size)
+            axis.set(xlim=limits, ylim=limits, aspect="equal")
             axis.set_title(f"{name}: {what}", fontsize=9)
             axis.tick_params(labelsize=7)
-    marks = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*marks, loc="outside lower center", ncols=3, fontsize=8)
+    plotting.legend_below(figure, axes[0, 0], 3, fontsize=8)
     return figure
 
 
-def walk(paths: Mapping[str, np.ndarray], word: np.ndarray, title: str) -> Any:
+def walk(paths: Arrays, word: np.ndarray, title: str) -> Any:
     """Contributions (l, s) to a belief as arrows head to tail, from the stationary distribution."""
     size = (4.6 * len(paths), 4.4)
     figure, axes = panels(1, len(paths), size, title=title, sharex=True, sharey=True)
@@ -196,9 +181,13 @@ def walk(paths: Mapping[str, np.ndarray], word: np.ndarray, title: str) -> Any:
         for number, (token, a, b) in enumerate(zip(word, points[:-1], points[1:], strict=True), 1):
             arrow = {"arrowstyle": "-|>", "color": f"C{token}", "shrinkA": 0, "shrinkB": 0}
             axis.annotate("", b, a, arrowprops=arrow)
-            look = {"color": f"C{token}", "fontsize": 9, "va": "center"}
-            middle, name_ = (a + b) / 2, f"{_NAMES[token]}{number}"
-            axis.annotate(name_, middle, (5, 0), textcoords="offset points", **look)
+            look = {
+                "color": f"C{token}",
+                "fontsize": 9,
+                "va": "center",
+                "textcoords": "offset points",
+            }
+            axis.annotate(f"{_NAMES[token]}{number}", (a + b) / 2, (5, 0), **look)
         axis.set_aspect("equal")
         axis.margins(0.15)
         axis.set_title(name, fontsize=9)

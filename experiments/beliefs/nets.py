@@ -36,26 +36,20 @@ def training(config: Config, net: Net, targets: str, steps: int) -> train.Traini
 
     def loss(params, hyper, process, batch, key):
         del hyper, batch
-        model = nnx.merge(graph, params)
-        return next_token_loss(
-            model, process, key, batch_size=BATCH, length=LENGTH, soft=targets == "soft"
-        )
+        model, sizes = nnx.merge(graph, params), {"batch_size": BATCH, "length": LENGTH}
+        return next_token_loss(model, process, key, soft=targets == "soft", **sizes)
 
     def schedule(data, key, step):
         del data, key, step
         return jnp.zeros(CHUNK)
 
+    keys = jnp.stack([jax.random.key(config.seed + s) for s in range(config.seeds)])
+    # Nets are float32, and so is what they learn from.
+    data = jax.tree.map(lambda x: x.astype(jnp.float32), net.process)
     return train.Training(
-        init=initialiser(transformer(net)),
-        loss=loss,
-        schedule=schedule,
-        optimizer=optimizer(steps),
-        keys=jnp.stack([jax.random.key(config.seed + s) for s in range(config.seeds)]),
-        hyper=jnp.zeros(config.seeds),
-        # Nets are float32, and so is what they learn from.
-        data=jax.tree.map(lambda x: x.astype(jnp.float32), net.process),
-        num_steps=steps,
-    )
+        initialiser(transformer(net)), loss, schedule, optimizer(steps), keys,
+        hyper=jnp.zeros(config.seeds), data=data, num_steps=steps,
+    )  # fmt: skip
 
 
 def untrained(config: Config, net: Net) -> Any:

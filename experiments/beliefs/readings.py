@@ -20,39 +20,24 @@ SHOWN = 8  # tokens of the beliefs in the simplex pictures
 
 
 class Reading(NamedTuple):
-    """All that the claims and the figures need of one net of one seed.
+    """All that the claims and the figures need of one net of one seed."""
 
-    Attributes:
-      kl: to the Bayes prediction, nats, shape (l,).
-      r2: of a probe from a site of the residual stream to beliefs, by (site, target); the targets are
-        "bayes" and "constrained".
-      r2_by_site: of Bayesian beliefs from each site in order, shape (sites,).
-      r2_shuffled: of constrained beliefs in a random order, from the first middle.
-      attention: mean weights, shape (layers, heads, l, l).
-      attention_spread: the largest standard deviation over words of a weight of the last position,
-        in the first layer.
-      gains: of the token at each lag in the decoded belief, shape (l,).
-      parity: share of a head's attention on even and on odd lags, shape (heads, 2).
-      ov_along: what heads write along the predicted vectors, shape (heads, l).
-      ov_read, embedding_read: OV vectors (heads, l, k, s) and embeddings (k, s) in belief space.
-      ov_energy: share of the energy of OV vectors in the plane of beliefs.
-      shown_middle, shown_final: decoded beliefs after all words of `SHOWN` tokens, shape (w, s).
-    """
-
-    kl: np.ndarray
+    kl: np.ndarray  # to the Bayes prediction, nats (l,)
+    # Of probes from (site, target); the targets are the beliefs "bayes" and "constrained".
     r2: dict[tuple[str, str], float]
-    r2_by_site: list[float]
-    r2_shuffled: float
-    attention: np.ndarray
+    r2_by_site: list[float]  # of Bayesian beliefs from each site in order
+    r2_shuffled: float  # of constrained beliefs in a random order, from the first middle
+    attention: np.ndarray  # mean weights (layers, heads, l, l)
+    # The largest standard deviation over words of a weight of the last position, first layer.
     attention_spread: float
-    gains: np.ndarray
-    parity: np.ndarray
-    ov_along: np.ndarray
-    ov_read: np.ndarray
-    embedding_read: np.ndarray
-    ov_energy: float
-    shown_middle: np.ndarray
-    shown_final: np.ndarray
+    gains: np.ndarray  # of the token at each lag in the decoded belief (l,)
+    parity: np.ndarray  # share of a head's attention on even and on odd lags (heads, 2)
+    ov_along: np.ndarray  # what heads write along the predicted vectors (heads, l)
+    ov_read: np.ndarray  # OV vectors in belief space (heads, l, k, s)
+    embedding_read: np.ndarray  # embeddings in belief space (k, s)
+    ov_energy: float  # share of the energy of OV vectors in the plane of beliefs
+    shown_middle: np.ndarray  # decoded beliefs after all words of `SHOWN` tokens (w, s)
+    shown_final: np.ndarray  # the same at the end of the stream (w, s)
 
 
 # By name of the net and kind ("soft", "hard" or "untrained"): one reading for each seed.
@@ -98,10 +83,8 @@ def read_net(net: Net, params: Any, known: Truth) -> Reading:
     """Reads a net."""
     graph = graph_of(transformer(net))
     kl = np.asarray(_kl(graph, params, net.process))
-    weights = jnp.asarray(known.weights, jnp.float32)
-    activations, attention, spread = _run(
-        graph, params, known.words, weights, known.word, known.position
-    )
+    prefixes = jnp.asarray(known.weights, jnp.float32), known.word, known.position
+    activations, attention, spread = _run(graph, params, known.words, *prefixes)
     depth = known.position + 1
     pooled, later = depth >= POOLED, depth >= 2
     targets = {"bayes": known.bayes, "constrained": known.constrained}
@@ -109,12 +92,8 @@ def read_net(net: Net, params: Any, known: Truth) -> Reading:
     def fit(x, y, rows):
         return metrics.fit_probe(x, y, np.where(rows, known.probability, 0.0))
 
-    names = sites(net.layers)
-    probes = {
-        (site, target): fit(x, y, pooled)
-        for site, x in zip(names, activations, strict=True)
-        for target, y in targets.items()
-    }
+    named = dict(zip(sites(net.layers), activations, strict=True))
+    probes = {(at, to): fit(x, y, pooled) for at, x in named.items() for to, y in targets.items()}
     by_site = [float(fit(x, known.bayes, later).r_squared) for x in activations]
     shuffled = np.random.default_rng(0).permutation(len(depth))
     middle, normed = activations[1], activations[-1]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.beliefs import acceptance, figures
-from experiments.beliefs.config import DEEP, LACKING, LENGTH, NETS, ONE, TWO, Config, Net
+from experiments.beliefs.config import DEEP, LACKING, LENGTH, NETS, ONE, TWO, Config, Net, plan
 from experiments.beliefs.readings import SHOWN, Readings, sites
 from experiments.beliefs.theory import Truth, truth
 from imr.constrained import additive_filter, one_head_attention, two_head_attention
@@ -15,48 +15,32 @@ from imr.lab.claims import verdict_words
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
 
-Rows = list[dict[str, Any]]
-
 _CORRELATION = 0.4  # (3a - 1) / 2 at a = 0.6
 
 
 def report(config: Config, run: RunFolder, results: acceptance.Results) -> None:
     """Writes the tables and the summary into the run folder."""
-    rows = acceptance.all_rows(config, results.readings)
-    spreads = acceptance.spreads(results.readings)
-    summary = {"theory": results.theory, "table": rows, "attention_spread": spreads}
-    run.finish(summary, tables(config, results.theory, rows, spreads))
-
-
-def verdict(summary: Mapping[str, Any]) -> int:
-    """Names on standard error what is not as predicted; equations have to hold."""
-    for name in ("theory", "table"):
-        for row in summary[name]:
-            if not row["passed"]:
-                sys.stderr.write(f"not as predicted: {row['id']}, {row['check']}\n")
-    return 0 if all(row["passed"] for row in summary["theory"]) else 1
-
-
-def tables(config: Config, exact: Rows, rows: Rows, spreads: Rows) -> str:
-    """The tables to read, in Markdown: the theory, the acceptance table, spreads of attention."""
+    exact, readings = results
+    kinds = dict.fromkeys(targets for _, targets, _ in plan(config))
+    rows = [row for kind in kinds for row in acceptance.rows(acceptance.claims(kind), readings)]
+    spreads = acceptance.spreads(readings)
     shown = []
     for row in exact:
         words = verdict_words(row["role"], row["passed"])
         shown.append({**row, "value": f"{row['value']:.2e}", "verdict": words})
-    columns = ("id", "check", "role", "value", "must be", "verdict")
     parts = [
         "The theory, exactly, in float64. Differences are relative to the largest entry.",
-        markdown_table(shown, columns),
+        markdown_table(shown, ("id", "check", "role", "value", "must be", "verdict")),
     ]
     if rows:
         failed = sum(not row["passed"] for row in rows)
-        verdict = (
+        ends = (
             f"{failed} are not as they must be." if failed else "All hold, and all controls fail."
         )
         parts += [
             f"Trained nets, {config.seeds} seeds, over all prefixes of up to {LENGTH} tokens weighed by "
             "their probability. A claim holds where every seed shows it; a control must show what "
-            f"refutes the claim. {len(rows)} rows. {verdict}",
+            f"refutes the claim. {len(rows)} rows. {ends}",
             acceptance.markdown(rows),
             "What is predicted of heads takes their attention to be content-free. Spread: the largest "
             f"standard deviation over words of a weight of position {LENGTH}, first layer.",
@@ -64,19 +48,23 @@ def tables(config: Config, exact: Rows, rows: Rows, spreads: Rows) -> str:
         ]
     if config.smoke:
         parts.append("A smoke run: nets have learned too little for the verdicts to mean anything.")
-    return "\n\n".join(parts)
+    summary = {"theory": exact, "table": rows, "attention_spread": spreads}
+    run.finish(summary, "\n\n".join(parts))
+
+
+def verdict(summary: Mapping[str, Any]) -> int:
+    """Names on standard error what is not as predicted; equations have to hold."""
+    for row in (*summary["theory"], *summary["table"]):
+        if not row["passed"]:
+            sys.stderr.write(f"not as predicted: {row['id']}, {row['check']}\n")
+    return 0 if all(row["passed"] for row in summary["theory"]) else 1
 
 
 def draw_theory(run: RunFolder) -> None:
     """Draws the figures that need no net."""
     for net in (ONE, TWO):
-        known = truth(net)
-        shown = known.position == SHOWN - 1
-        arrays = {"bayes": known.bayes[shown], "constrained": known.constrained[shown]}
-        sets = {"Bayes": arrays["bayes"], "constrained, predicted": arrays["constrained"]}
         title = f"Mess3({net.x}, 0.6): beliefs after all words of {SHOWN} tokens"
-        figure = figures.simplexes([sets], [""], arrays["bayes"], title)
-        run.save_figure(f"theory_simplex_{net.x}", figure, **arrays)
+        _draw_simplexes(run, f"theory_simplex_{net.x}", title, truth(net), {})
     one, two = one_head_attention(ONE.decay, LENGTH), two_head_attention(TWO.decay, LENGTH)
     arrays = {"one": np.asarray(one.attention), "two": np.asarray(two.attention)}
     patterns = {
@@ -90,70 +78,63 @@ def draw_theory(run: RunFolder) -> None:
 
 def draw_nets(run: RunFolder, net: Net, targets: str, readings: Readings, known: Truth) -> None:
     """Draws the figures of one net, and with the last of several nets those of all of them."""
-    trained, untrained = readings[net.name, targets], readings[net.name, "untrained"]
+    kinds = {"trained": readings[net.name, targets], "untrained": readings[net.name, "untrained"]}
     tag = f"{net.name.replace(', ', '_').replace(' ', '_')}_{targets}"
-    _draw_simplexes(
-        run, net, targets, tag, {"trained": trained[0], "untrained": untrained[0]}, known
-    )
+    title = f"{net.title}, {targets} targets, seed 0: all words of {SHOWN} tokens"
+    _draw_simplexes(run, f"simplex_{tag}", title, known, kinds)
     if net is ONE:
-        _draw_attention(run, tag, trained, untrained)
+        last = {k: np.array([one.attention[0, 0, -1, ::-1] for one in s]) for k, s in kinds.items()}
+        pole = additive_filter(ONE.decay, _CORRELATION).pole
+        decays = {f"decay λ = {ONE.decay:.2f}": ONE.decay, f"best additive filter {pole:.2f}": pole}
+        figure = figures.attention_by_lag(
+            last, decays, f"{net.title}: attention of position {LENGTH}"
+        )
+        run.save_figure(f"attention_{tag}", figure, **last)
     if net is TWO:
-        _draw_parity(run, net, tag, trained, untrained)
+        _draw_parity(run, net, tag, kinds)
     if net in (ONE, TWO):
-        _draw_values(run, net, tag, trained, untrained, known)
-        _draw_walk(run, net, tag, trained[0], known)
+        _draw_values(run, net, tag, kinds, known)
+        _draw_walk(run, net, tag, kinds["trained"][0], known)
     if net is DEEP:
-        pairs = (("trained", trained), ("untrained", untrained))
-        lines = {kind: np.array([one.r2_by_site for one in seeds]) for kind, seeds in pairs}
+        lines = {kind: np.array([one.r2_by_site for one in seeds]) for kind, seeds in kinds.items()}
         title = f"{net.title}: R² of the belief by site"
         figure = figures.by_site(sites(net.layers), lines, title)
         run.save_figure(f"r2_by_site_{tag}", figure, **lines)
-    done = {n.title: readings[n.name, targets] for n in NETS if (n.name, targets) in readings}
-    names = {n.title: n.name for n in NETS}
-    curves = {title: np.array([one.kl for one in seeds]) for title, seeds in done.items()}
-    figure = figures.kl_by_position(curves, f"KL to the Bayes prediction, {targets} targets")
-    run.save_figure(f"kl_{targets}", figure, **{names[title]: kl for title, kl in curves.items()})
-    if net is LACKING and TWO.title in done:
-        decays = {n.title: n.decay for n in (ONE, TWO, LACKING) if n.title in done}
-        signs = {title: np.array([one.ov_along for one in done[title]]) for title in decays}
+    done = {n: readings[n.name, targets] for n in NETS if (n.name, targets) in readings}
+    curves = {n: np.array([one.kl for one in seeds]) for n, seeds in done.items()}
+    shown = {n.title: kl for n, kl in curves.items()}
+    figure = figures.kl_by_position(shown, f"KL to the Bayes prediction, {targets} targets")
+    run.save_figure(f"kl_{targets}", figure, **{n.name: kl for n, kl in curves.items()})
+    if net is LACKING and TWO in done:
+        nets = [n for n in (ONE, TWO, LACKING) if n in done]
+        signs = {n.title: np.array([one.ov_along for one in done[n]]) for n in nets}
         title = "What heads write, by position; dotted: the second head"
         figure = figures.signs_by_position(signs, title)
         run.save_figure(f"ov_by_position_{targets}", figure, **signs)
-        gains = {title: np.array([one.gains for one in done[title]]) for title in decays}
+        gains = {n.title: np.array([one.gains for one in done[n]]) for n in nets}
         title = "Gains of earlier tokens in the middle residual"
-        run.save_figure(f"gains_{targets}", figures.gains_by_lag(gains, decays, title), **gains)
+        figure = figures.gains_by_lag(gains, {n.title: n.decay for n in nets}, title)
+        run.save_figure(f"gains_{targets}", figure, **gains)
 
 
-def _draw_simplexes(run, net, targets, tag, rows, known):
+def _draw_simplexes(run, name, title, known, kinds):
+    """Beliefs after all words of `SHOWN` tokens: those of the theory, and those read off nets."""
     shown = known.position == SHOWN - 1
     arrays = {"bayes": known.bayes[shown], "constrained": known.constrained[shown]}
-    sets = []
-    for name, one in rows.items():
+    predicted = {"Bayes": arrays["bayes"], "constrained, predicted": arrays["constrained"]}
+    rows = {} if kinds else {"": predicted}
+    for kind, (one, *_) in kinds.items():
         read = {"middle": one.shown_middle, "final": one.shown_final}
-        sets.append(
-            {"Bayes": arrays["bayes"], "constrained, predicted": arrays["constrained"]}
-            | {f"{name}: {place} residual": beliefs for place, beliefs in read.items()}
-        )
-        arrays |= {f"{name}_{place}": beliefs for place, beliefs in read.items()}
-    title = f"{net.title}, {targets} targets, seed 0: all words of {SHOWN} tokens"
-    figure = figures.simplexes(sets, list(rows), arrays["bayes"], title)
-    run.save_figure(f"simplex_{tag}", figure, **arrays)
+        rows[kind] = predicted | {f"{kind}: {at} residual": x for at, x in read.items()}
+        arrays |= {f"{kind}_{at}": x for at, x in read.items()}
+    run.save_figure(name, figures.simplexes(rows, arrays["bayes"], title), **arrays)
 
 
-def _draw_attention(run, tag, trained, untrained):
-    pairs = (("trained", trained), ("untrained", untrained))
-    rows = {kind: np.array([one.attention[0, 0, -1, ::-1] for one in runs]) for kind, runs in pairs}
-    pole = additive_filter(ONE.decay, _CORRELATION).pole
-    decays = {f"decay λ = {ONE.decay:.2f}": ONE.decay, f"best additive filter {pole:.2f}": pole}
-    title = f"{ONE.title}: attention of position {LENGTH}"
-    run.save_figure(f"attention_{tag}", figures.attention_by_lag(rows, decays, title), **rows)
-
-
-def _draw_parity(run, net, tag, trained, untrained):
+def _draw_parity(run, net, tag, kinds):
     predicted = np.asarray(two_head_attention(net.decay, LENGTH).attention)
     arrays = {"predicted": predicted}
     rows = [{"predicted: even head": predicted[0], "predicted: odd head": predicted[1]}]
-    for name, one in (("trained", trained[0]), ("untrained", untrained[0])):
+    for name, (one, *_) in kinds.items():
         first = int(np.argmax(one.parity[:, 0] - one.parity[:, 1]))  # the even head
         heads = arrays[name] = one.attention[0]
         rows.append({f"{name}: even head": heads[first], f"{name}: odd head": heads[1 - first]})
@@ -161,11 +142,10 @@ def _draw_parity(run, net, tag, trained, untrained):
     run.save_figure(f"parity_{tag}", figure, **arrays)
 
 
-def _draw_values(run, net, tag, trained, untrained, known):
-    nets, arrays = {}, {}
-    for name, (one, *_) in (("trained", trained), ("untrained", untrained)):
-        nets[name] = (one.ov_read, one.embedding_read)
-        arrays |= {f"{name}_ov_read": one.ov_read, f"{name}_embedding_read": one.embedding_read}
+def _draw_values(run, net, tag, kinds, known):
+    nets = {name: (one.ov_read, one.embedding_read) for name, (one, *_) in kinds.items()}
+    arrays = {f"{name}_ov_read": ov for name, (ov, _) in nets.items()}
+    arrays |= {f"{name}_embedding_read": embedding for name, (_, embedding) in nets.items()}
     title = f"{net.title}: OV vectors and embeddings, read in belief space, seed 0"
     figure = figures.values(nets, known.vectors, title)
     run.save_figure(f"values_{tag}", figure, vectors=known.vectors, **arrays)

@@ -1,6 +1,6 @@
 """The theory's side of every measurement, and the rows of the table that need no training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, reduce
 from typing import Any, NamedTuple
 
@@ -25,35 +25,22 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "Mess3(.15, .6)": (lambda: ONE.process, 1.09107, 1.08939, 1.08888821, 1.0891714990, 88573),
     "Mess3(.5, .6)": (lambda: TWO.process, 1.09202, 1.09066, 1.09028621, 1.0905069054, 88573),
     "Z1R(.5)": (lambda: processes.z1r(0.5), 0.63651, 0.46210, np.log(2) / 3, 0.2947004770, 7),
-    "RRXOR(.5, .5)": (
-        lambda: processes.rrxor(0.5, 0.5), 0.69315, 0.63651, 0.50334, 0.5781850790, 36
-    ),
-    "golden mean(.5)": (
-        lambda: processes.golden_mean(0.5), 0.46210, 0.46210, 0.46210, 0.4620981204, 3
-    ),
+    "RRXOR(.5, .5)": (lambda: processes.rrxor(0.5, 0.5), 0.69315, 0.63651, 0.50334, 0.5781850790, 36),
+    "golden mean(.5)": (lambda: processes.golden_mean(0.5), 0.46210, 0.46210, 0.46210, 0.4620981204, 3),
 }  # fmt: skip
 
 
 class Truth(NamedTuple):
-    """What the theory says of all words of a process and of their prefixes.
+    """What the theory says of all words of a process and of their prefixes."""
 
-    Attributes:
-      words: all words of `LENGTH` tokens, shape (w, l).
-      weights: their probabilities, shape (w,).
-      word, position: where each distinct prefix first stands, shape (p,).
-      bayes, constrained: beliefs after each prefix, shape (p, s).
-      probability: of each prefix, shape (p,).
-      vectors: what each token adds to the constrained belief, shape (k, s).
-    """
-
-    words: np.ndarray
-    weights: np.ndarray
-    word: np.ndarray
-    position: np.ndarray
-    bayes: np.ndarray
-    constrained: np.ndarray
-    probability: np.ndarray
-    vectors: np.ndarray
+    words: np.ndarray  # all words of `LENGTH` tokens (w, l)
+    weights: np.ndarray  # their probabilities (w,)
+    word: np.ndarray  # where each distinct prefix first stands (p,)
+    position: np.ndarray  # (p,)
+    bayes: np.ndarray  # beliefs after each prefix (p, s)
+    constrained: np.ndarray  # (p, s)
+    probability: np.ndarray  # of each prefix (p,)
+    vectors: np.ndarray  # what each token adds to the constrained belief (k, s)
 
 
 @cache
@@ -63,18 +50,13 @@ def truth(net: Net) -> Truth:
     words = all_words(3, LENGTH)
     word, position = unique_prefixes(3, LENGTH)
     filtered = bayes_filter(process, words)
-    constrained = constrained_beliefs(process, words)
-    log_p = np.asarray(filtered.log_probability)
+    bayes, constrained = np.asarray(filtered.beliefs), constrained_beliefs(process, words)
+    p = np.exp(np.asarray(filtered.log_probability))
+    at = word, position
     return Truth(
-        np.asarray(words),
-        np.exp(log_p[:, -1]),
-        word,
-        position,
-        np.asarray(filtered.beliefs)[word, position],
-        np.asarray(constrained)[word, position],
-        np.exp(log_p[word, position]),
-        np.asarray(token_vectors(process)),
-    )
+        np.asarray(words), p[:, -1], word, position, bayes[at], np.asarray(constrained)[at],
+        p[at], np.asarray(token_vectors(process)),
+    )  # fmt: skip
 
 
 def last_token_kl(net: Net) -> np.ndarray:
@@ -110,9 +92,8 @@ def _equal(id: str, check: str, a: Any, b: Any, role: Role = "claim") -> dict[st
 
 def _filters() -> Iterator[dict[str, Any]]:
     scan = bayes_filter(ONE.process, all_words(3, LENGTH)).beliefs[:, -1]
-    yield _equal(
-        "T1", "scan - tree, all words of 10", scan, belief_level(ONE.process, LENGTH).beliefs
-    )
+    tree = belief_level(ONE.process, LENGTH).beliefs
+    yield _equal("T1", "scan - tree, all words of 10", scan, tree)
     tokens = sample(ONE.process, jax.random.key(0), 5000).tokens
     one, other = (bayes_filter(ONE.process, tokens, method=m) for m in ("scan", "associative"))
     yield _equal("T1", "scan - associative scan, 5,000 tokens", other.beliefs, one.beliefs)
@@ -172,11 +153,15 @@ def _attention() -> Iterator[dict[str, Any]]:
     head = apply_heads(ONE.process, words, one_head_attention(ONE.decay, 7))
     yield _equal("T7", "one head - constrained beliefs", head, recursive - 1 / 3)
     # A pattern lambda^(d-s) / Z_d with one value for all positions is not the constrained belief.
-    yield _row("T7", "R2 of the naive pattern", _pooled(ONE, _naive), 0.96)
+    naive = np.tri(LENGTH) * ONE.decay ** np.arange(LENGTH)
+    naive /= naive.sum(axis=1, keepdims=True)
+    yield _row("T7", "R2 of the naive pattern", _pooled(ONE, naive), 0.96)
     recursive = np.asarray(constrained_beliefs(TWO.process, words))[:, 1:] - 1 / 3
     heads = apply_heads(TWO.process, words, two_head_attention(TWO.decay, 7))[:, 1:]
     yield _equal("T8", "two heads - constrained beliefs, d >= 2", heads, recursive)
-    best = _pooled(TWO, _odd, free=True)
+    odd = np.arange(LENGTH) % 2 == 1
+    odd[0] = True
+    best = _pooled(TWO, np.tri(LENGTH) * odd, free=True)
     yield _row("T8", "R2 of the best single head - 0.9625", abs(best - 0.9625), 1e-3)
     for net, known in ((ONE, 0.4666), (TWO, -0.4233)):
         pole = additive_filter(net.decay, 0.4).pole
@@ -186,25 +171,12 @@ def _attention() -> Iterator[dict[str, Any]]:
         yield _row("T9", f"the decay {net.decay:.2f} - pole", distance, 0.015, "control")
 
 
-def _naive(length: int) -> np.ndarray:
-    """Weights decay^lag of the earlier tokens, over their sum."""
-    powers = ONE.decay ** np.arange(length)
-    return powers / powers.sum()
+def _pooled(net, lags: np.ndarray, free: bool = False) -> float:
+    """R2 of constrained beliefs from weights (l, lags) at each position, all with one linear map.
 
-
-def _odd(length: int) -> np.ndarray:
-    """1 at lag 0 and at odd lags."""
-    return np.array([float(lag == 0 or lag % 2 == 1) for lag in range(length)])
-
-
-def _pooled(net, pattern: Callable[[int], np.ndarray], free: bool = False) -> float:
-    """R2 of constrained beliefs from a pattern over lags, all prefixes with one linear map.
-
-    free: each lag that the pattern holds has a weight of its own, fitted.
+    free: each lag that has a weight has one of its own, fitted.
     """
-    known, lags = truth(net), np.zeros((LENGTH, LENGTH))
-    for d in range(LENGTH):
-        lags[d, : d + 1] = pattern(d + 1)
+    known = truth(net)
     steps = known.position[:, None] - np.arange(LENGTH)[None, :]
     tokens = known.words[known.word[:, None], np.maximum(steps, 0)]
     v = np.where((steps >= 0)[..., None], np.asarray(token_vectors(net.process))[tokens], 0.0)

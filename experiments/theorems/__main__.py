@@ -8,15 +8,9 @@ from imr.lab.experiment import Experiment
 EXPERIMENT = Experiment(
     name="theorems",
     question="Does every statement of the theory hold, to what precision, and at which orders?",
-    config=Config,
-    check=check,
-    shrink=shrink,
-    data=chosen,
-    measure=measure,
-    report=report,
-    float64=True,
-    verdict=verdict,
-)
+    config=Config, check=check, shrink=shrink,
+    data=chosen, measure=measure, report=report, float64=True, verdict=verdict,
+)  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(EXPERIMENT.main())

@@ -14,8 +14,7 @@ from imr.lab.claims import Check, Claim
 # Thresholds on the largest error over the largest entry.
 ROUNDING = 1e-12  # identities: some hundred roundings of 1e-16 and the condition of a softmax
 DIFFERENCES = 1e-6  # central differences: about 1e-10 for smooth functions of order 1
-SOLVED = 1e-9  # adaptive solves at relative tolerance 1e-11, one or two digits lost on the way
-SOLVED_GRADIENT = 1e-9  # their gradients: a solve there and one back, seen at 1e-10
+SOLVED = 1e-9  # adaptive solves at relative tolerance 1e-11, and their gradients, seen at 1e-10
 SINGLE = 1e-6  # where a library computes inside in float32: eps 6e-8 and a few sums
 ORDER = 0.1  # measured orders of convergence and exponents
 NO_GRADIENT = 1e-2  # an asymmetry that no rounding makes: ten orders above ROUNDING
@@ -39,6 +38,11 @@ def relative_error(result, reference):
     return jnp.max(jnp.stack(errors))
 
 
+def errors(*pairs, **arrays) -> Measured:
+    """The relative errors of pairs (result, reference), and arrays for a figure."""
+    return Measured(tuple(relative_error(*pair) for pair in pairs), arrays)
+
+
 def slope(x, y, where=True):
     """The slope of the straight line, by least squares, through the points where `where` is true."""
     weight = jnp.broadcast_to(where, x.shape).astype(x.dtype)
@@ -51,14 +55,10 @@ def identity(
     id: str, statement: str, pair: Callable, name: str = "closed form", limit: float = ROUNDING
 ) -> Claim:
     """The claim that two arrays are equal; `pair` is problem -> (result, reference)."""
-
-    def measure(p):
-        return Measured((relative_error(*pair(p)),))
-
-    return Claim(id, statement, measure, (Check(name, at_most(limit)),))
+    return Claim(id, statement, lambda p: errors(pair(p)), (Check(name, at_most(limit)),))
 
 
-def gradient_claim(
+def gradient(
     id: str, statement: str, loss: Callable, formula: Callable, *, closed: Callable | bool = True
 ) -> Claim:
     """The claim that a formula is minus the gradient of a loss: three witnesses, or two.
@@ -69,14 +69,14 @@ def gradient_claim(
 
     def measure(p):
         written = formula(p, p.z)
-        values = [
-            relative_error(written, gradient_field(loss(p))(0.0, p.z, None)),
-            relative_error(written, -central_difference(loss(p), p.z)),
+        pairs = [
+            (written, gradient_field(loss(p))(0.0, p.z, None)),
+            (written, -central_difference(loss(p), p.z)),
         ]
         if closed:
             field = closed(p) if callable(closed) else closed_field(loss(p))
-            values.append(relative_error(field(0.0, p.z, None), written))
-        return Measured(tuple(values))
+            pairs.append((field(0.0, p.z, None), written))
+        return errors(*pairs)
 
     ours = (Check("imr's field", at_most(ROUNDING)),) if closed else ()
     return Claim(id, statement, measure, (AUTODIFF, CENTRAL, *ours))

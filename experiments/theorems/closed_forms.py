@@ -14,10 +14,9 @@ from experiments.theorems.claims import (
     ORDER,
     ROUNDING,
     SOLVED,
-    SOLVED_GRADIENT,
     Measured,
+    errors,
     identity,
-    relative_error,
     slope,
 )
 from experiments.theorems.fields import linear_loss
@@ -45,8 +44,7 @@ def _two_class(p):
     solved = jnp.sum(zs * differences[None], axis=2)
     start, gap = jnp.sum(p.z * differences, axis=1), jnp.sum(differences**2, axis=1)
     closed = formulas.two_class_margin(start, gap, jnp.asarray(TIMES))
-    arrays = {"times": TIMES, "solve": solved, "closed": closed}
-    return Measured((relative_error(solved, closed),), arrays)
+    return errors((solved, closed), times=TIMES, solve=solved, closed=closed)
 
 
 def simplex_frame(p):
@@ -60,19 +58,17 @@ def _frame(p):
     theta, k = simplex_frame(p), len(p.theta)
     flow = _flow(jnp.zeros_like(p.z), theta, p.labels, TIMES)
     logits = flow.zs @ theta.T
-    own = jnp.take_along_axis(
-        logits, jnp.broadcast_to(p.labels[None, :, None], (*logits.shape[:2], 1)), 2
-    )
+    own = jnp.take_along_axis(logits, p.labels[None, :, None], axis=2)
     m = formulas.frame_margin(k, p.beta, jnp.asarray(TIMES))
     others = jax.nn.one_hot(p.labels, k) == 0
     closed = jnp.where(others[None], m[:, None, None], 0)
     # All rows are alike, so the loss is n log(1 + (k - 1) e^-m).
     loss = len(p.z) * jnp.log1p((k - 1) * jnp.exp(-m))
     solved = jax.vmap(lambda one: margins(one, p.labels))(logits)
-    arrays = {"times": TIMES, "scale": p.beta, "solve": solved, "closed": m,
-              "loss": flow.loss, "loss_closed": loss}  # fmt: skip
-    values = (relative_error(own - logits, closed), relative_error(flow.loss, loss))
-    return Measured(values, arrays)
+    return errors(
+        (own - logits, closed), (flow.loss, loss), times=TIMES, scale=p.beta,
+        solve=solved, closed=m, loss=flow.loss, loss_closed=loss,
+    )  # fmt: skip
 
 
 def _growth(p):
@@ -96,13 +92,8 @@ def _limit(p):
     ends = [imr.solve_to_steady_state(field, z, rtol=1e-11, atol=1e-11).z for z in (p.z, p.other)]
     size = p.z.size
     least = jnp.linalg.eigvalsh(jax.hessian(loss)(minimum).reshape(size, size))[0]
-    return Measured(
-        (
-            relative_error(ends[0], minimum),
-            relative_error(ends[1], minimum),
-            jnp.maximum(1 - least / p.lam, 0),
-        )
-    )
+    values = errors(*((end, minimum) for end in ends)).values
+    return Measured((*values, jnp.maximum(1 - least / p.lam, 0)))
 
 
 def _implicit(p):
@@ -132,7 +123,7 @@ def _implicit(p):
         reference.central_difference(lambda theta: by_newton((theta, p.anchor)), p.theta),
         reference.central_difference(lambda x: by_newton((p.theta, x)), p.anchor),
     )
-    return Measured((relative_error(solved, implicit), relative_error(differences, implicit)))
+    return errors((solved, implicit), (differences, implicit))
 
 
 def _logit_hessian(p):
@@ -142,15 +133,11 @@ def _logit_hessian(p):
     def one(row, c):
         return imr.cross_entropy(row[None], c[None])[0]
 
-    by_differences = jax.vmap(
-        lambda row, c: reference.central_difference(lambda r: jax.grad(one)(r, c), row)
-    )
-    return Measured(
-        (
-            relative_error(jax.vmap(jax.hessian(one))(logits, p.targets), written),
-            relative_error(by_differences(logits, p.targets), written),
-        )
-    )
+    def by_differences(row, c):
+        return reference.central_difference(lambda r: jax.grad(one)(r, c), row)
+
+    hessians = (jax.vmap(h)(logits, p.targets) for h in (jax.hessian(one), by_differences))
+    return errors(*((hessian, written) for hessian in hessians))
 
 
 def _feature_hessian(p):
@@ -178,52 +165,30 @@ def _energy(p):
     end = 0.25
     times = end * np.append((nodes + 1) / 2, 1.0)
     flow = _flow(p.z, p.theta, p.labels, times)
-    loss, norms = flow.loss, flow.grad_norm
     start = imr.feature_loss(imr.Linear(p.theta), p.labels)(p.z)
-    integral = jnp.sum(jnp.asarray(end * weights / 2) * norms[:-1] ** 2)
-    return start - loss[-1], integral
+    return start - flow.loss[-1], jnp.sum(end * weights / 2 * flow.grad_norm[:-1] ** 2)
 
 
 CLAIMS = (
-    Claim(
-        "A5.two_class", "k = 2: u + eᵘ = u₀ + exp(u₀) + ‖θ_c − θ_other‖² t, to t = 10⁴",
-        _two_class, (Check("closed form", at_most(SOLVED)),),
-    ),
-    Claim(
-        "A5.frame", "simplex frame from 0: eᵐ + (k−1)m = 1 + akt, to t = 10⁴", _frame,
-        (Check("closed form", at_most(SOLVED)), Check("closed form of the loss", at_most(SOLVED))),
-    ),
-    Claim(
-        "A5.growth", "the loss falls like 1/t, the least margin grows like log t", _growth,
-        (Check("exponent of the loss", near(-1.0, ORDER)), Check("margin per log t", near(1.0, ORDER))),
-    ),
-    identity(
-        "A5.energy", "L(0) − L(T) = ∫‖dL/dZ‖² dt by what the reduced flow reports", _energy,
-        "quadrature", SOLVED,
-    ),
-    Claim(
-        "A5.anchor.limit", "(λ/2)‖Z − X‖²: one limit from every start, Hessian at least λ", _limit,
-        (
-            Check("from one start", at_most(SOLVED)),
-            Check("from another", at_most(SOLVED)),
-            Check("least eigenvalue below λ", at_most(ROUNDING)),
-        ),
-    ),
-    Claim(
-        "A5.anchor.gradient", "gradient of the limit by the implicit function theorem", _implicit,
-        (Check("implicit formula, in θ, X", at_most(SOLVED_GRADIENT)), CENTRAL),
-    ),
-    Claim(
-        "A5.hessian.logits", "Hessian in the logits: diag(p) − ppᵀ", _logit_hessian,
-        (AUTODIFF, CENTRAL),
-    ),
-    identity(
-        "A5.hessian.features",
-        "rows are independent: Hessian θᵀ(diag(pᵢ) − pᵢpᵢᵀ)θ in row i, 0 between rows",
-        _feature_hessian, "autodiff",
-    ),
-    identity(
-        "A5.joint", "joint flow with decay λ of both: d(ZᵀZ − θᵀθ)/dt = −2λ(ZᵀZ − θᵀθ)",
-        _balance, "autodiff",
-    ),
+    Claim("A5.two_class", "k = 2: u + eᵘ = u₀ + exp(u₀) + ‖θ_c − θ_other‖² t, to t = 10⁴",
+          _two_class, (Check("closed form", at_most(SOLVED)),)),
+    Claim("A5.frame", "simplex frame from 0: eᵐ + (k−1)m = 1 + akt, to t = 10⁴", _frame,
+          (Check("closed form", at_most(SOLVED)), Check("closed form of the loss", at_most(SOLVED)))),
+    Claim("A5.growth", "the loss falls like 1/t, the least margin grows like log t", _growth,
+          (Check("exponent of the loss", near(-1.0, ORDER)),
+           Check("margin per log t", near(1.0, ORDER)))),
+    identity("A5.energy", "L(0) − L(T) = ∫‖dL/dZ‖² dt by what the reduced flow reports", _energy,
+             "quadrature", SOLVED),
+    Claim("A5.anchor.limit", "(λ/2)‖Z − X‖²: one limit from every start, Hessian at least λ", _limit,
+          (Check("from one start", at_most(SOLVED)), Check("from another", at_most(SOLVED)),
+           Check("least eigenvalue below λ", at_most(ROUNDING)))),
+    Claim("A5.anchor.gradient", "gradient of the limit by the implicit function theorem", _implicit,
+          (Check("implicit formula, in θ, X", at_most(SOLVED)), CENTRAL)),
+    Claim("A5.hessian.logits", "Hessian in the logits: diag(p) − ppᵀ", _logit_hessian,
+          (AUTODIFF, CENTRAL)),
+    identity("A5.hessian.features",
+             "rows are independent: Hessian θᵀ(diag(pᵢ) − pᵢpᵢᵀ)θ in row i, 0 between rows",
+             _feature_hessian, "autodiff"),
+    identity("A5.joint", "joint flow with decay λ of both: d(ZᵀZ − θᵀθ)/dt = −2λ(ZᵀZ − θᵀθ)",
+             _balance, "autodiff"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """The flags of the theorems experiment, and what they may be."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from imr.lab.bounds import at_least
 from imr.lab.flags import RunFlags, flag_error
@@ -35,8 +35,7 @@ class Config(RunFlags):
 def check(config: Config) -> None:
     """Refuses more classes or ranks than features."""
     for name in ("classes", "rank"):
-        value = getattr(config, name)
-        if value > config.features:
+        if (value := getattr(config, name)) > config.features:
             rule = f"must be at most --features, {config.features}"
             raise flag_error(name, rule, value, "Take fewer, or more features.")
 
@@ -44,6 +43,5 @@ def check(config: Config) -> None:
 def shrink(config: Config) -> Config:
     """The smoke version: every row on small problems; smaller values of the user's stay."""
     limits = {"rows": 5, "features": 4, "classes": 3, "rank": 2, "heads": 2, "seeds": 3}
-    return replace(
-        config, **{name: min(getattr(config, name), most) for name, most in limits.items()}
-    )
+    small: Any = {name: min(getattr(config, name), most) for name, most in limits.items()}
+    return replace(config, **small)

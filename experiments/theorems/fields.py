@@ -12,45 +12,40 @@ from experiments.theorems.claims import (
     SOLVED,
     Measured,
     asymmetry,
-    gradient_claim,
+    errors,
+    gradient,
     identity,
-    relative_error,
 )
 from imr import Latent, Linear, Polynomial, Quadratic, closed_field, feature_loss, gradient_field
 from imr.attention import Normalise
 from imr.lab.bounds import at_least, at_most
 from imr.lab.claims import Check, Claim
 
-# Losses of a problem p, whose arrays are the fields of `Problem`.
+# Losses of a problem p, whose arrays are the fields of `Problem`: the linear model, latent classes,
+# the quadratic model of any theta, with one symmetric head, one head of Q and K, and all heads.
 
 
 def linear_loss(p):
-    """The linear model."""
     return feature_loss(Linear(p.theta), p.targets)
 
 
 def latent_loss(p):
-    """Latent classes."""
     return feature_loss(Latent(p.prototypes, p.group, num_classes=len(p.theta)), p.labels)
 
 
 def full_loss(p):
-    """The quadratic model of any theta."""
     return feature_loss(Quadratic.full(p.full), p.attended)
 
 
 def symmetric_loss(p):
-    """One symmetric head."""
     return feature_loss(Quadratic(p.q[0]), p.attended)
 
 
 def query_key_loss(p):
-    """One head with Q and K."""
     return feature_loss(Quadratic(p.q[0], p.k[0]), p.attended)
 
 
 def heads_loss(p):
-    """All heads."""
     return feature_loss(Quadratic(p.q, p.k), p.attended)
 
 
@@ -69,12 +64,8 @@ def _lemma(name):
 
     def measure(p):
         written, lse = formulas.lemma(model(p), p.z), feature_loss(model(p), None)
-        return Measured(
-            (
-                relative_error(written, jax.grad(lse)(p.z)),
-                relative_error(written, reference.central_difference(lse, p.z)),
-            )
-        )
+        by_differences = reference.central_difference(lse, p.z)
+        return errors((written, jax.grad(lse)(p.z)), (written, by_differences))
 
     statement = f"Lemma: dLSEᵢ(N)/dZ = Σⱼ softmaxᵢⱼ dNᵢⱼ/dZ, {name} model"
     return Claim(f"A1.lemma.{name}", statement, measure, (AUTODIFF, CENTRAL))
@@ -96,12 +87,7 @@ def _descent(id, model, loss):
             return descend(t, state[0], args), speed(state[0])
 
         end, dissipated = reference.flow(both, (p.z, jnp.zeros(())), 1.0)
-        return Measured(
-            (
-                relative_error(rate, -speed(p.z)),
-                relative_error(value(p.z) - value(end), dissipated),
-            )
-        )
+        return errors((rate, -speed(p.z)), (value(p.z) - value(end), dissipated))
 
     checks = (AUTODIFF, Check("along the flow", at_most(SOLVED)))
     return Claim(id, f"dL/dt = −‖dL/dZ‖², {model} model", measure, checks)
@@ -130,14 +116,6 @@ def _fixed_keys(p):
     return lambda z: jnp.sum(jax.nn.logsumexp(z @ p.q[0] @ keys.T, axis=1))
 
 
-def _polynomial_claim(degree):
-    return gradient_claim(
-        f"A3.polynomial{degree}", f"N = (Zθᵀ)^{degree}: the field from the Lemma",
-        lambda p: feature_loss(Polynomial(p.theta, degree), p.targets),
-        lambda p, z: formulas.polynomial(z, p.theta, p.targets, degree), closed=False,
-    )  # fmt: skip
-
-
 def _latent_of_one(p):
     """Fields of latent classes of one prototype each, and of the linear model."""
     k = len(p.theta)
@@ -146,7 +124,7 @@ def _latent_of_one(p):
     return closed_field(latent)(0.0, p.z, None), closed_field(linear)(0.0, p.z, None)
 
 
-def _asymmetry_claim(id, statement, bound, *, column_term=True, normalise: Normalise = "row"):
+def _symmetry(id, statement, bound, *, column_term=True, normalise: Normalise = "row"):
     """The Jacobian of a quadratic field: symmetric exactly if it is a gradient."""
 
     def measure(p):
@@ -161,77 +139,50 @@ CLAIMS = (
     *(_lemma(name) for name in MODELS),
     _descent("A1.descent.linear", "linear", linear_loss),
     _descent("A1.descent.quadratic", "quadratic", query_key_loss),
-    gradient_claim(
-        "A2.theorem1", "Theorem 1: dZ/dt = Cθ − softmax(Zθᵀ)θ",
-        linear_loss, lambda p, z: formulas.linear(z, p.theta, p.targets),
-    ),
-    gradient_claim(
-        "A2.bias", "N = Zθᵀ + b: CA = softmax(Zθᵀ + b)θ",
-        lambda p: feature_loss(Linear(p.theta, p.bias), p.targets),
-        lambda p, z: formulas.tempered(z, p.theta, p.bias, 1.0, p.targets),
-    ),
-    gradient_claim(
-        "A2.beta", "β(Zθᵀ + b): dZ/dt = β(Cθ − softmax(β(Zθᵀ + b))θ)",
-        lambda p: feature_loss(Linear(p.theta, p.bias, p.beta), p.targets),
-        lambda p, z: formulas.tempered(z, p.theta, p.bias, p.beta, p.targets),
-    ),
-    gradient_claim(
-        "A2.anchor", "+ (λ/2)‖Z − X‖²: dZ/dt = Cθ − CA − λ(Z − X)",
-        lambda p: feature_loss(Linear(p.theta), p.targets, anchor=(p.lam, p.anchor)),
-        lambda p, z: formulas.anchored(z, p.theta, p.targets, p.lam, p.anchor),
-    ),
-    gradient_claim(
-        "A3.theorem2", "Theorem 2: N = ZθZᵀ, dZ/dt = AZθᵀ + AᵀZθ",
-        full_loss, lambda p, z: formulas.quadratic(z, p.full, p.attended),
-    ),
-    gradient_claim(
-        "A3.symmetric", "Corollary: θ = φφᵀ, dZ/dt = (A + Aᵀ)Zφφᵀ",
-        symmetric_loss, lambda p, z: formulas.symmetric(z, p.q[0], p.attended),
-    ),
-    gradient_claim(
-        "A3.query_key", "θ = QKᵀ: dZ/dt = AZKQᵀ + AᵀZQKᵀ",
-        query_key_loss, lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.attended),
-    ),
-    gradient_claim(
-        "A3.heads", "heads: losses add, fields add",
-        heads_loss, lambda p, z: formulas.heads(z, p.q, p.k, p.attended),
-    ),
-    gradient_claim(
-        "A3.mask", "mask and β: the softmax over what takes part",
-        lambda p: feature_loss(Quadratic(p.q[0], p.k[0], p.beta), p.visible, where=p.where),
-        lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.visible, p.beta, p.where),
-    ),
-    *map(_polynomial_claim, (2, 3)),
-    gradient_claim(
-        "A3.latent", "latent classes: dZ/dt = CA_own(Z, θ) − CA(Z, θ)",
-        latent_loss, lambda p, z: formulas.latent(z, p.prototypes, p.labels, p.group),
-    ),
+    gradient("A2.theorem1", "Theorem 1: dZ/dt = Cθ − softmax(Zθᵀ)θ",
+             linear_loss, lambda p, z: formulas.linear(z, p.theta, p.targets)),
+    gradient("A2.bias", "N = Zθᵀ + b: CA = softmax(Zθᵀ + b)θ",
+             lambda p: feature_loss(Linear(p.theta, p.bias), p.targets),
+             lambda p, z: formulas.tempered(z, p.theta, p.bias, 1.0, p.targets)),
+    gradient("A2.beta", "β(Zθᵀ + b): dZ/dt = β(Cθ − softmax(β(Zθᵀ + b))θ)",
+             lambda p: feature_loss(Linear(p.theta, p.bias, p.beta), p.targets),
+             lambda p, z: formulas.tempered(z, p.theta, p.bias, p.beta, p.targets)),
+    gradient("A2.anchor", "+ (λ/2)‖Z − X‖²: dZ/dt = Cθ − CA − λ(Z − X)",
+             lambda p: feature_loss(Linear(p.theta), p.targets, anchor=(p.lam, p.anchor)),
+             lambda p, z: formulas.anchored(z, p.theta, p.targets, p.lam, p.anchor)),
+    gradient("A3.theorem2", "Theorem 2: N = ZθZᵀ, dZ/dt = AZθᵀ + AᵀZθ",
+             full_loss, lambda p, z: formulas.quadratic(z, p.full, p.attended)),
+    gradient("A3.symmetric", "Corollary: θ = φφᵀ, dZ/dt = (A + Aᵀ)Zφφᵀ",
+             symmetric_loss, lambda p, z: formulas.symmetric(z, p.q[0], p.attended)),
+    gradient("A3.query_key", "θ = QKᵀ: dZ/dt = AZKQᵀ + AᵀZQKᵀ",
+             query_key_loss, lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.attended)),
+    gradient("A3.heads", "heads: losses add, fields add",
+             heads_loss, lambda p, z: formulas.heads(z, p.q, p.k, p.attended)),
+    gradient("A3.mask", "mask and β: the softmax over what takes part",
+             lambda p: feature_loss(Quadratic(p.q[0], p.k[0], p.beta), p.visible, where=p.where),
+             lambda p, z: formulas.query_key(z, p.q[0], p.k[0], p.visible, p.beta, p.where)),
+    *(gradient(f"A3.polynomial{d}", f"N = (Zθᵀ)^{d}: the field from the Lemma",
+               lambda p, d=d: feature_loss(Polynomial(p.theta, d), p.targets),
+               lambda p, z, d=d: formulas.polynomial(z, p.theta, p.targets, d), closed=False)
+      for d in (2, 3)),
+    gradient("A3.latent", "latent classes: dZ/dt = CA_own(Z, θ) − CA(Z, θ)",
+             latent_loss, lambda p, z: formulas.latent(z, p.prototypes, p.labels, p.group)),
     identity(
         "A3.latent.one", "latent classes of one prototype each are the linear model", _latent_of_one
     ),
-    gradient_claim(
-        "A3.fixed_keys", "keys held fixed: dLSE/dZ is the row term alone, ordinary attention",
-        _fixed_keys, lambda p, z: -formulas.row_term(z, p.q[0], p.k[0]),
-        closed=lambda p: closed_field(_attention_loss(p), column_term=False),
-    ),
-    gradient_claim(
-        "A3.columns", "softmax over queries P: −(PZKQᵀ + PᵀZQKᵀ) descends the LSE over queries",
-        _query_lse, lambda p, z: -formulas.column_normalised(z, p.q[0], p.k[0]),
-        closed=lambda p: closed_field(_attention_loss(p), normalise="column"),
-    ),
-    _asymmetry_claim(
-        "A3.gradient.row", "softmax over keys, row and column term: a gradient", at_most(ROUNDING)
-    ),
-    _asymmetry_claim(
-        "A3.gradient.column", "softmax over queries, row and column term: a gradient",
-        at_most(ROUNDING), normalise="column",
-    ),
-    _asymmetry_claim(
-        "A3.gradient.row_alone", "row term alone, keys tied to Z: not a gradient",
-        at_least(NO_GRADIENT), column_term=False,
-    ),
-    _asymmetry_claim(
-        "A3.gradient.double", "both normalisations in turn: not a gradient",
-        at_least(NO_GRADIENT), normalise="double",
-    ),
+    gradient("A3.fixed_keys", "keys held fixed: dLSE/dZ is the row term alone, ordinary attention",
+             _fixed_keys, lambda p, z: -formulas.row_term(z, p.q[0], p.k[0]),
+             closed=lambda p: closed_field(_attention_loss(p), column_term=False)),
+    gradient("A3.columns",
+             "softmax over queries P: −(PZKQᵀ + PᵀZQKᵀ) descends the LSE over queries",
+             _query_lse, lambda p, z: -formulas.column_normalised(z, p.q[0], p.k[0]),
+             closed=lambda p: closed_field(_attention_loss(p), normalise="column")),
+    _symmetry("A3.gradient.row", "softmax over keys, row and column term: a gradient",
+              at_most(ROUNDING)),
+    _symmetry("A3.gradient.column", "softmax over queries, row and column term: a gradient",
+              at_most(ROUNDING), normalise="column"),
+    _symmetry("A3.gradient.row_alone", "row term alone, keys tied to Z: not a gradient",
+              at_least(NO_GRADIENT), column_term=False),
+    _symmetry("A3.gradient.double", "both normalisations in turn: not a gradient",
+              at_least(NO_GRADIENT), normalise="double"),
 )  # fmt: skip

@@ -9,28 +9,17 @@ from experiments.theorems.splitting import FLOOR
 from imr.lab.folder import RunFolder
 from imr.lab.plotting import panels
 
-PANELS = {
-    "linear model": {
-        "A6.order.euler": "Euler, tied layers",
-        "A6.order.untied": "Euler, untied layers",
-        "A6.order.lie": "Lie",
-        "A6.order.strang": "Strang",
-        "A6.order.triple_jump": "triple jump of Strang",
-    },
-    "quadratic model": {
-        "A6.order.sphere": "Euler, normalised rows",
-        "A6.order.quadratic.lie": "Lie",
-        "A6.order.quadratic.strang": "Strang",
-        "A6.order.quadratic.triple_jump": "triple jump of Strang",
-    },
+PANELS = {  # ids of rows, without A6.order
+    "linear model": ("euler", "untied", "lie", "strang", "triple_jump"),
+    "quadratic model": ("sphere", "quadratic.lie", "quadratic.strang", "quadratic.triple_jump"),
 }
-STYLES = {  # label: colour, marker, size, filled; wide and empty is seen behind another curve
-    "Euler, tied layers": ("C0", "o", 5, True),
-    "Euler, untied layers": ("C4", "v", 5, True),
-    "Euler, normalised rows": ("C5", "v", 9, False),
-    "Lie": ("C1", "s", 5, True),
-    "Strang": ("C2", "D", 5, True),
-    "triple jump of Strang": ("C3", "^", 5, True),
+STYLES = {  # label, colour, marker, size, filled; wide and empty is seen behind another curve
+    "euler": ("Euler, tied layers", "C0", "o", 5, True),
+    "untied": ("Euler, untied layers", "C4", "v", 5, True),
+    "sphere": ("Euler, normalised rows", "C5", "v", 9, False),
+    "lie": ("Lie", "C1", "s", 5, True),
+    "strang": ("Strang", "C2", "D", 5, True),
+    "triple_jump": ("triple jump of Strang", "C3", "^", 5, True),
 }
 _GUIDE = {"color": "0.45", "linewidth": 1}
 
@@ -38,17 +27,17 @@ _GUIDE = {"color": "0.45", "linewidth": 1}
 def orders(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Error against the step, median and range over seeds, and the slopes of the theory.
 
-    Curves, by title of the panel, have `label`, `tau` (s,), `error` (seeds, s), the median order
+    Curves, by title of the panel, have a `style` of `STYLES`, `tau` (s,), `error` (seeds, s), the median order
     `measured`, and `expected`.
     """
     figure, axes = panels(1, len(curves), (5.0 * len(curves), 5.2), sharey=True)
     for axis, (title, each) in zip(axes[0], curves.items(), strict=True):
         for curve in each:
             tau, error = curve["tau"], curve["error"]
-            colour, marker, size, filled = STYLES[curve["label"]]
+            label, colour, marker, size, filled = curve["style"]
             look = {"marker": marker, "markersize": size, "color": colour}
             look["markerfacecolor"] = colour if filled else "white"
-            label = f"{curve['label']}: {curve['measured']:.2f}"
+            label = f"{label}: {curve['measured']:.2f}"
             axis.loglog(tau, np.median(error, axis=0), label=label, **look)
             ends = error.min(axis=0), error.max(axis=0)
             axis.fill_between(tau, *ends, color=colour, alpha=0.15, linewidth=0)
@@ -120,11 +109,11 @@ def draw(run: RunFolder, rows: Sequence[Mapping[str, Any]], arrays: Mapping[str,
     """Draws every figure whose rows were run, with its arrays."""
     by_id, curves = {row["id"]: row for row in rows}, {}
     for title, names in PANELS.items():
-        for name, label in names.items():
-            if name in arrays:
-                tau, error = arrays[name]["tau"][0], arrays[name]["error"]
-                row = {"measured": by_id[name]["median"], "expected": by_id[name]["expected"]}
-                curve = {"label": label, "tau": tau, "error": error, **row}
+        for name in names:
+            if (id := f"A6.order.{name}") in arrays:
+                curve = {"style": STYLES[name.split(".")[-1]], "tau": arrays[id]["tau"][0],
+                         "error": arrays[id]["error"], "measured": by_id[id]["median"],
+                         "expected": by_id[id]["expected"]}  # fmt: skip
                 curves.setdefault(title, []).append(curve)
     if curves:
         _save(run, "orders", orders(curves), {n: a for n, a in arrays.items() if "tau" in a})

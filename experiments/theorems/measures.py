@@ -25,12 +25,8 @@ class Results(NamedTuple):
 
 def chosen(config: Config) -> tuple[Claim, ...]:
     """The claims whose id begins with one of `config.only`, or all of them."""
-    claims = (
-        *fields.CLAIMS,
-        *flows.claims(forward=config.smoke),
-        *closed_forms.CLAIMS,
-        *splitting.CLAIMS,
-    )
+    reduced = flows.claims(forward=config.smoke)
+    claims = (*fields.CLAIMS, *reduced, *closed_forms.CLAIMS, *splitting.CLAIMS)
     for prefix in config.only:
         if not any(claim.id.startswith(prefix) for claim in claims):
             sections = ", ".join(dict.fromkeys(claim.id.split(".")[0] for claim in claims))
@@ -56,6 +52,10 @@ def measure(config: Config, run: RunFolder, claims: Sequence[Claim]) -> Results:
 
 def evaluate(claims: Sequence[Claim], problems: Problem) -> Iterator[tuple[Claim, Any]]:
     """Measures every claim on all problems, in a program for each claim."""
+
+    def result(claim, program):
+        return claim, jax.tree.map(np.asarray, program.result()(problems))
+
     with ThreadPoolExecutor(1) as pool:
         waiting: list[tuple[Claim, Any]] = []
         for claim in claims:
@@ -63,26 +63,16 @@ def evaluate(claims: Sequence[Claim], problems: Problem) -> Iterator[tuple[Claim
             lowered = jax.jit(jax.vmap(claim.measure)).lower(problems)
             waiting.append((claim, pool.submit(lowered.compile)))
             if len(waiting) == 2:
-                yield _result(*waiting.pop(0), problems)
-        yield _result(*waiting.pop(), problems)
-
-
-def _result(claim, program, problems):
-    return claim, jax.tree.map(np.asarray, program.result()(problems))
+                yield result(*waiting.pop(0))
+        yield result(*waiting.pop())
 
 
 def _rows(claim: Claim, values: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     for check, seeds in zip(claim.checks, values, strict=True):
         verdict, (kind, value, by) = Verdict(check.bound, seeds), check.bound
+        expected, limit = (value, by) if kind == "near" else (None, value)
         yield {
-            "id": claim.id,
-            "statement": claim.statement,
-            "check": check.name,
-            "worst": verdict.worst,
-            "median": verdict.median,
-            "seeds": len(seeds),
-            "kind": kind,
-            "expected": value if kind == "near" else None,
-            "limit": by if kind == "near" else value,
-            "passed": verdict.passed,
-        }
+            "id": claim.id, "statement": claim.statement, "check": check.name,
+            "worst": verdict.worst, "median": verdict.median, "seeds": len(seeds),
+            "kind": kind, "expected": expected, "limit": limit, "passed": verdict.passed,
+        }  # fmt: skip

@@ -34,47 +34,41 @@ class Problem(NamedTuple):
 
 def make_problems(config: Config) -> Problem:
     """One problem for each seed, stacked. By numpy: jax would compile its generators for seconds."""
-    seeds = range(config.seed, config.seed + config.seeds)
-    return Problem(
-        *(np.stack(arrays) for arrays in zip(*map(_problem(config), seeds), strict=True))
-    )
+    problems = (_problem(config, config.seed + s) for s in range(config.seeds))
+    return Problem(*map(np.stack, zip(*problems, strict=True)))
 
 
-def _problem(config: Config):
+def _problem(config: Config, seed: int) -> Problem:
     n, f, k, r = config.rows, config.features, config.classes, config.rank
     m = k * config.prototypes
+    random = np.random.default_rng(seed)
 
-    def one(seed: int) -> Problem:
-        random = np.random.default_rng(seed)
+    def normal(*shape):
+        return random.normal(size=shape)
 
-        def normal(*shape):
-            return random.normal(size=shape)
-
-        attended = random.dirichlet(np.ones(n), size=n)
-        where = (random.uniform(size=(n, n)) < 0.6) | np.eye(n, dtype=bool)
-        visible = attended * where
-        return Problem(
-            z=normal(n, f),
-            other=normal(n, f),
-            anchor=normal(n, f),
-            weights=normal(n, f),
-            theta=normal(k, f),
-            bias=normal(k),
-            labels=random.integers(0, k, n),
-            targets=random.dirichlet(np.ones(k), size=n),
-            # Logits of order 1, as attention's are at the start of training.
-            full=normal(f, f) / f,
-            q=normal(config.heads, f, r) / f**0.5,
-            k=normal(config.heads, f, r) / f**0.5,
-            attended=attended,
-            where=where,
-            visible=visible / visible.sum(axis=1, keepdims=True),
-            prototypes=normal(m, f),
-            group=np.repeat(np.arange(k), config.prototypes),
-            hidden=normal(f, 2 * f) / f**0.5,
-            rotation=np.linalg.qr(normal(f, f))[0],
-            beta=random.uniform(0.5, 2.0),
-            lam=random.uniform(0.5, 1.5),
-        )
-
-    return one
+    attended = random.dirichlet(np.ones(n), size=n)
+    where = (random.uniform(size=(n, n)) < 0.6) | np.eye(n, dtype=bool)
+    visible = attended * where
+    return Problem(
+        z=normal(n, f),
+        other=normal(n, f),
+        anchor=normal(n, f),
+        weights=normal(n, f),
+        theta=normal(k, f),
+        bias=normal(k),
+        labels=random.integers(0, k, n),
+        targets=random.dirichlet(np.ones(k), size=n),
+        # Logits of order 1, as attention's are at the start of training.
+        full=normal(f, f) / f,
+        q=normal(config.heads, f, r) / f**0.5,
+        k=normal(config.heads, f, r) / f**0.5,
+        attended=attended,
+        where=where,
+        visible=visible / visible.sum(axis=1, keepdims=True),
+        prototypes=normal(m, f),
+        group=np.repeat(np.arange(k), config.prototypes),
+        hidden=normal(f, 2 * f) / f**0.5,
+        rotation=np.linalg.qr(normal(f, f))[0],
+        beta=random.uniform(0.5, 2.0),
+        lam=random.uniform(0.5, 1.5),
+    )

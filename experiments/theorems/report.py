@@ -46,15 +46,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], heading: str) -> str:
     shown = []
     for row in rows:
         form = ".3f" if row["kind"] == "near" else ".1e"
-        shown.append(
-            {
-                **row,
-                "worst": format(row["worst"], form),
-                "median": format(row["median"], form),
-                "threshold": _threshold(row),
-                "verdict": "pass" if row["passed"] else "FAIL",
-            }
-        )
+        numbers = {name: format(row[name], form) for name in ("worst", "median")}
+        words = {"threshold": _threshold(row), "verdict": "pass" if row["passed"] else "FAIL"}
+        shown.append({**row, **numbers, **words})
     failed = sum(not row["passed"] for row in rows)
     verdict = "All hold." if not failed else f"{failed} of them fail."
     return f"{heading} {len(rows)} rows. {verdict}\n\n{markdown_table(shown, COLUMNS)}"

@@ -91,9 +91,8 @@ def _block(p):
 def _read_out(p):
     """Logits of an attention-only classifier, and the iteration of the logits alone."""
     depth = 6
-    model = Classifier(
-        p.z.shape[1], len(p.theta), iterations=depth, mlp_width=None, tau=TAU, rngs=nnx.Rngs(0)
-    )
+    sizes = {"iterations": depth, "mlp_width": None, "tau": TAU}
+    model = Classifier(p.z.shape[1], len(p.theta), **sizes, rngs=nnx.Rngs(0))
     model.blocks[0].theta[...], model.blocks[0].bias[...] = p.theta, p.bias
     start = p.z @ p.theta.T + p.bias[None, :]
     return model(p.z), formulas.attention_only_logits(start, p.theta, TAU, depth)
@@ -104,10 +103,7 @@ def _read_out(p):
 
 def linear_parts(p):
     """(label term, attention term) of the linear model's flow."""
-    return (
-        lambda t, z, args: p.targets @ p.theta,
-        lambda t, z, args: -imr.cross_attention(z, p.theta),
-    )
+    return lambda *_: p.targets @ p.theta, lambda t, z, _: -imr.cross_attention(z, p.theta)
 
 
 def quadratic_parts(p):
@@ -128,11 +124,8 @@ def whole(fields):
 def _path(p):
     """theta(t), from theta to that of the prototypes: untied depth."""
     ends = jnp.stack([p.theta, p.prototypes[: len(p.theta)]])
-    return imr.path_field(
-        lambda z, theta: imr.Linear(theta)(z),
-        imr.linear_path(jnp.array([0.0, END]), ends),
-        p.targets,
-    )
+    path = imr.linear_path(jnp.array([0.0, END]), ends)
+    return imr.path_field(lambda z, theta: imr.Linear(theta)(z), path, p.targets)
 
 
 def composed(fields, z, tau, t=0.0, args=None):
@@ -165,10 +158,8 @@ def _order_claim(id, statement, expected, step, fields, field=None):
             last = jax.lax.fori_loop(0, count, lambda i, z: step(parts, z, tau, i * tau), p.z)
             return jnp.linalg.norm(last - end)
 
-        errors = jax.vmap(error)(counts) / jnp.linalg.norm(end)
-        taus = END / counts
-        arrays = {"tau": taus, "error": errors}
-        return Measured((order(taus, errors),), arrays)
+        taus, errors = END / counts, jax.vmap(error)(counts) / jnp.linalg.norm(end)
+        return Measured((order(taus, errors),), {"tau": taus, "error": errors})
 
     return Claim(id, statement, measure, (Check("order", near(float(expected), ORDER)),))
 
@@ -195,46 +186,30 @@ CLAIMS = (
     identity(*_CROSS, _cross_layer(jax_attention), "jax's attention (float32)", SINGLE),
     identity(*_SELF, _self_layer(flax_attention), "flax's attention"),
     identity(*_SELF, _self_layer(jax_attention), "jax's attention (float32)", SINGLE),
-    identity(
-        "A6.block", "transformer block = Lie step: Z′ = Z − τCA(Z), Z⁺ = Z′ + τMLP(Z′)",
-        _block, "imr.nn.Block",
-    ),
-    _order_claim(
-        "A6.order.euler", "depth is time: L layers of τ = T/L, order 1 (Euler)",
-        1, imr.lie_step, lambda p: (whole(linear_parts(p)),),
-    ),
-    _order_claim(
-        "A6.order.untied", "untied layers: the flow under θ(t), order 1 (Euler)",
-        1, imr.lie_step, lambda p: (_path(p),),
-    ),
+    identity("A6.block", "transformer block = Lie step: Z′ = Z − τCA(Z), Z⁺ = Z′ + τMLP(Z′)",
+             _block, "imr.nn.Block"),
+    _order_claim("A6.order.euler", "depth is time: L layers of τ = T/L, order 1 (Euler)",
+                 1, imr.lie_step, lambda p: (whole(linear_parts(p)),)),
+    _order_claim("A6.order.untied", "untied layers: the flow under θ(t), order 1 (Euler)",
+                 1, imr.lie_step, lambda p: (_path(p),)),
     _order_claim("A6.order.lie", "Lie splitting, order 1", 1, imr.lie_step, linear_parts),
     _order_claim("A6.order.strang", "Strang splitting, order 2", 2, imr.strang_step, linear_parts),
     _order_claim(
         "A6.order.triple_jump", "triple jump of Strang, order 4", 4, composed, linear_parts
     ),
-    _order_claim(
-        "A6.order.quadratic.lie", "Lie splitting of label, row and column term, order 1",
-        1, imr.lie_step, quadratic_parts,
-    ),
-    _order_claim(
-        "A6.order.quadratic.strang", "Strang splitting of the three, order 2",
-        2, imr.strang_step, quadratic_parts,
-    ),
-    _order_claim(
-        "A6.order.quadratic.triple_jump", "triple jump of Strang of the three, order 4",
-        4, composed, quadratic_parts,
-    ),
+    _order_claim("A6.order.quadratic.lie", "Lie splitting of label, row and column term, order 1",
+                 1, imr.lie_step, quadratic_parts),
+    _order_claim("A6.order.quadratic.strang", "Strang splitting of the three, order 2",
+                 2, imr.strang_step, quadratic_parts),
+    _order_claim("A6.order.quadratic.triple_jump", "triple jump of Strang of the three, order 4",
+                 4, composed, quadratic_parts),
     Claim(
         "A6.sphere", "tangent field: each row keeps its norm", _sphere,
         (Check("cosine with Z", at_most(ROUNDING)), Check("norms along the flow", at_most(SOLVED))),
     ),
-    _order_claim(
-        "A6.order.sphere", "normalisation after the step: the tangent flow, order 1",
-        1, projected_step, lambda p: (imr.gradient_field(symmetric_loss(p)),),
-        lambda p: imr.sphere_field(imr.gradient_field(symmetric_loss(p))),
-    ),
-    identity(
-        "A7.read_out", "attention-only logits follow a → a − τ softmax(a)G, G = θθᵀ",
-        _read_out, "imr.nn.Classifier",
-    ),
+    _order_claim("A6.order.sphere", "normalisation after the step: the tangent flow, order 1",
+                 1, projected_step, lambda p: (imr.gradient_field(symmetric_loss(p)),),
+                 lambda p: imr.sphere_field(imr.gradient_field(symmetric_loss(p)))),
+    identity("A7.read_out", "attention-only logits follow a → a − τ softmax(a)G, G = θθᵀ",
+             _read_out, "imr.nn.Classifier"),
 )  # fmt: skip

@@ -23,54 +23,40 @@ def describe(call: Callable[..., Any]) -> dict[str, Any]:
 
     Args:
       call: the class or function, or a `functools.partial` of it, as may be its arguments.
-
-    Raises:
-      RunError: if it is no public name of these modules.
+    Raises: RunError if it is no public name of these modules.
 
     >>> from imr.processes import mess3
     >>> describe(partial(mess3, 0.15, a=0.6))
     {'module': 'imr.processes', 'name': 'mess3', 'arguments': {'x': 0.15, 'a': 0.6}}
     """
-    function = call.func if isinstance(call, partial) else call
+    function: Any = call.func if isinstance(call, partial) else call
     name = getattr(function, "__name__", "")
-    for module in MODULES:
-        if getattr(importlib.import_module(module), name, None) is function:
-            break
-    else:
+    modules = (importlib.import_module(module) for module in MODULES)
+    home = next((m.__name__ for m in modules if getattr(m, name, None) is function), None)
+    if home is None:
         raise RunError(
             f"call must be a public name of {' or '.join(MODULES)}; found {function!r}. Describe "
             "another net by a dictionary of your own."
         )
-    arguments = _arguments(call) if isinstance(call, partial) else {}
+    arguments = {}
+    if isinstance(call, partial):
+        # The metaclass of flax's modules hides the arguments of __init__.
+        made = partial(function.__init__, None) if isinstance(function, type) else function
+        bound = inspect.signature(made).bind_partial(*call.args, **call.keywords)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        for each in bound.signature.parameters.values():
+            if each.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(each.name, {})
     values = {k: describe(v) if callable(v) else json_ready(k, v) for k, v in arguments.items()}
-    return {"module": module, "name": name, "arguments": values}
-
-
-def _arguments(call: partial) -> dict[str, Any]:
-    """By name, with defaults, and the options of a block among them."""
-    # The metaclass of flax's modules hides the arguments of __init__.
-    made: Any = call.func
-    signature = inspect.signature(partial(made.__init__, None) if isinstance(made, type) else made)
-    bound = signature.bind_partial(*call.args, **call.keywords)
-    bound.apply_defaults()
-    plain = {}
-    for name, value in bound.arguments.items():
-        options = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        plain |= value if options else {name: value}
-    return plain
+    return {"module": home, "name": name, "arguments": values}
 
 
 def build(description: Mapping[str, Any]) -> Callable[..., Any]:
-    """What makes the net or process that a description means.
+    """What makes the net or process that a description of `describe` means.
 
-    Args:
-      description: of `describe`, perhaps out of a checkpoint.
-
-    Returns:
-      A `functools.partial`; call it with `rngs=` for a net, without arguments for a process.
-
-    Raises:
-      RunError: if it is no such description.
+    Returns: A `functools.partial`; call it with `rngs=` for a net, without arguments for a process.
+    Raises: RunError if it is no such description.
 
     >>> from imr.processes import mess3
     >>> build(describe(partial(mess3, 0.15, a=0.6)))().num_tokens

@@ -1,13 +1,16 @@
 """Bounds on one number: of a flag, of a claim, of the control beside a claim."""
 
+import operator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-_SIGNS = {"at most": "≤", "at least": "≥", "below": "<", "above": ">"}
-_OPPOSITES = {
-    "at most": "above", "at least": "below", "below": "at least", "above": "at most",
-    "near": "far", "far": "near",
+# How each kind is written, what refutes it, and the comparison that must hold.
+_KINDS = {
+    "at most": ("≤", "above", operator.le), "above": (">", "at most", operator.gt),
+    "at least": ("≥", "below", operator.ge), "below": ("<", "at least", operator.lt),
+    "near": ("in", "far", operator.le), "far": ("not in", "near", operator.gt),
 }  # fmt: skip
 
 
@@ -24,62 +27,37 @@ class Bound(NamedTuple):
 
     def holds(self, number: Any) -> bool:
         """Whether a number keeps the bound; what is not a number keeps none."""
+        _, _, compare = _KINDS[self.kind]
         if self.kind in ("near", "far"):
-            distance = abs(number - self.value)
-            return bool(distance <= self.by if self.kind == "near" else distance > self.by)
-        compare = {
-            "at most": number <= self.value, "at least": number >= self.value,
-            "below": number < self.value, "above": number > self.value,
-        }  # fmt: skip
-        return bool(compare[self.kind])
+            return bool(compare(abs(number - self.value), self.by))
+        return bool(compare(number, self.value))
 
     def worst(self, numbers: np.ndarray) -> float:
         """The number that decides whether all of them keep the bound; NaN if one is NaN."""
-        if self.kind in ("near", "far"):
-            distances = np.abs(numbers - self.value)
-            decides = np.argmax if self.kind == "near" else np.argmin
-            return float(numbers.flat[decides(distances)])
-        return float(numbers.max() if self.kind in ("at most", "below") else numbers.min())
+        distances = abs(numbers - self.value) if self.kind in ("near", "far") else numbers
+        decides = np.argmax if self.kind in ("at most", "below", "near") else np.argmin
+        return float(numbers.flat[decides(distances)])
 
     @property
     def refuted(self) -> "Bound":
         """The bound that the other numbers keep: what a control must show."""
-        return self._replace(kind=_OPPOSITES[self.kind])
+        return self._replace(kind=_KINDS[self.kind][1])  # pyright: ignore[reportArgumentType]
 
     @property
     def words(self) -> str:
         """The bound in an error message, such as `at least 1`."""
-        if self.kind in _SIGNS:
-            return f"{self.kind} {self.value:g}"
-        return f"{'within' if self.kind == 'near' else 'not within'} {self.by:g} of {self.value:g}"
+        if self.kind in ("near", "far"):
+            return f"{'not ' * (self.kind == 'far')}within {self.by:g} of {self.value:g}"
+        return f"{self.kind} {self.value:g}"
 
     def __str__(self) -> str:
-        if self.kind in _SIGNS:
-            return f"{_SIGNS[self.kind]} {self.value:g}"
-        ends = f"[{self.value - self.by:.3g}, {self.value + self.by:.3g}]"
-        return f"{'in' if self.kind == 'near' else 'not in'} {ends}"
+        shown = f"{self.value:g}"
+        if self.kind in ("near", "far"):
+            shown = f"[{self.value - self.by:.3g}, {self.value + self.by:.3g}]"
+        return f"{_KINDS[self.kind][0]} {shown}"
 
 
-def at_most(value: float) -> Bound:
-    """The bound `number <= value`."""
-    return Bound("at most", value)
-
-
-def at_least(value: float) -> Bound:
-    """The bound `number >= value`."""
-    return Bound("at least", value)
-
-
-def above(value: float) -> Bound:
-    """The bound `number > value`."""
-    return Bound("above", value)
-
-
-def below(value: float) -> Bound:
-    """The bound `number < value`."""
-    return Bound("below", value)
-
-
-def near(value: float, by: float) -> Bound:
-    """The bound `|number - value| <= by`."""
-    return Bound("near", value, by)
+# The bounds `number <= value` and so on; `near(value, by)` is `|number - value| <= by`.
+at_most, at_least = partial(Bound, "at most"), partial(Bound, "at least")
+above, below = partial(Bound, "above"), partial(Bound, "below")
+near = partial(Bound, "near")

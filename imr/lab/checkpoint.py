@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from imr._typing import PyTree
 from imr.errors import RunError
 from imr.parallel import Preempted, preempted, stop_on_sigterm
+
+_REMEDY = "Move or delete that checkpoint folder, or choose another output folder."
 
 
 class Checkpoints:
@@ -26,9 +28,7 @@ class Checkpoints:
       config: JSON-ready description of the run; a checkpoint of another one is refused.
       every: steps between saves; `save` may be called at any step and decides.
       keep: how many to keep.
-
-    Raises:
-      RunError: if the folder cannot be made.
+    Raises: RunError if the folder cannot be made.
     """
 
     def __init__(
@@ -46,20 +46,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
+            self.directory, item_handlers=handlers, options=options
         )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
-        Raises:
-          Preempted: if SIGTERM has asked for it; the state is then saved, whether it was due or not.
+        Raises: Preempted if SIGTERM has asked for it; the state is then saved, due or not.
         """
         stop = preempted()
         if not ((force or stop) and self._manager.latest_step() == step):
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(_raw(state)), config=ocp.args.JsonSave(self.config)
-            )
+            config = ocp.args.JsonSave(self.config)
+            args = ocp.args.Composite(state=ocp.args.StandardSave(_raw(state)), config=config)
             self._manager.save(step, args=args, force=force or stop)
         if stop:
             self._manager.wait_until_finished()
@@ -70,50 +68,42 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure, shapes and dtypes.
-
-        Raises:
-          RunError: if the checkpoint is of another configuration, or does not have the shapes and
-            dtypes of `like`, or cannot be read.
+        Raises: RunError if it is of another configuration, shape or dtype, or cannot be read.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
-        where = f"checkpoint {step} in {self.directory}"
-        remedy = "Move or delete that checkpoint folder, or choose another output folder."
-        try:
-            saved = self._manager.restore(
-                step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-            )["config"]
-        except Exception as error:
-            raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
-        pairs = {k: (saved.get(k), self.config.get(k)) for k in saved.keys() | self.config.keys()}
-        differing = [f"{k} is {a!r} there and {b!r} here" for k, (a, b) in pairs.items() if a != b]
-        if differing:
-            words = ", ".join(sorted(differing))
-            raise RunError(f"{where} is of another configuration: {words}. {remedy}")
-        raw = _raw(like)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
-        try:
+        where, raw = f"checkpoint {step} in {self.directory}", _raw(like)
+        with _reading(where):
+            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
+            names = sorted(saved.keys() | self.config.keys())
+            pairs = [(k, saved.get(k), self.config.get(k)) for k in names]
+            words = ", ".join(f"{k} is {a!r} there and {b!r} here" for k, a, b in pairs if a != b)
+            if words:
+                raise RunError(f"{where} is of another configuration: {words}. {_REMEDY}")
             shapes = self._manager.item_metadata(step)["state"]
-            _check_shapes(getattr(shapes, "tree", shapes), raw, where, remedy)
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            )["state"]
-        except RunError:
-            raise
-        except Exception as error:
-            raise RunError(f"{where} cannot be read: {error}. {remedy}") from error
-        return _with_keys(like, restored)
+            # Orbax casts a differing dtype without a word.
+            there, here = _leaves(getattr(shapes, "tree", shapes)), _leaves(raw)
+            for path in sorted(there.keys() | here.keys()):
+                a, b = there.get(path, "nothing"), here.get(path, "nothing")
+                if a != b:
+                    raise RunError(f"{where} has {a} at {path}; this run has {b}. {_REMEDY}")
+            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
+            restored = self._read(step, state=ocp.args.StandardRestore(target))["state"]
+        return jax.tree.map(
+            lambda x, y: jax.random.wrap_key_data(y, impl=jax.random.key_impl(x)) if _is_key(x) else y,
+            like, restored,
+        )  # fmt: skip
 
-    def close(self) -> None:
-        """Waits for saves in flight and lets the folder go."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def __enter__(self) -> "Checkpoints":
         self._exits = contextlib.ExitStack()
         self._exits.enter_context(stop_on_sigterm())
-        self._exits.callback(self.close)
+        # Called last to first: saves in flight end before the folder is let go.
+        self._exits.callback(self._manager.close)
+        self._exits.callback(self._manager.wait_until_finished)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -123,46 +113,40 @@ class Checkpoints:
 def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and newest state, in nested dictionaries of arrays, of a folder of `Checkpoints`.
 
-    Raises:
-      RunError: if there is no checkpoint, or it cannot be read.
+    Raises: RunError if there is no checkpoint, or it cannot be read.
     """
     directory = Path(directory).resolve()
     if not directory.is_dir():
         raise RunError(f"{directory} holds no checkpoint: there is no such folder.")
     with Checkpoints(directory, {}) as checkpoints:
-        manager = checkpoints._manager
-        step = manager.latest_step()
+        step = checkpoints._manager.latest_step()
         if step is None:
             raise RunError(f"{directory} holds no checkpoint.")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
-        try:
-            newest = manager.restore(step, args=args)
-        except Exception as error:
-            raise RunError(f"checkpoint {step} in {directory} cannot be read: {error}.") from error
+        items = {"state": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
+        with _reading(f"checkpoint {step} in {directory}"):
+            newest = checkpoints._read(step, **items)
     return newest["config"], newest["state"]
 
 
-def _check_shapes(saved: PyTree, raw: PyTree, where: str, remedy: str) -> None:
-    # Orbax casts a differing dtype without a word.
-    saved, expected = _by_path(saved), _by_path(raw)
-    for path in sorted(saved.keys() | expected.keys()):
-        there, here = (_describe(tree.get(path)) for tree in (saved, expected))
-        if there != here:
-            raise RunError(f"{where} has {there} at {path}; this run has {here}. {remedy}")
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Whatever orbax raises within is a RunError of ours."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"{where} cannot be read: {error}. {_REMEDY}") from error
 
 
-def _by_path(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path; orbax keeps a named tuple or a state as a dictionary."""
-
-    def word(entry):
-        return str(getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry))))
-
+def _leaves(tree: PyTree) -> dict[str, str]:
+    """Shapes and dtypes by path; orbax keeps a named tuple or a state as a dictionary."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(map(word, path)): leaf for path, leaf in leaves}
-
-
-def _describe(leaf: Any) -> str:
-    return "nothing" if leaf is None else f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}"
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"):
+            f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}"
+        for path, leaf in leaves
+    }  # fmt: skip
 
 
 def _is_key(x: Any) -> bool:
@@ -172,10 +156,3 @@ def _is_key(x: Any) -> bool:
 def _raw(state: PyTree) -> PyTree:
     """Random keys as plain integers, which is what a checkpoint can hold."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
-
-
-def _with_keys(like: PyTree, raw: PyTree) -> PyTree:
-    def one(x, y):
-        return jax.random.wrap_key_data(y, impl=jax.random.key_impl(x)) if _is_key(x) else y
-
-    return jax.tree.map(one, like, raw)

@@ -43,23 +43,15 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement, and how it is measured.
+    """A statement, in words or as a formula, and how it is measured."""
 
-    Attributes:
-      id: of the rows of a table.
-      statement: in words or as a formula.
-      measure: from one problem, or from what is known of one net, to a number for each check.
-      checks: names and bounds of the numbers.
-      subject: whose measurements the claim is about, if an experiment has several.
-      controls: what must fail the claim, if it has one check.
-    """
-
-    id: str
+    id: str  # of the rows of a table
     statement: str
+    # From one problem, or from what is known of one net, to a number for each check.
     measure: Callable[[Any], Any] = field(repr=False)
     checks: tuple[Check, ...]
-    subject: Hashable = None
-    controls: tuple[Control, ...] = ()
+    subject: Hashable = None  # whose measurements it is about, if an experiment has several
+    controls: tuple[Control, ...] = ()  # what must fail it, if it has one check
 
     def lines(self) -> Iterator[Line]:
         """The claim, then its controls."""

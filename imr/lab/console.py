@@ -17,12 +17,12 @@ from imr.parallel import is_first
 _PLAIN_SECONDS = 15.0
 
 
-def optional_package(package: str) -> Any:
-    """An optional package of experiments, or a MissingPackageError with the line to type."""
+def optional_package(module: str, package: str | None = None) -> Any:
+    """A module of an optional package, or a MissingPackageError with the line to type."""
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module)
     except ImportError as error:
-        raise missing_package(package, "experiments") from error
+        raise missing_package(package or module, "experiments") from error
 
 
 def markdown_table(
@@ -71,13 +71,10 @@ class Progress:
     """Progress on standard error: one live line on a terminal, else a plain line now and then.
 
     Args:
-      total: how many units make the whole.
+      total, unit: how many units make the whole, and what is counted.
       label: what is going on.
-      unit: what is counted.
       initial: how many were done before, by the run that this one resumes.
-
-    Use it as a context manager, and call `update` as often as you like. On a terminal it needs
-    tqdm, and raises `MissingPackageError` without it.
+    Raises: MissingPackageError if it is entered on a terminal and tqdm is not installed.
     """
 
     def __init__(self, total: int, label: str, unit: str = "step", *, initial: int = 0) -> None:
@@ -119,7 +116,5 @@ class Progress:
 
 def say(words: str) -> None:
     """Writes a line to standard error; of several processes the first one does."""
-    if not is_first():
-        return
-    sys.stderr.write(f"{words}\n")
-    sys.stderr.flush()
+    if is_first():
+        print(words, file=sys.stderr, flush=True)

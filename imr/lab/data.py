@@ -9,22 +9,20 @@ import numpy as np
 
 from imr._checks import check_at_least, check_choice, check_floating, check_rank
 from imr._typing import Array, PRNGKeyArray
-from imr.errors import DataError, ImrError, missing_package
+from imr.errors import DataError, ImrError
+from imr.lab.console import optional_package
 from imr.lab.idx import read_idx as read_idx
 
 DATASETS = ("digits", "fashion_mnist", "mnist")
 
 _STEMS = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+)  # fmt: skip
 
 
 class Source(NamedTuple):
-    """Where to download a data set: URLs that end in a slash, tried in order, and the md5 of four
-    gzip files: training images, training labels, test images, test labels."""
+    """URLs of folders to download a data set from, tried in order, and the md5 of its four files."""
 
     mirrors: tuple[str, ...]
     md5: tuple[str, str, str, str]
@@ -53,11 +51,7 @@ SOURCES = {
 
 
 class ImageData(NamedTuple):
-    """A labelled set of grey images, one row an image.
-
-    Images are float32 in [0, 1], rows of f = h * w pixels: train_images (n, f), test_images (m, f).
-    Labels are int32 indices into `class_names`: train_labels (n,), test_labels (m,).
-    """
+    """Grey images, float32 in [0, 1], rows of h w pixels, with labels: int32 of `class_names`."""
 
     name: str
     train_images: np.ndarray
@@ -71,44 +65,34 @@ class ImageData(NamedTuple):
 def load_digits() -> ImageData:
     """scikit-learn's bundled 8 x 8 digits, pixels / 16, with a fixed stratified split.
 
-    Raises:
-      MissingPackageError: if scikit-learn is not installed.
+    Raises: MissingPackageError if scikit-learn is not installed.
 
     >>> load_digits().train_images.shape
     (1437, 64)
     """
-    try:
-        from sklearn import datasets
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise missing_package("scikit-learn", "experiments") from error
+    optional_package("sklearn", "scikit-learn")
+    from sklearn import datasets, model_selection
+
     pixels, labels = datasets.load_digits(return_X_y=True)
     images, labels = (pixels / 16).astype(np.float32), labels.astype(np.int32)
-    rows = np.arange(len(labels))
-    fit, test = train_test_split(rows, test_size=360, random_state=0, stratify=labels)
+    rows, split = np.arange(len(labels)), model_selection.train_test_split
+    fit, test = split(rows, test_size=360, random_state=0, stratify=labels)
     parts = images[fit], labels[fit], images[test], labels[test]
     return ImageData("digits", *parts, (8, 8), tuple("0123456789"))
 
 
 def load_images(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    cache_dir: str | Path | None = None,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-) -> ImageData:
+    name: str, data_dir: str | Path | None = None, *, cache_dir: str | Path | None = None,
+    train_limit: int | None = None, test_limit: int | None = None,
+) -> ImageData:  # fmt: skip
     """A data set by name, from a local folder or by download.
 
     Args:
       name: one of `DATASETS`.
-      data_dir: folder with the four official files (`train-images-idx3-ubyte.gz` and so on; also
-        without .gz, or spelt `train-images.idx3-ubyte`), perhaps of fewer images. None downloads
-        from the mirrors in `SOURCES`; digits are bundled.
-      cache_dir: the folder that keeps downloads, in a folder `name`; the cache of the operating
-        system by default. A file there with the right checksum needs no network.
+      data_dir: folder with the four official files, `train-images-idx3-ubyte.gz` and so on, also
+        without .gz or with `.idx` for `-idx`; None downloads from the mirrors in `SOURCES`.
+      cache_dir: keeps downloads, in a folder `name`; the user's cache folder by default.
       train_limit, test_limit: only the first so many images.
-
     Raises:
       ImrError: if the name is unknown, a limit is not from 1 to the number of images, or digits are
         given a `data_dir`.
@@ -140,7 +124,6 @@ def load_images(
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:
-    """Demands a whole number not below `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ImrError(f"{name} must be an integer; found {value!r}.")
     check_at_least(name, value, least)
@@ -154,17 +137,18 @@ def _read(name: str, paths: list[Path]) -> ImageData:
         if array.ndim != rank:
             kinds = {1: "labels (magic 2049)", 3: "images (magic 2051)"}
             raise DataError(f"{path} holds {kinds[array.ndim]}; expected {kinds[rank]}.")
-    for i in (0, 2):
-        if len(arrays[i]) != len(arrays[i + 1]):
+    for at, to, images, labels in zip(
+        paths[::2], paths[1::2], arrays[::2], arrays[1::2], strict=True
+    ):
+        if len(images) != len(labels):
             raise DataError(
-                f"{paths[i]} has {len(arrays[i])} images, but {paths[i + 1]} has "
-                f"{len(arrays[i + 1])} labels: they must be equal. Take both from the same set."
+                f"{at} has {len(images)} images, but {to} has {len(labels)} labels: they must be "
+                "equal. Take both from the same set."
             )
-        outside = np.flatnonzero(arrays[i + 1] >= len(class_names))
-        if outside.size:
+        if (outside := np.flatnonzero(labels >= len(class_names))).size:
             raise DataError(
-                f"{paths[i + 1]} has label {arrays[i + 1][outside[0]]} at index {outside[0]}; the "
-                f"classes are 0 to {len(class_names) - 1}. Is it the label file of {name}?"
+                f"{to} has label {labels[outside[0]]} at index {outside[0]}; the classes are 0 to "
+                f"{len(class_names) - 1}. Is it the label file of {name}?"
             )
     shape, other = arrays[0].shape[1:], arrays[2].shape[1:]
     if shape != other:
@@ -172,11 +156,9 @@ def _read(name: str, paths: list[Path]) -> ImageData:
             f"{paths[0]} has images of {shape} pixels, but {paths[2]} of {other}: they must be "
             "equal. Take both from the same set."
         )
-    images = (np.divide(a.reshape(len(a), -1), 255, dtype=np.float32) for a in arrays[::2])
-    labels = (a.astype(np.int32) for a in arrays[1::2])
-    return ImageData(
-        name, next(images), next(labels), next(images), next(labels), shape, class_names
-    )
+    images = [np.divide(a.reshape(len(a), -1), 255, dtype=np.float32) for a in arrays[::2]]
+    labels = [a.astype(np.int32) for a in arrays[1::2]]
+    return ImageData(name, images[0], labels[0], images[1], labels[1], shape, class_names)
 
 
 def _find(name: str, data_dir: str | Path) -> list[Path]:
@@ -203,11 +185,7 @@ def _find(name: str, data_dir: str | Path) -> list[Path]:
 
 def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
     """The four files in the cache, downloaded if they are missing or damaged."""
-    try:
-        import pooch
-    except ImportError as error:
-        raise missing_package("pooch", "experiments") from error
-    source = SOURCES[name]
+    pooch, source = optional_package("pooch"), SOURCES[name]
     root = pooch.os_cache("imr") if cache_dir is None else Path(cache_dir).expanduser()
     # One folder a data set: the files of MNIST and of Fashion-MNIST bear the same names.
     folder = Path(root) / name
@@ -236,15 +214,9 @@ def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
 
 
 def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float) -> Array:
-    """images + std * N(0, 1), independent for every pixel and not clipped; fresh for every key.
+    """images + std * N(0, 1), independent for every pixel and not clipped; images of any shape.
 
-    Args:
-      key: a JAX random key.
-      images: floating array of any shape.
-      std: standard deviation of the noise in units of the pixels, a number >= 0.
-
-    Raises:
-      ImrError: if images are not floating, or a concrete `std` is negative or NaN.
+    Raises: ImrError if images are not floating, or a concrete `std` is negative or NaN.
 
     >>> add_noise(jax.random.key(0), np.zeros((2, 3), np.float32), 0.5).shape
     (2, 3)
@@ -262,19 +234,14 @@ def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float)
 def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices to fit on and indices held back, each class in the same share.
 
-    round(share * n) are held back, and of each class its share rounded down or up.
-
     Args:
       labels: (n,) integers.
-      share: part to hold back, in (0, 1).
+      share: part to hold back, in (0, 1): round(share * n) of all, and of each class its share
+        rounded down or up.
       seed: integer >= 0; the same seed gives the same split.
-
-    Returns:
-      Indices to fit on and indices held back, each in increasing order; together 0..n-1.
-
-    Raises:
-      ImrError: if share is not in (0, 1) or leaves one part empty, labels are no (n,) integers, or
-        the seed is none.
+    Returns: Indices to fit on and indices held back, each in increasing order; together 0..n-1.
+    Raises: ImrError if share is not in (0, 1) or leaves one part empty, labels are no (n,) integers,
+      or the seed is none.
 
     >>> fit, held_back = held_back_split([0, 0, 0, 0, 1, 1], 0.5, seed=0)
     >>> len(fit), len(held_back)

@@ -24,17 +24,13 @@ class Experiment(Generic[C]):
     """An experiment: its flags, what it refuses, what it measures. `main` is its command.
 
     Attributes:
-      name: of the experiment and of its folder in `runs`.
-      question: what it asks, the head of `--help`.
+      name, question: of its folder in `runs`; what it asks, the head of `--help`.
       config: the type of its flags, which extends `RunFlags`.
-      measure: `measure(config, run)`, with `data` `measure(config, run, data)`, trains and measures and
-        returns its results.
+      measure: `measure(config, run)`, with `data` `measure(config, run, data)`, returns its results.
       report: `report(config, run, results)` writes figures and ends in `run.finish`.
-      check: `check(config)` raises an ImrError for flags that make no run; bounds that stand on the
-        fields are checked before it.
+      check: `check(config)` raises an ImrError for flags that make no run, after the bounds of fields.
       shrink: `shrink(config)` is the small version for `--smoke`.
-      data: `data(config)` reads what the run needs before its folder is opened, so that wrong data
-        neither claim a folder nor empty one.
+      data: `data(config)` reads what the run needs before its folder is opened or emptied.
       float64: whether it computes in float64 or in float32, whatever the settings of jax.
       verdict: `verdict(summary)` is the exit code of a run that has finished, now or before.
     """
@@ -61,8 +57,7 @@ class Experiment(Generic[C]):
         if self.check is not None:
             self.check(config)
         config = resolve_paths(config)
-        small = self.shrink is not None and config.smoke
-        actual = self.shrink(config) if small else config  # pyright: ignore[reportOptionalCall]
+        actual = self.shrink(config) if config.smoke and self.shrink is not None else config
         with compilation_cache(config.compilation_cache), jax.enable_x64(self.float64):
             with phase("data"):
                 data = () if self.data is None else (self.data(actual),)
@@ -83,12 +78,9 @@ class Experiment(Generic[C]):
 
 
 def run_main(
-    main: Callable[[Any], int | None],
-    config_type: type,
-    argv: Sequence[str] | None = None,
-    *,
+    main: Callable[[Any], int | None], config_type: type, argv: Sequence[str] | None = None, *,
     description: str | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Runs a function from the command line: flags to a configuration, errors to one line.
 
     Args:
@@ -96,14 +88,9 @@ def run_main(
       config_type: a dataclass; each field is a flag, described by its docstring or comment.
       argv: the flags, those of the process by default.
       description: the head of `--help`; the docstring of main by default.
-
-    Returns:
-      The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt. SIGTERM in
-      training saves the state and ends with 0 (or `IMR_PREEMPTED_CODE`), so that a loop that starts
-      it again resumes.
-
-    Raises:
-      SystemExit: by tyro, after `--help` or for flags that do not fit.
+    Returns: The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt, or
+      `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM in training, which saves the state.
+    Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
     try:
         tyro = optional_package("tyro")

@@ -21,11 +21,7 @@ CONTROL = ("out", "overwrite", "compilation_cache")
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """The flags that every experiment has; its Config extends them.
-
-    An experiment that repeats its work for several seeds adds `seeds`, since what one of them is
-    (a net, a problem, a sample of images) only the experiment can say.
-    """
+    """The flags that every experiment has; its Config extends them, often by `seeds`."""
 
     seed: Annotated[int, at_least(0)] = 0
     """The first of the seeds."""
@@ -44,14 +40,7 @@ C = TypeVar("C", bound=RunFlags)
 
 
 def check_bounds(config: Any) -> None:
-    """Refuses a configuration in which a flag breaks a `Bound` of its field, or is not finite.
-
-    Args:
-      config: a dataclass instance whose fields may be `Annotated` with bounds.
-
-    Raises:
-      ImrError: if there is such a flag; bounds, value and default are named.
-    """
+    """Refuses a configuration in which a flag breaks a `Bound` of its field, or is not finite."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         metadata = getattr(hints[field.name], "__metadata__", ())
@@ -81,7 +70,6 @@ def flag_error(name: str, rule: str, value: Any, remedy: str = "") -> ImrError:
 
 def resolve_paths(config: C) -> C:
     """The same configuration with absolute paths, but for `out`: one folder is one configuration."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    paths = {name: p for name, p in values.items() if isinstance(p, Path) and name != "out"}
-    resolved: Any = {name: path.expanduser().resolve() for name, path in paths.items()}
+    paths: Any = {name: p for name, p in vars(config).items() if isinstance(p, Path)}
+    resolved = {name: p.expanduser().resolve() for name, p in paths.items() if name != "out"}
     return dataclasses.replace(config, **resolved)

@@ -71,15 +71,12 @@ def config_dict(config: Any) -> dict[str, Any]:
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ImrError(f"config must be a dataclass instance; found {config!r}. Pass Config(...).")
-    names = [field.name for field in dataclasses.fields(config)]
-    return {n: json_ready(n, getattr(config, n), spell=True) for n in names if n not in CONTROL}
+    fields = [field.name for field in dataclasses.fields(config) if field.name not in CONTROL]
+    return {name: json_ready(name, getattr(config, name), spell=True) for name in fields}
 
 
 def config_hash(config: Any) -> str:
-    """The first 10 hexadecimal digits of the sha256 of the configuration's sorted JSON.
-
-    Args and Raises are those of `config_dict`; equal configurations agree on every machine.
-    """
+    """The first 10 hexadecimal digits of the sha256 of the sorted JSON of `config_dict`."""
     text = json.dumps(config_dict(config), sort_keys=True, allow_nan=False)
     return sha256(text.encode()).hexdigest()[:10]
 
@@ -104,17 +101,17 @@ def _commit() -> str | None:
 def _provenance() -> dict[str, Any]:
     """What the numbers of a run depend on beside its configuration."""
     installed = {each.name: each.version for each in importlib.metadata.distributions()}
+    installed["python"] = platform.python_version()
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
-        "versions": {"python": platform.python_version()}
-        | {package: installed.get(package) for package in _PACKAGES},
+        "versions": {package: installed.get(package) for package in ("python", *_PACKAGES)},
         "devices": [{"kind": kind, "count": count} for kind, count in kinds.items()],
         "commit": _commit(),
     }
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a run folder as one flat dict, told apart from any other program's."""
+    """The config.json of a run folder, flat; a RunError for any other program's."""
     remedy = "so it is left alone; choose another folder with --out"
     try:
         record = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -125,22 +122,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}/config.json is damaged or not from imr, {remedy}.") from None
 
 
-def _clear(path: Path) -> None:
-    """Removes what a run writes and nothing else; config.json last, so that it stays ours."""
-    for name in _MADE:
-        entry = path / name
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
-
-
 def open_run(
-    name: str,
-    config: Any,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
+    name: str, config: Any, *, out: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> "RunFolder":
     """Opens the folder of a run: a new one, or that of the same configuration to resume.
 
@@ -151,37 +134,27 @@ def open_run(
       config: a dataclass instance; see `config_dict`.
       out: the folder, `runs/<name>/<config_hash>` by default.
       overwrite: whether an earlier run there, of any configuration, is removed first: only what
-        a run writes, and only where config.json says that imr wrote it.
-
-    Returns:
-      The run folder, with config.json written.
-
-    Raises:
-      RunError: if the folder holds a run of another configuration, or is not empty and no run
-        folder, or cannot be written.
+        a run writes, and only if config.json says that imr wrote it.
+    Raises: RunError if the folder holds a run of another configuration, or is not empty and no run
+      folder, or cannot be written.
     """
+    path = Path("runs", name, config_hash(config)) if out is None else Path(out).expanduser()
+    path = path.absolute()
     if not is_first():
         # The first process opens the folder; this one writes checkpoints into it, with the others.
         if agreed(False):
             raise RunError("the first process could not open the run folder; it says why.")
-        return RunFolder(_folder(name, config, out))
+        return RunFolder(path)
     opened = False
     try:
-        run = _open(name, config, out, overwrite)
+        run = _open(path, name, config_dict(config), overwrite)
         opened = True
     finally:
         agreed(not opened)
     return run
 
 
-def _folder(name: str, config: Any, out: str | os.PathLike[str] | None) -> Path:
-    path = Path("runs", name, config_hash(config)) if out is None else Path(out).expanduser()
-    return path.absolute()
-
-
-def _open(name: str, config: Any, out: Any, overwrite: bool) -> "RunFolder":
-    settings = config_dict(config)
-    path = _folder(name, config, out)
+def _open(path: Path, name: str, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
     try:
         path.mkdir(parents=True, exist_ok=True)
         # A run killed in its first moments leaves a half-written file alone.
@@ -190,13 +163,18 @@ def _open(name: str, config: Any, out: Any, overwrite: bool) -> "RunFolder":
             now, there = {"experiment": name, **settings}, _read_config(path)
             pairs = [(k, there.get(k, _ABSENT), now.get(k, _ABSENT)) for k in {**now, **there}]
             differ = "; ".join(f"{k}: {a!r} there, {b!r} now" for k, a, b in pairs if a != b)
-            if overwrite:
-                _clear(path)
-            elif differ:
+            if differ and not overwrite:
                 raise RunError(
                     f"{path} holds a run of another configuration ({differ}); choose another "
                     "folder with --out, or replace that run with --overwrite."
                 )
+        if overwrite:
+            # What a run writes and nothing else; config.json last, so that it stays ours.
+            for entry in (path / made for made in _MADE):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink(missing_ok=True)
         if overwrite or not used:
             record = {"experiment": name, "config": settings, **_provenance()}
             _write(path / "config.json", record)
@@ -208,10 +186,9 @@ def _open(name: str, config: Any, out: Any, overwrite: bool) -> "RunFolder":
 
 
 class RunFolder:
-    """The folder of one run; made by `open_run`. Of several processes the first one writes.
+    """The folder of one run, made by `open_run`; its `figures` and `checkpoints` are absolute, too.
 
-    Attributes:
-      path, figures, checkpoints: the folder and its two subfolders, absolute.
+    Of several processes the first one writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -239,17 +216,15 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: Any, **arrays: Any) -> None:
         """Writes figures/NAME.png and the arrays it shows to NAME.npz."""
-        if not is_first():
-            return
-        figure.savefig(self.figures / f"{name}.png", dpi=150)
-        np.savez_compressed(self.figures / f"{name}.npz", **arrays)
+        if is_first():
+            figure.savefig(self.figures / f"{name}.png", dpi=150)
+            np.savez_compressed(self.figures / f"{name}.npz", **arrays)
 
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.
 
         Args:
-          summary: JSON-ready, or numpy and jax arrays; the tables as lists of flat rows. What is
-            not finite is written as null.
+          summary: the tables as lists of flat rows, arrays included; what is not finite becomes null.
           table: the results to read, in Markdown.
         """
         with phase("summary"):
@@ -263,20 +238,15 @@ class RunFolder:
 class Metrics:
     """A file of flat JSON objects, one a line, `step` first; made by `RunFolder.metrics`.
 
-    Args:
-      path: the file; a last line that a killed process left half-written is cut off.
-      **tags: stand on every line after `step`, and say which lines `rows` and `rewind` mean.
+    A last line that a killed process left half-written is cut off. The tags stand on every line and
+    say which lines `rows` and `rewind` mean.
     """
 
     def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
-        self.path = Path(path)
-        self.tags = json_ready("tags", tags)
-        with contextlib.suppress(FileNotFoundError):
-            if self.path == Path(os.devnull):
-                return
-            data = self.path.read_bytes()
-            if not data.endswith(b"\n"):
-                os.truncate(self.path, data.rfind(b"\n") + 1)
+        self.path, self.tags = Path(path), json_ready("tags", tags)
+        data = self.path.read_bytes() if self.path.is_file() else b""  # os.devnull is no file
+        if data and not data.endswith(b"\n"):
+            os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def append(self, step: int | np.integer | jax.Array, **values: Any) -> None:
         """Writes a line, there for any reader on return; do it before that step's checkpoint."""

@@ -22,27 +22,18 @@ def graph_of(call: Call) -> nnx.GraphDef:
 
 def initialiser(call: Call) -> Callable[[PRNGKeyArray], PyTree]:
     """The function from a key to the parameters of a new net, as `init_states` takes it."""
-
-    def init(key: PRNGKeyArray) -> PyTree:
-        return nnx.state(call(rngs=nnx.Rngs(key)), nnx.Param)
-
-    return init
+    return lambda key: nnx.state(call(rngs=nnx.Rngs(key)), nnx.Param)
 
 
 class SavedNets(NamedTuple):
-    """The nets of a checkpoint, one for each run that was trained beside the others.
+    """The nets of a checkpoint, one for each run that was trained beside the others."""
 
-    Attributes:
-      holds: what the checkpoint says of itself, `architecture` and `runs` among it.
-      call: makes such a net from `rngs=`.
-      runs: what tells each run from the others; `seed` is that of its key.
-      params: trained parameters, leading axis of runs.
-    """
-
-    holds: Mapping[str, Any]
-    call: Call
-    runs: list[dict[str, Any]]
-    params: PyTree
+    holds: Mapping[
+        str, Any
+    ]  # what the checkpoint says of itself, `architecture` and `runs` among it
+    call: Call  # makes such a net from `rngs=`
+    runs: list[dict[str, Any]]  # what tells each run from the others; `seed` is that of its key
+    params: PyTree  # trained, leading axis of runs
 
     def untrained(self) -> PyTree:
         """The parameters that training began with, leading axis of runs."""
@@ -62,18 +53,16 @@ class SavedNets(NamedTuple):
 def read_nets(directory: str | Path) -> SavedNets:
     """The nets of the newest checkpoint in a folder of `fit_run`, as that checkpoint describes them.
 
-    Raises:
-      RunError: if there is no checkpoint, or it does not say what it holds, or holds something else.
+    Raises: RunError if there is no checkpoint, or it does not say what it holds, or holds something
+      else.
     """
     from imr.lab.checkpoint import read_newest
 
     holds, state = read_newest(directory)
-    missing = [name for name in ("architecture", "runs") if name not in holds]
-    if missing:
-        raise RunError(
-            f"the checkpoint in {directory} does not say its {' and '.join(missing)}, as those of this "
-            "version of imr do. Train again, with --overwrite."
-        )
+    remedy = "Train again, with --overwrite."
+    if missing := [name for name in ("architecture", "runs") if name not in holds]:
+        words = f"its {' and '.join(missing)}, as those of this version of imr do"
+        raise RunError(f"the checkpoint in {directory} does not say {words}. {remedy}")
     call = build(holds["architecture"])
     try:
         params = nnx.state(nnx.eval_shape(lambda: call(rngs=nnx.Rngs(0))), nnx.Param)
@@ -82,10 +71,8 @@ def read_nets(directory: str | Path) -> SavedNets:
         if any(x.shape[:1] != (count,) for x in jax.tree.leaves(params)):
             raise ValueError(f"parameters are not those of {count} runs")
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"the checkpoint in {directory} does not hold what it says: {error}. Train again, with "
-            "--overwrite."
-        ) from error
+        what = f"does not hold what it says: {error}"
+        raise RunError(f"the checkpoint in {directory} {what}. {remedy}") from error
     return SavedNets(holds, call, holds["runs"], params)
 
 

@@ -18,6 +18,8 @@ from imr.lab.phases import phase
 from imr.parallel import local, mesh_of_all, replicate
 from imr.parallel.mesh import split_over
 
+Optimizer = optax.GradientTransformation
+Init = Callable[[PRNGKeyArray], PyTree]
 Loss = Callable[[PyTree, PyTree, PyTree, Any, PRNGKeyArray], Array]
 Schedule = Callable[[PyTree, PRNGKeyArray, Array], PyTree]
 
@@ -39,11 +41,7 @@ Chunk = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Array]]
 
 
 def init_states(
-    init: Callable[[PRNGKeyArray], PyTree],
-    optimizer: optax.GradientTransformation,
-    keys: Key[Array, "runs"],
-    *,
-    mesh: Mesh | None = None,
+    init: Init, optimizer: Optimizer, keys: Key[Array, "runs"], *, mesh: Mesh | None = None
 ) -> TrainState:
     """States of several runs at step 0.
 
@@ -65,11 +63,7 @@ def init_states(
 
 
 def make_chunk(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    *,
-    mesh: Mesh | None = None,
+    loss: Loss, optimizer: Optimizer, schedule: Schedule, *, mesh: Mesh | None = None
 ) -> Chunk:
     """One compiled function that trains every run for a chunk of steps.
 
@@ -78,14 +72,10 @@ def make_chunk(
       optimizer: of optax.
       schedule: `schedule(data, key, step)` gives the chunk that begins at `step`: a pytree whose
         leading axis is the steps, such as the indices of shuffled minibatches.
-      mesh: of one axis, see `imr.parallel.make_mesh`: the second axis of what the schedule gives,
-        the rows of a minibatch, is spread over its devices; those of them that do not divide it
-        each do the whole. The mean over a minibatch is that of all devices.
-
-    Returns:
-      `chunk(states, hyper, data)`: states and `hyper` have a leading axis of runs, `data` is shared
-      by all of them. Returns the states after the chunk and the losses, shape (runs, steps). The
-      states handed in are consumed (their buffers are donated).
+      mesh: of one axis, see `imr.parallel.make_mesh`: its devices share the rows of a minibatch, the
+        second axis of what the schedule gives; if they do not divide it, each does the whole.
+    Returns: `chunk(states, hyper, data)`: states, which are consumed, and `hyper` have a leading axis
+      of runs, `data` is shared. It returns the states after it and the losses, shape (runs, steps).
     """
 
     def one_run(state: TrainState, hyper: PyTree, data: PyTree) -> tuple[TrainState, Array]:
@@ -108,10 +98,9 @@ def make_chunk(
             return x
         return split_over(mesh, x, axis=1)
 
+    runs = jax.vmap(one_run, in_axes=(0, 0, None))
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        jax.vmap(one_run, in_axes=(0, 0, None)), donate_argnums=0, out_shardings=everywhere
-    )
+    return jax.jit(runs, donate_argnums=0, out_shardings=everywhere)
 
 
 def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[Array, "steps b"]:
@@ -131,24 +120,16 @@ def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[A
 
 
 def fit(
-    chunk: Chunk,
-    states: TrainState,
-    hyper: PyTree,
-    data: PyTree,
-    *,
-    num_steps: int,
+    chunk: Chunk, states: TrainState, hyper: PyTree, data: PyTree, *, num_steps: int,
     on_chunk: Callable[[int, TrainState, Array], None] | None = None,
-) -> TrainState:
+) -> TrainState:  # fmt: skip
     """Trains from wherever the states stand to `num_steps`, chunk by chunk.
 
     Args:
       chunk, states, hyper, data: as `make_chunk` returns and takes them.
       num_steps: the step to stop at, a whole number of chunks.
-      on_chunk: called after each chunk with the step reached, the states and the losses, shape
-        (runs, steps): the place for metrics, checkpoints and progress.
-
-    Raises:
-      ImrError: if the chunks step over `num_steps`.
+      on_chunk: called after each chunk with the step reached, the states and the losses (runs, steps).
+    Raises: ImrError if the chunks step over `num_steps`.
     """
     step = int(states.step[0])
     while step < num_steps:
@@ -167,10 +148,10 @@ def fit(
 class Training(NamedTuple):
     """Several runs of one net in one program: the arguments of `init_states`, `make_chunk`, `fit`."""
 
-    init: Callable[[PRNGKeyArray], PyTree]
+    init: Init
     loss: Loss
     schedule: Schedule
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     keys: Key[Array, "runs"]
     hyper: PyTree
     data: PyTree
@@ -178,39 +159,29 @@ class Training(NamedTuple):
 
 
 def mean_loss(losses: Array) -> list[dict[str, Any]]:
-    """One line of metrics for each chunk: the mean of the losses, shape (runs, steps)."""
+    """The mean of the losses of a chunk, shape (runs, steps), as its line of metrics."""
     return [{"loss": losses.mean()}]
 
 
 def fit_run(
-    run: RunFolder,
-    name: str,
-    training: Training,
-    *,
-    holds: Mapping[str, Any],
-    every: int,
-    label: str,
-    tags: Mapping[str, Any],
+    run: RunFolder, name: str, training: Training, *, holds: Mapping[str, Any], every: int,
+    label: str, tags: Mapping[str, Any],
     metrics: Callable[[Array], Iterable[Mapping[str, Any]]] = mean_loss,
-) -> TrainState:
+) -> TrainState:  # fmt: skip
     """Trains in a run folder, on the devices of all processes, from its newest checkpoint on.
 
     A run that was stopped at any moment ends as an unbroken one.
 
     Args:
       run: whose folders the checkpoints and metrics go to.
-      name: of the folder of checkpoints.
+      name, label: of the folder of checkpoints; of the progress.
       training: what is trained.
       holds: what the checkpoint says of itself: `architecture` and `runs`, as `imr.lab.nets.read_nets`
         reads them, and all that tells this training from others.
       every: steps between checkpoints.
-      label: what is going on, for the progress.
       tags: on every line of metrics; they tell this training's lines from others.
       metrics: from the losses of a chunk, shape (runs, steps), to lines of metrics.
-
-    Returns:
-      The states at the end, on this process's devices.
-
+    Returns: The states at the end, on this process's devices.
     Raises:
       RunError: if the checkpoint is of another training or cannot be read.
       Preempted: after SIGTERM, with the state saved.
