@@ -153,7 +153,7 @@ def _draw_projection(run, ts, at, seed, theta, data):
 def _draw_pictures(config, run, ts, at, seed, images, data):
     course, names = seed.courses["free"], np.array(data.class_names)
     labels = seed.labels[: len(images)]
-    # Of each class the image that is read worst at the start.
+    # For each class, the image with the least margin at the start.
     order = np.argsort(course.margin[0, : len(images)], kind="stable")
     chosen = np.array([order[labels[order] == c][0] for c in np.unique(labels)[: config.strips]])
     moved = (course.shown[at] - course.shown[0])[:, chosen] @ seed.basis.T
@@ -165,8 +165,8 @@ def _draw_pictures(config, run, ts, at, seed, images, data):
         "limits": limits.reshape(-1, *data.image_shape),
     }  # fmt: skip
     title = (
-        f"{data.name}: of each class the image read worst at t = 0, on the free flow. Below each "
-        "image the class read (red: wrong). Differences lie in the span of theta"
+        f"{data.name}: for each class, the image with the least margin at t = 0, along the free flow. "
+        "Below each image: the predicted class (red: wrong)"
     )
     figure = figures.pictures(arrays, names[labels[chosen]].tolist(), title=title)
     run.save_figure("pictures", figure, **arrays)

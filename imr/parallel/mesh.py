@@ -19,6 +19,8 @@ def mesh_axis(mesh: Any) -> tuple[str, int]:
         raise ImrError(f"mesh must be a jax.sharding.Mesh; found {type(mesh).__name__}. {hint}")
     if len(mesh.axis_names) != 1:
         raise ImrError(f"mesh must have one axis, of the rows; found {dict(mesh.shape)}. {hint}")
+    if mesh.axis_types[0] != AxisType.Auto:
+        raise ImrError(f"mesh must have an axis of type Auto; found {mesh.axis_types[0]}. {hint}")
     return mesh.axis_names[0], mesh.size
 
 
