@@ -55,6 +55,7 @@ def iteration_strip(image: Any, states: Any, *, title: str = "", trained: int | 
             f"image must have shape (h, w) and states (L + 1, h, w); found {image.shape} and "
             f"{states.shape}."
         )
+
     # One picture a row, white lines between the images: an axis for each image would take seconds.
     def join(images):
         return np.hstack([np.pad(i, ((0, 0), (0, 1)), constant_values=np.nan) for i in images])
@@ -67,9 +68,7 @@ def iteration_strip(image: Any, states: Any, *, title: str = "", trained: int | 
     bound = float(np.abs(differences).max()) or 1.0
     features = axes[0, 0].imshow(join([image, *states]), cmap="gray", vmin=low, vmax=high)
     blank = np.full(image.shape, np.nan)
-    changes = axes[1, 0].imshow(
-        join([blank, *differences]), cmap="RdBu_r", vmin=-bound, vmax=bound
-    )
+    changes = axes[1, 0].imshow(join([blank, *differences]), cmap="RdBu_r", vmin=-bound, vmax=bound)
     figure.colorbar(features, ax=axes[0, 0], label="pixel")
     figure.colorbar(changes, ax=axes[1, 0], label="Z(l) − Z(0)")
     for axis in axes.flat:
