@@ -15,7 +15,6 @@ from imr.errors import ImrError
 from imr.losses import cross_entropy
 from imr.targets import as_targets
 
-Weights = Float[Array, "n"]
 Rows = Bool[Array | np.ndarray, "n"]
 
 
@@ -38,17 +37,12 @@ class Basis(NamedTuple):
     variances: Float[Array, "f"]
 
 
-def principal_basis(x: Features, weights: Weights) -> Basis:
-    """Mean, principal axes and variances of features, shape (n, f), with weights that sum to 1."""
+def principal_basis(x: Features, weights: Float[Array, "n"]) -> tuple[Basis, Features]:
+    """The basis of features, shape (n, f), with weights that sum to 1, and coordinates in it."""
     mean = matmul(weights, x)
     centred = x - mean[None, :]
     variances, axes = jnp.linalg.eigh(matmul(centred.T * weights[None, :], centred))
-    return Basis(mean, axes, jnp.maximum(variances, 0))
-
-
-def to_basis(basis: Basis, x: Features) -> Features:
-    """Coordinates of features, shape (n, f), along the principal axes."""
-    return matmul(x - basis.mean[None, :], basis.axes)
+    return Basis(mean, axes, jnp.maximum(variances, 0)), matmul(centred, axes)
 
 
 def from_basis(basis: Basis, theta: ClassWeights, bias: Bias) -> tuple[ClassWeights, Bias]:
@@ -117,11 +111,9 @@ def fit_regression(
       tol: the fit has converged if no entry of the gradient with respect to theta and bias exceeds it.
       max_steps: where to give up; `converged` then says so.
 
-    Returns:
-      A `Regression`.
+    Returns: a `Regression`.
 
-    Raises:
-      ImrError: if shapes do not fit, labels are out of range or l2 is negative.
+    Raises: ImrError if shapes do not fit, labels are out of range or l2 is negative.
 
     >>> import jax.numpy as jnp
     >>> fit = fit_regression(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]), 2, l2=0.1)
@@ -146,8 +138,7 @@ def _check(x, labels, num_classes, l2, where):
 
 @jax.jit(static_argnums=2)
 def _fit_regression(x, labels, num_classes, l2, where, tol, max_steps):
-    basis = principal_basis(x, _weights(x, where))
-    coordinates = to_basis(basis, x)
+    basis, coordinates = principal_basis(x, _weights(x, where))
     scale = preconditioner(basis, l2)
 
     def loss(params):
@@ -157,17 +148,15 @@ def _fit_regression(x, labels, num_classes, l2, where, tol, max_steps):
     optimizer = optax.lbfgs(memory_size=20)
     value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def gradient(state):
-        d_phi, d_bias = optax.tree.get(state, "grad")
-        return largest_gradient(basis, d_phi / scale[None, :], d_bias)
-
     def step(carry):
         params, state, count, _ = carry
         value, grad = value_and_grad(params, state=state)
         updates, state = optimizer.update(
             grad, state, params, value=value, grad=grad, value_fn=loss
         )
-        return optax.apply_updates(params, updates), state, count + 1, gradient(state)
+        d_phi, d_bias = optax.tree.get(state, "grad")
+        norm = largest_gradient(basis, d_phi / scale[None, :], d_bias)
+        return optax.apply_updates(params, updates), state, count + 1, norm
 
     def unfinished(carry):
         _, _, count, norm = carry
@@ -206,11 +195,9 @@ def fit_noisy_regression(
       tol: the fit has converged if no entry of the gradient, averaged over the last quarter of the
         steps, exceeds it.
 
-    Returns:
-      A `Regression`; its gradient is that average.
+    Returns: a `Regression`; its gradient is that average.
 
-    Raises:
-      ImrError: if shapes do not fit, labels are out of range, or l2 or noise is negative.
+    Raises: ImrError if shapes do not fit, labels are out of range, or l2 or noise is negative.
     """
     _check(x, labels, num_classes, l2, where)
     check_at_least("noise", noise, 0)
@@ -221,8 +208,7 @@ def fit_noisy_regression(
 @jax.jit(static_argnums=(7, 8))
 def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
     weights = _weights(x, where)
-    basis = principal_basis(x, weights)
-    coordinates = to_basis(basis, x)
+    basis, coordinates = principal_basis(x, weights)
     scale = preconditioner(basis, l2, noise)
     # In these coordinates the Hessian is at most 1, and so may the rate be.
     rate = optax.cosine_decay_schedule(1.0, num_steps)
@@ -230,7 +216,7 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
     # Classes come first and rows last: sums over few classes are then sums of long vectors.
     one_hot = jax.nn.one_hot(labels, num_classes, axis=0, dtype=x.dtype)
     n = x.shape[0]
-    late = num_steps - max(1, num_steps // 4)
+    last = max(1, num_steps // 4)
 
     def step(carry, count):
         (phi, bias), state, sums = carry
@@ -250,16 +236,15 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
         d_theta = d_theta + noise**2 * matmul(spread, theta) + 2 * l2 * theta
         d_bias = jnp.sum(difference, axis=1)
         updates, state = optimizer.update((d_theta * scale[None, :], d_bias), state)
-        sums = jax.tree.map(
-            lambda s, d: s + jnp.where(count >= late, d, 0), sums, (d_theta, d_bias)
-        )
+        late = count >= num_steps - last
+        sums = jax.tree.map(lambda s, d: s + jnp.where(late, d, 0), sums, (d_theta, d_bias))
         return (optax.apply_updates((phi, bias), updates), state, sums), None
 
     params = (jnp.zeros((num_classes, x.shape[1]), x.dtype), jnp.zeros(num_classes, x.dtype))
     start = (params, optimizer.init(params), params)
     result: Any = jax.lax.scan(step, start, jnp.arange(num_steps))
     (phi, bias), _, sums = result[0]
-    gradient = largest_gradient(basis, *(s / (num_steps - late) for s in sums))
+    gradient = largest_gradient(basis, *(s / last for s in sums))
     theta, bias = from_basis(basis, phi * scale[None, :], bias)
     return Regression(theta, bias, gradient, jnp.asarray(num_steps), gradient <= tol)
 

@@ -34,8 +34,7 @@ class Config(RunFlags):
     test_limit: int | None = None
     """Use the first so many test images."""
     models: tuple[str, ...] = ("attention", "mlp", "attention_mlp", "latent_attention", "flow")
-    """Which models beside multinomial regression; self_attention, self_attention_row and patch_mlp,
-    with the patches of an image as tokens, take minutes more."""
+    """Models beside multinomial regression; those with patches as tokens take minutes more."""
     iterations: Annotated[tuple[int, ...], at_least(0)] = (3,)
     """Trained depths: how many blocks the models are trained with."""
     extra_iterations: Annotated[int, at_least(0)] = 5
@@ -51,8 +50,7 @@ class Config(RunFlags):
     learning_rate: Annotated[float, above(0), below(1)] = 2e-3
     """Of Adam, at the start; it decays to 0 along a cosine."""
     l2: Annotated[tuple[float, ...], at_least(0)] = (1e-4,)
-    """Penalties on the sum of squares of theta, W1, W2 and the positions of patches; the models are
-    trained with each."""
+    """Penalties on the sums of squares of weights; the models are trained with each."""
     mlp_width: Annotated[int, at_least(1)] = 128
     """Hidden units of the MLP; an eighth of it for the MLP of a patch."""
     flow_steps: Annotated[int, at_least(1)] = 1
@@ -101,17 +99,13 @@ def check(config: Config) -> None:
 
 def shrink(config: Config) -> Config:
     """The smoke version: every part, as small as it goes; tighter limits of the user's stay."""
-
-    def least(value: int | None, limit: int) -> int:
-        return limit if value is None else min(value, limit)
-
+    limits = {"train_limit": 400, "test_limit": 100, "epochs": 60}
+    given = {name: getattr(config, name) for name in limits}
+    least = {n: limits[n] if v is None else min(v, limits[n]) for n, v in given.items()}
     return replace(
-        config, train_limit=least(config.train_limit, 400),
-        test_limit=least(config.test_limit, 100), epochs=least(config.epochs, 60),
-        checkpoint_every=1,
+        config, **least, checkpoint_every=1, extra_iterations=1, mlp_width=16, prototypes=2,
         iterations=tuple(sorted({min(depth, 2) for depth in config.iterations})),
-        extra_iterations=1, mlp_width=16, prototypes=2, penalties=(1e-3, 1e-2),
-        seeds=min(config.seeds, 2),
+        penalties=(1e-3, 1e-2), seeds=min(config.seeds, 2),
     )  # fmt: skip
 
 

@@ -28,21 +28,20 @@ def draw_strip(
 
 def draw_iterations(config: Config, run: RunFolder, results, data: ImageData) -> None:
     """Accuracy against the iteration of the read-out, one figure for each train noise."""
+    panels = [level_name(level) for level in config.test_noise]
     for noise in config.train_noise:
         lines = [
             {
-                "label": label(result), "mean": result.accuracy.mean(axis=0),
-                "std": deviations(result.accuracy), "trained": result.trained_iterations,
+                "label": label(r), "mean": r.accuracy.mean(axis=0), "trained": r.trained_iterations,
+                # 0 for one seed
+                "std": np.nan_to_num(np.apply_along_axis(std, 0, r.accuracy)),
             }
-            for result in results
-            if result.train_noise == noise
+            for r in results
+            if r.train_noise == noise
         ]  # fmt: skip
         title = f"{data.name}, trained with noise {noise:g}; marker: trained depth"
-        panels = [level_name(level) for level in config.test_noise]
         figure = plotting.accuracy_by_iteration(panels, lines, title=title)
-        arrays = {
-            f"{kind}_{i}": line[kind] for i, line in enumerate(lines) for kind in ("mean", "std")
-        }
+        arrays = {f"{k}_{i}": line[k] for i, line in enumerate(lines) for k in ("mean", "std")}
         names = np.array([line["label"] for line in lines])
         run.save_figure(f"accuracy_train_noise_{noise:g}", figure, labels=names, **arrays)
 
@@ -55,29 +54,26 @@ def draw_frontier(config: Config, run: RunFolder, results, curves, data: ImageDa
     clean = config.test_noise.index(0.0)
     drawn_curves = [
         {
-            "label": f"multinomial regression, train noise {curve.train_noise:g}, all penalties",
-            "clean": curve.accuracy[:, :, clean].mean(axis=1),
-            "noisy": curve.accuracy[:, :, levels].mean(axis=1).T,
+            "label": f"multinomial regression, train noise {noise:g}, all penalties",
+            "clean": accuracy[:, :, clean].mean(axis=1),
+            "noisy": accuracy[:, :, levels].mean(axis=1).T,
         }
-        for curve in curves
+        for noise, accuracy in curves.items()
     ]
-    drawn_points = []
-    for result in results:
-        at = result.at_depth
-        drawn_points.append(
-            {
-                "label": f"{label(result)}, train noise {result.train_noise:g}",
-                "colour": [REGRESSION, *MODELS].index(result.model),
-                "marker": [0, *config.iterations].index(result.trained_iterations),
-                "filled": result.train_noise > 0, "clean": at[:, clean].mean(),
-                "clean_std": np.nan_to_num(std(at[:, clean])), "noisy": at[:, levels].mean(axis=0),
-                "noisy_std": np.nan_to_num([std(at[:, i]) for i in levels]),
-            }
-        )  # fmt: skip
+    drawn_points = [
+        {
+            "label": f"{label(result)}, train noise {result.train_noise:g}",
+            "colour": [REGRESSION, *MODELS].index(result.model),
+            "marker": [0, *config.iterations].index(result.trained_iterations),
+            "filled": result.train_noise > 0, "clean": at[:, clean].mean(),
+            "clean_std": np.nan_to_num(std(at[:, clean])), "noisy": at[:, levels].mean(axis=0),
+            "noisy_std": np.nan_to_num([std(at[:, i]) for i in levels]),
+        }
+        for result, at in ((result, result.at_depth) for result in results)
+    ]  # fmt: skip
     panels = [level_name(config.test_noise[i]) for i in levels]
-    figure = plotting.frontier(
-        panels, drawn_curves, drawn_points, title=f"{data.name}: the frontier"
-    )
+    title = f"{data.name}: the frontier"
+    figure = plotting.frontier(panels, drawn_curves, drawn_points, title=title)
     run.save_figure(
         "frontier", figure, penalties=np.array(sorted(config.penalties)),
         labels=np.array([p["label"] for p in drawn_points]),
@@ -86,11 +82,6 @@ def draw_frontier(config: Config, run: RunFolder, results, curves, data: ImageDa
         points_clean=np.array([p["clean"] for p in drawn_points]),
         points_noisy=np.stack([p["noisy"] for p in drawn_points]),
     )  # fmt: skip
-
-
-def deviations(accuracy: np.ndarray) -> np.ndarray:
-    """Standard deviations over seeds, the first axis; 0 for one seed."""
-    return np.nan_to_num(np.apply_along_axis(std, 0, accuracy))
 
 
 def label(result) -> str:

@@ -36,13 +36,8 @@ class Schedule(NamedTuple):
 
     batch_size: int
     steps_per_epoch: int
-    epochs: int
     epochs_per_chunk: int
-
-    @property
-    def num_steps(self) -> int:
-        """Of the whole training."""
-        return self.epochs * self.steps_per_epoch
+    num_steps: int
 
 
 def schedule(config: Config, num_images: int) -> Schedule:
@@ -53,7 +48,7 @@ def schedule(config: Config, num_images: int) -> Schedule:
     epochs = config.epochs or max(at_least, min(40, at_most), 1)
     largest = min(-(-50 // steps), epochs)
     per_chunk = max(d for d in range(1, largest + 1) if epochs % d == 0)
-    return Schedule(batch_size, steps, epochs, per_chunk)
+    return Schedule(batch_size, steps, per_chunk, epochs * steps)
 
 
 def groups(config: Config) -> list[Group]:
@@ -83,16 +78,15 @@ def build(config: Config, name: str, depth: int, data: ImageData) -> Callable[..
 
 def train_model(config: Config, run: RunFolder, name: str, depth: int, model, arrays, keys):
     """Trains a model for every train noise, penalty and seed in one vmapped program."""
-    graph, n = graph_of(model), arrays[1].shape[0]
+    graph, n = graph_of(model), len(arrays[1])
     plan = schedule(config, n)
-
-    def order(key):
-        return train.epoch_of_batches(key, n, plan.batch_size)
+    chunk = plan.epochs_per_chunk * plan.steps_per_epoch
 
     def batches(data, key, step):
-        del step
-        orders = jax.vmap(order)(jax.random.split(key, plan.epochs_per_chunk))
-        return orders.reshape(plan.epochs_per_chunk * plan.steps_per_epoch, plan.batch_size)
+        del data, step
+        keys = jax.random.split(key, plan.epochs_per_chunk)
+        orders = jax.vmap(lambda key: train.epoch_of_batches(key, n, plan.batch_size))(keys)
+        return orders.reshape(chunk, plan.batch_size)
 
     def loss(params, hyper, data, rows, key):
         images, labels = data
@@ -118,10 +112,9 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
         data=arrays, num_steps=plan.num_steps,
     )  # fmt: skip
     holds = {"architecture": describe(model), "runs": runs, "net": name, "depth": depth}
-    chunks = max(1, config.checkpoint_every // plan.epochs_per_chunk)
     return train.fit_run(
         run, f"{name}-{depth}", training, holds={**holds, **config_dict(config)},
-        every=chunks * plan.epochs_per_chunk * plan.steps_per_epoch,
+        every=max(1, config.checkpoint_every // plan.epochs_per_chunk) * chunk,
         label=f"{name}, {depth} iterations",
         tags={"model": name, "trained_iterations": depth}, metrics=lines,
     )  # fmt: skip

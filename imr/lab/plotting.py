@@ -74,24 +74,25 @@ def iteration_strip(image: Any, states: Any, *, title: str = "", trained: int | 
             f"image must have shape (h, w) and states (L + 1, h, w); found {image.shape} and "
             f"{states.shape}."
         )
-    columns = len(states) + 1
+
+    # One picture a row, white lines between the images: an axis for each image would take seconds.
+    def join(images):
+        return np.hstack([np.pad(i, ((0, 0), (0, 1)), constant_values=np.nan) for i in images])
+
+    names = ["X", *(f"Z({l}){'*' if l == trained else ''}" for l in range(len(states)))]
     star = f"   (* trained depth {trained})" if trained is not None else ""
-    figure, axes = panels(2, columns, (1.25 * columns + 1.0, 3.2), title=title + star)
+    figure, axes = panels(2, 1, (1.25 * len(names) + 1.0, 3.2), title=title + star)
     low, high = min(0.0, states[0].min()), max(1.0, states[0].max())
     differences = states - states[0]
     bound = float(np.abs(differences).max()) or 1.0
-    axes[0, 0].set_title("X")
-    grey = axes[0, 0].imshow(image, cmap="gray", vmin=low, vmax=high)
-    axes[1, 0].set_visible(False)
-    for l, (state, difference) in enumerate(zip(states, differences, strict=True), 1):
-        axes[0, l].set_title(f"Z({l - 1}){'*' if l - 1 == trained else ''}")
-        axes[0, l].imshow(state, cmap="gray", vmin=low, vmax=high)
-        axes[1, l].set_title(f"Z({l - 1}) − Z(0)", fontsize=8)
-        change = axes[1, l].imshow(difference, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    features = axes[0, 0].imshow(join([image, *states]), cmap="gray", vmin=low, vmax=high)
+    blank = np.full(image.shape, np.nan)
+    changes = axes[1, 0].imshow(join([blank, *differences]), cmap="RdBu_r", vmin=-bound, vmax=bound)
+    figure.colorbar(features, ax=axes[0, 0], label="pixel")
+    figure.colorbar(changes, ax=axes[1, 0], label="Z(l) − Z(0)")
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    figure.colorbar(grey, ax=axes[0, :], label="pixel", shrink=0.9)
-    figure.colorbar(change, ax=axes[1, :], label="difference", shrink=0.9)
+        centres = (image.shape[1] + 1) * np.arange(len(names)) + (image.shape[1] - 1) / 2
+        axis.set(xticks=centres, xticklabels=names, yticks=[], frame_on=False)
     return figure
 
 
