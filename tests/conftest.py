@@ -57,10 +57,12 @@ class _EveryTest:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items):
-    """A test with the fixture `smoke`, a whole run of an experiment, is marked `acceptance`."""
+    """Whole runs of experiments, the fixture `smoke`, are `acceptance`; READMEs of folders `guides`."""
     for item in items:
         if "smoke" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.acceptance)
+        if item.path.name == "README.md" and item.path.parent != item.config.rootpath:
+            item.add_marker(pytest.mark.guides)
 
 
 def pytest_configure(config):

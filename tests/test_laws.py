@@ -315,7 +315,7 @@ def solved_reduced(loss, z, norm):
     return imr.solve_reduced(loss, z, t1=2.0, ts=TIMES, norm=norm, block=block, **TIGHT)
 
 
-@pytest.mark.parametrize("name", rows("query and key, coordinates", of=REDUCED))
+@pytest.mark.parametrize("name", rows(of=REDUCED))
 @settings(drawn, max_examples=2)
 @given(seeds, st.floats(0.5, 1.0))
 def test_the_reduced_flow_is_the_full_one(name, seed, beta):

@@ -145,6 +145,7 @@ class Distances(imr.Model):
         return targets.mv(self.centres) - z
 
 
+@pytest.mark.laws
 def test_a_model_of_ones_own_has_its_fields_and_its_reduced_flow():
     p = linear()
     shift = jnp.asarray(np.random.default_rng(4).normal(size=7))

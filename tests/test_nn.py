@@ -238,6 +238,7 @@ def test_a_path_of_theta_moves_the_flow():
     assert error(path.theta, -tied.theta) == 0
 
 
+@pytest.mark.laws
 def test_a_flow_that_fails_is_nan_and_says_so():
     z = 10 * linear(6, 5).z
     block = randomised(imr.nn.FlowBlock(5, 3, mlp_width=6, max_steps=1, rngs=nnx.Rngs(0)))
@@ -287,6 +288,7 @@ def patch_block(**options):
     )
 
 
+@pytest.mark.laws
 def test_patches_are_the_patches_of_the_image():
     image = jnp.arange(24.0).reshape(4, 6)
     block = patch_block()

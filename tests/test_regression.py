@@ -55,6 +55,7 @@ def p():
     return linear(50, 6, 4)
 
 
+@pytest.mark.laws
 def test_the_gradient_vanishes_at_the_optimum(p):
     fit = fit_regression(p.z, p.labels, 4, 0.01, tol=1e-9)
     gradient = jax.grad(objective, argnums=(0, 1))(fit.theta, fit.bias, p.z, p.labels, 0.01)

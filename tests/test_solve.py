@@ -111,6 +111,7 @@ def test_throw_cannot_be_kept_under_a_trace(kind, traced):
             assert (codes == imr.Result.STEP_LIMIT).all()
 
 
+@pytest.mark.laws
 def test_bad_values_under_a_trace_are_codes():
     p = linear()
     run = jax.jit(lambda z, t1, ts: imr.solve(field_of(p), z, t1=t1, ts=ts, max_steps=12))

@@ -278,6 +278,7 @@ def saved_nets(folder, untrained, **changes):
         checkpoints.save(1, moved, force=True)
 
 
+@pytest.mark.laws
 def test_the_nets_of_a_checkpoint_without_its_experiment(untrained, tmp_path):
     saved_nets(tmp_path, untrained)
     nets = read_nets(tmp_path)
