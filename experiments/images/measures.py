@@ -151,11 +151,13 @@ def measure_regression(config: Config, noise: float, arrays, test, keys, data: I
     best = int(np.argmin(losses))
 
     fits = fit_penalties(x, y, k, penalties, noise, keys[0], every)
-    chosen = [(fits.theta[best], fits.bias[best])] * len(keys)
-    if noise > 0:  # the optimum without noise is the same for all seeds
-        fit = jax.vmap(lambda key: fit_noisy_regression(key, x, y, k, penalties[best], noise))
-        theta, bias, *_ = jax.device_get(fit(jnp.stack(keys)))
-        chosen = list(zip(theta, bias, strict=True))
+    chosen = [(fits.theta[best], fits.bias[best])]
+    for key in keys[1:]:  # a loop, for a vmapped fit takes longer to compile and to run
+        if noise > 0:
+            fit = fit_noisy_regression(key, x, y, k, penalties[best], noise)
+            chosen.append((fit.theta, fit.bias))
+        else:  # the optimum without noise is the same for all seeds
+            chosen.append(chosen[0])
     scores = [
         regression_scores(
             np.stack([*fits.theta, theta]), np.stack([*fits.bias, bias]),
