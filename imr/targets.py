@@ -1,8 +1,6 @@
 r"""Targets C of a multinomial as operators: what they are is never expanded.
 
-`as_targets` is the one door: labels, distributions, sparse and low-rank matrices become a `Targets`
-with the products $C Y$ (`mv`), $C^T Y$ (`rmv`), $\langle C_i, N_i \rangle$ (`inner`) and checks.
-"""
+`as_targets` makes labels, distributions, sparse and low-rank matrices a `Targets` with products."""
 
 import abc
 from typing import Any
@@ -53,7 +51,6 @@ class Targets(Module):
 
     def invalid_rows(self, num_columns: int) -> Bool[Array, "n"] | None:
         """Rows whose values cannot be targets and could not be refused under a trace."""
-        del num_columns
         return None
 
 

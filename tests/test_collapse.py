@@ -96,6 +96,7 @@ def test_the_same_again_prints_the_results(smoke, capsys):
     assert captured.out == first.stdout
 
 
+@pytest.mark.laws
 def test_columns_of_zeros_stay_zero_and_change_nothing():
     config = Config(classes=3, dimensions=(2, 4), rows=2, seeds=1)
     z, theta = (a[0, 0] for a in starts(config))

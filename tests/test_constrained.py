@@ -79,6 +79,7 @@ def test_where_the_ansatz_is_silent():
     assert np.allclose(abs(active), 1)
 
 
+@pytest.mark.laws
 def test_the_row_normalised_variant():
     for process, factor in ((MESS3, 1.41), (HALF, 1.6)):
         v = np.asarray(constrained.token_vectors(process))

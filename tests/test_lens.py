@@ -523,6 +523,7 @@ def test_random_models_lie_inside_the_nulls_on_text():
     assert np.all(np.abs(score(np.stack(found.labels), null).z) < 4)
 
 
+@pytest.mark.laws
 def test_heads_without_weights_and_inputs_that_are_refused():
     weights = plant(1)
     weights["output"] = weights["output"].copy()

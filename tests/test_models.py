@@ -97,6 +97,7 @@ def test_other_precisions(dtype):
     assert imr.Linear(theta, beta=0.5)(z).dtype == dtype
 
 
+@pytest.mark.laws
 def test_the_two_operators_add_up_to_the_flow():
     p, (q, k) = linear(), projections()
     where = jnp.ones((7, 7), bool)

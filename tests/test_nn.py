@@ -89,6 +89,7 @@ def test_classifier_reads_out_with_the_theta_of_its_block(tied):
         assert error(model.trajectory(z, 7)[:5], trajectory) <= 1e-12
 
 
+@pytest.mark.laws
 def test_attention_alone_depends_on_the_logits_alone():
     """Depth without an MLP reaches nothing that the first logits do not hold."""
     p = linear(9, 6, 3)

@@ -46,6 +46,7 @@ def decay(t, z, args):
     return -z
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize(
     ("stages", "substep", "order", "depths"),
     [
