@@ -1,7 +1,8 @@
 """What is measured: accuracy at every iteration, and how far it lies beyond regression's frontier."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import jax
@@ -60,23 +61,30 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
     test = jax.device_put((data.test_images, data.test_labels))
     keys = [jax.random.key(config.seed + s) for s in range(config.seeds)]
 
-    results, curves, selection = [], {}, []
-    for noise in config.train_noise:
-        result, curve, rows = measure_regression(config, noise, arrays, test, keys, data)
-        results.append(result)
-        curves[noise] = curve
-        selection += rows
-        say(row_words(config, result))
-    for name, depth in product(config.models, config.iterations):
-        model = build(config, name, depth, data)
-        states = train_model(config, run, name, depth, model, arrays, keys)
-        new, states_of_image = measure_model(config, name, depth, model, states, data, test, keys)
-        results += new
-        for result in new:
-            say(row_words(config, result))
-        path = figures.draw_strip(config, run, name, depth, states_of_image, data)
-        say(f"figure: {path}")
-    return Results(data, results, curves, selection)
+    def regress(noise):
+        with jax.enable_x64(False):  # a setting of each thread
+            found = measure_regression(config, noise, arrays, test, keys, data)
+        say(row_words(config, found[0]))
+        return found
+
+    results = []
+    # Regression keeps one core busy and training little more: side by side they take the time of one.
+    with ThreadPoolExecutor(1) as pool:
+        regressions = [pool.submit(regress, noise) for noise in config.train_noise]
+        for name, depth in product(config.models, config.iterations):
+            model = build(config, name, depth, data)
+            states = train_model(config, run, name, depth, model, arrays, keys)
+            new, states_of_image = measure_model(
+                config, name, depth, model, states, data, test, keys
+            )
+            results += new
+            for result in new:
+                say(row_words(config, result))
+            path = figures.draw_strip(config, run, name, depth, states_of_image, data)
+            say(f"figure: {path}")
+    of_noise, of_curves, of_rows = zip(*(one.result() for one in regressions), strict=True)
+    curves = dict(zip(config.train_noise, of_curves, strict=True))
+    return Results(data, [*of_noise, *results], curves, [*chain(*of_rows)])
 
 
 def plan_words(config: Config, data: ImageData) -> str:

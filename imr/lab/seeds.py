@@ -15,7 +15,7 @@ def std(values: Any) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-def plus_minus(mean: float, spread: float, form: str = ".3f") -> str:
+def plus_minus(mean: float | np.floating, spread: float | np.floating, form: str = ".3f") -> str:
     """A mean and a standard deviation in one cell; the mean alone if there is no spread.
 
     >>> plus_minus(0.5, 0.25, ".1f"), plus_minus(0.5, float("nan"))
