@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -21,18 +20,6 @@ from imr.lab.console import say
 
 VARIABLE = "IMR_COMPILATION_CACHE"
 LARGEST = 2**30  # bytes; a run of the experiments leaves 5 to 30 MB
-
-
-def compile_quickly() -> None:
-    """Lowers LLVM's effort if programs run on CPUs; call it before anything is computed.
-
-    XLA itself makes the vector code of CPU programs. LLVM's higher levels then take half of the time of
-    compilation, and programs of the lower level are as fast. A user's own XLA_FLAGS stay as they are.
-    """
-    plugins = [name for name in ("jax_plugins", "libtpu") if find_spec(name)]
-    if "XLA_FLAGS" in os.environ or (plugins and os.environ.get("JAX_PLATFORMS") != "cpu"):
-        return
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
 
 
 def cache_folder() -> Path | None:

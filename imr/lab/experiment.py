@@ -11,7 +11,7 @@ from typing import Any, Generic
 import jax
 
 from imr.errors import ImrError
-from imr.lab.cache import compilation_cache, compile_quickly
+from imr.lab.cache import compilation_cache
 from imr.lab.console import optional_package, say
 from imr.lab.flags import C, check_bounds, resolve_paths
 from imr.lab.folder import RunFolder, open_run
@@ -48,7 +48,6 @@ class Experiment(Generic[C]):
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Runs the experiment from the command line, which may be that of one of several processes."""
-        compile_quickly()
         return run_main(self.run, self.config, argv, description=self.question)
 
     def run(self, config: C) -> int:
