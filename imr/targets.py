@@ -58,8 +58,7 @@ class LabelTargets(Targets):
     """One-hot rows, given by the column of the one in each: labels, or pointers to tokens.
 
     Attributes:
-      columns: integers, shape (n,). A column out of range is refused where it is concrete; under
-        a trace its row becomes NaN.
+      columns: integers, shape (n,); under a trace the row of one out of range becomes NaN.
     """
 
     columns: Int[Array, "n"]
@@ -114,11 +113,7 @@ class LabelTargets(Targets):
 
 
 class DenseTargets(Targets):
-    """Distributions as a dense matrix.
-
-    Attributes:
-      matrix: C, shape (n, m).
-    """
+    """Distributions as a dense matrix C, shape (n, m)."""
 
     matrix: Float[Array, "n m"]
 
@@ -145,20 +140,11 @@ class DenseTargets(Targets):
         wide = np.asarray(self.matrix, np.promote_types(np.float32, dtype))
         _check_rows(wide.min(axis=1, initial=np.inf), wide.sum(axis=1), dtype, shape[1])
         if where is not None and is_concrete(where):
-            hidden = np.where(np.asarray(where), 0, wide).sum(axis=1) > 0
-            if hidden.any():
-                raise ImrError(
-                    f"targets puts weight on entries that where excludes in row "
-                    f"{int(np.argmax(hidden))}: its loss would be infinite. Change one of them."
-                )
+            _check_hidden(np.flatnonzero(np.where(np.asarray(where), 0, wide).sum(axis=1) > 0))
 
 
 class SparseTargets(Targets):
-    """Distributions as a sparse matrix.
-
-    Attributes:
-      matrix: C, shape (n, m), a BCOO of jax.experimental.sparse.
-    """
+    """Distributions as a sparse matrix C, shape (n, m): a BCOO of jax.experimental.sparse."""
 
     matrix: BCOO
 
@@ -181,8 +167,11 @@ class SparseTargets(Targets):
         return start.at[rows].add(data * logits[rows, columns])
 
     def check(self, shape, where=None):
-        del where
         _check_shape(self.matrix.shape, shape)
+        if where is not None and is_concrete(where, self.matrix):
+            rows, columns = np.asarray(self.matrix.indices).T
+            seen = np.asarray(where)[rows, columns] | (np.asarray(self.matrix.data) <= 0)
+            _check_hidden(rows[~seen])
         ones = jnp.ones((shape[1], 1), self.matrix.dtype)
         least = jnp.broadcast_to(jnp.min(self.matrix.data, initial=0), (shape[0],))
         _check_rows(least, self.mv(ones)[:, 0], self.matrix.dtype, shape[1])
@@ -211,8 +200,10 @@ class LowRankTargets(Targets):
         return jnp.sum(self.left.astype(logits.dtype) * weighted, axis=1)
 
     def check(self, shape, where=None):
-        del where
         _check_shape((self.left.shape[0], self.right.shape[0]), shape)
+        if where is not None and is_concrete(where, self.left, self.right):
+            weight = np.asarray(self.left) * (~np.asarray(where) @ np.asarray(self.right))
+            _check_hidden(np.flatnonzero(weight.sum(axis=1) > 0))
         row_sums = matmul(self.left, self.right.sum(axis=0)[:, None])[:, 0]
         least = jnp.minimum(self.left.min(axis=1), self.right.min())
         _check_rows(least, row_sums, self.left.dtype, shape[1])
@@ -226,8 +217,7 @@ def as_targets(x: Any, *, square: bool = False) -> Targets:
         `same_class_targets`, `pointers` or this function returns.
       square: whether the model's logits have a column for each row, so that bare labels could mean
         two things.
-    Returns: A `Targets`. Labels are cast to int32: a narrower integer type would wrap where it is
-      compared with a number of columns that it cannot hold.
+    Returns: A `Targets`. Labels are cast to int32, for a narrower type wraps beside a large number.
     Raises: ImrError if x is of no such kind, or holds bare labels for a square model.
 
     >>> import jax.numpy as jnp
@@ -239,7 +229,8 @@ def as_targets(x: Any, *, square: bool = False) -> Targets:
     if isinstance(x, BCOO):
         return SparseTargets(x)
     try:
-        x = jnp.asarray(x)
+        with out_of_traces(x):
+            x = jnp.asarray(x)
     except (TypeError, ValueError):
         raise ImrError(
             f"targets must be integer labels, shape (n,), or distributions, shape (n, m); found {x!r}."
@@ -331,6 +322,15 @@ def _check_shape(targets: tuple[int, ...], logits: tuple[int, ...]) -> None:
         raise ImrError(
             f"targets must be labels, shape ({logits[0]},), or distributions, shape {tuple(logits)} as "
             f"the logits; found shape {tuple(targets)}."
+        )
+
+
+def _check_hidden(rows: np.ndarray) -> None:
+    """Refuses targets with weight on excluded entries, if there are such rows."""
+    if rows.size:
+        raise ImrError(
+            f"targets puts weight on entries that where excludes in row {rows[0]}: its loss would be "
+            "infinite. Change one of them."
         )
 
 

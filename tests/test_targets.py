@@ -114,3 +114,17 @@ class TestErrors:
         doubled = jax.tree.map(lambda x: 2 * x if x.dtype.kind == "f" else x, targets)
         with pytest.raises(imr.ImrError, match=r"must be distributions.*row 0"):
             doubled.check(CASES[kind][2].shape)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "low rank"])
+def test_weight_on_masked_entries_is_refused(kind):
+    x, _, dense = CASES[kind]
+    where = np.ones(dense.shape, bool)
+    where[1, np.argmax(dense[1])] = False
+    with pytest.raises(imr.ImrError, match="weight on entries that where excludes in row 1"):
+        imr.cross_entropy(jnp.zeros(dense.shape), x, jnp.asarray(where))
+
+
+def test_concrete_targets_are_checked_inside_a_trace():
+    with pytest.raises(imr.ImrError, match="must be distributions"):
+        jax.jit(lambda z: imr.cross_entropy(z, np.ones((2, 3))))(jnp.zeros((2, 3)))

@@ -69,7 +69,8 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
 
     results = []
     # Regression keeps one core busy and training little more: side by side they take the time of one.
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         regressions = [pool.submit(regress, noise) for noise in config.train_noise]
         for name, depth in product(config.models, config.iterations):
             model = build(config, name, depth, data)
@@ -82,7 +83,9 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
                 say(row_words(config, result))
             path = figures.draw_strip(config, run, name, depth, states_of_image, data)
             say(f"figure: {path}")
-    of_noise, of_curves, of_rows = zip(*(one.result() for one in regressions), strict=True)
+        of_noise, of_curves, of_rows = zip(*(one.result() for one in regressions), strict=True)
+    finally:  # a run that is stopped waits for the fit at hand alone
+        pool.shutdown(wait=False, cancel_futures=True)
     curves = dict(zip(config.train_noise, of_curves, strict=True))
     return Results(data, [*of_noise, *results], curves, [*chain(*of_rows)])
 

@@ -136,8 +136,8 @@ def _checked_span(loss: Any) -> Array:
     vectors = model.span() if isinstance(model, SpanModel) else None
     if vectors is None:
         raise ImrError(
-            f"{type(model).__name__} has no span that its flow stays in. Solve its field with imr.solve, "
-            "or make it a subclass of imr.models.RowModel or SpanModel with a method span()."
+            f"{type(model).__name__} has no span smaller than the feature space, or does not know it. "
+            "Solve its field with imr.solve, or make it a subclass of imr.models.RowModel or SpanModel."
         )
     return vectors
 

@@ -225,6 +225,8 @@ def class_parameters(
 
 def as_beta(beta: ScalarLike, like: Array) -> Scalar:
     """The inverse temperature as an array of the precision of the parameters, float32 or wider."""
+    check_rank("beta", beta, 0, "()")
+    check_finite("beta", beta)
     check_positive("beta", beta)
     return jnp.asarray(beta, jnp.promote_types(like.dtype, jnp.float32))
 

@@ -70,7 +70,9 @@ class Quadratic(SpanModel):
         >>> Quadratic.full(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.eye(2)).tolist()
         [[1.0, 2.0], [3.0, 4.0]]
         """
+        theta = jnp.asarray(theta)
         check_rank("theta", theta, 2, "(f, f)")
+        check_finite("theta", theta)
         if theta.shape[0] != theta.shape[1]:
             raise ImrError(f"theta must have shape (f, f); found shape {theta.shape}.")
         return _Full(theta, beta)
