@@ -410,3 +410,11 @@ class TestErrors:
             imr.solve_reduced(loss_of(p, anchor=(1.0, p.z[:2])), p.z, t1=1.0)
         with pytest.raises(imr.ImrError, match="degree must be an integer of at least 1; found 0"):
             imr.Polynomial(p.theta, 0)
+
+
+def test_a_steady_state_checks_what_a_solve_does():
+    field = imr.closed_field(imr.feature_loss(imr.Linear(jnp.eye(2)), jnp.array([5])))
+    with pytest.raises(imr.ImrError, match=r"0 to 1; found targets\[0\] = 5"):
+        imr.solve_to_steady_state(field, jnp.zeros((1, 2)))
+    with pytest.raises(imr.ImrError, match="field must return the shapes of z0"):
+        imr.solve_to_steady_state(lambda t, z, args: -z.sum(), jnp.zeros((2, 2)))

@@ -112,7 +112,7 @@ def solve(
     check_times(t0, t1, ts)
     check_finite("z0", z0)
     parts = as_fields(field)
-    _check_shapes(parts, t0, z0, args, loss)
+    check_shapes(parts, t0, z0, args, loss)
     if isinstance(parts, tuple):
         if dt0 is None:
             raise ImrError("several fields are split in constant steps: give their size, dt0.")
@@ -138,7 +138,7 @@ def as_fields(field: Field | Sequence[Field]) -> Any:
     return as_pytree(field) if callable(field) else tuple(map(as_pytree, check_fields(field)))
 
 
-def _check_shapes(field: Any, t0: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
+def check_shapes(field: Any, t0: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
     """Demands what field and loss must give, from shapes alone: nothing is computed.
 
     What they hold, targets among it, is concrete here and checked by their own; in the compiled

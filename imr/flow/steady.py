@@ -12,7 +12,7 @@ from imr._module import as_pytree
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
 from imr.flow.integrate import Path, integrate
-from imr.flow.solve import Flow, checked, measured
+from imr.flow.solve import Flow, check_shapes, checked, measured
 
 
 def solve_to_steady_state(
@@ -60,6 +60,7 @@ def solve_to_steady_state(
     if not callable(field):
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
     field = as_pytree(field)
+    check_shapes(field, 0.0, z0, args, loss)
     path = _steady_state(field, z0, args, solver, rtol, atol, max_steps)
     flow = measured(field, path, args, loss, saved=False)
     return checked(flow, throw)
