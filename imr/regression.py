@@ -223,12 +223,11 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
         theta = phi * scale[None, :]
         variances, axes = jnp.linalg.eigh(matmul(theta, theta.T))
         root = axes * jnp.sqrt(jnp.maximum(variances, 0))[None, :]
-        draws = _normal_draws(jax.random.fold_in(key, count), num_classes, n, x.dtype)
-        shift = matmul(root, draws.reshape(num_classes, -1)).reshape(draws.shape)
+        shift = _normal_shifts(jax.random.fold_in(key, count), root, n)
         logits = matmul(theta, coordinates.T) + bias[:, None]
         p = jax.nn.softmax(widen(logits[:, None, :] + noise * shift), axis=0).astype(x.dtype)
         weighted = p * weights[None, None, :] / p.shape[1]
-        second = jnp.einsum("irn,jrn->ij", weighted, p, precision="highest")
+        second = matmul(weighted.reshape(num_classes, -1), p.reshape(num_classes, -1).T)
         weighted = jnp.sum(weighted, axis=1)
         spread = jnp.diag(jnp.sum(weighted, axis=1)) - second
         difference = weighted - one_hot * weights[None, :]
@@ -249,18 +248,20 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
     return Regression(theta, bias, gradient, jnp.asarray(num_steps), gradient <= tol)
 
 
-def _normal_draws(key, k: int, n: int, dtype) -> Float[Array, "k r n"]:
-    """Standard normal vectors of length k, several for each of n rows: about 8,192 in all.
+def _normal_shifts(key, root, n: int) -> Float[Array, "k r n"]:
+    """root times standard normal vectors of length k, several for each of n rows: about 8,192 in all.
 
     Drawing normals costs more than the rest of a step. So each vector serves with both signs and with
     its entries rotated: these are standard normal too, different rotations are uncorrelated, and in
-    the mean of both signs the odd terms of the error vanish.
+    the mean of both signs the odd terms of the error vanish. Rotating the columns of root the other
+    way does the same, and moves less.
     """
-    count = -(-8192 // n)
+    k, count = len(root), -(-8192 // n)
     rotations = min(k, -(-count // 2))
     sets = -(-count // (2 * rotations))
-    draws = jnp.moveaxis(jax.random.normal(key, (sets, n, k), dtype), 2, 0)
+    draws = jnp.moveaxis(jax.random.normal(key, (sets, n, k), root.dtype), 2, 0).reshape(k, -1)
     if count == 1:
-        return draws
-    draws = jnp.concatenate([jnp.roll(draws, j, axis=0) for j in range(rotations)], axis=1)
-    return jnp.concatenate([draws, -draws], axis=1)
+        return matmul(root, draws)[:, None, :]
+    roots = jnp.stack([jnp.roll(root, -j, axis=1) for j in range(rotations)], axis=1)
+    shifts = matmul(roots.reshape(-1, k), draws).reshape(k, rotations * sets, n)
+    return jnp.concatenate([shifts, -shifts], axis=1)

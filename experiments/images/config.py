@@ -75,8 +75,9 @@ class Config(RunFlags):
     """Share of the training images held back for that choice."""
     seeds: Annotated[int, at_least(1)] = 5
     """Training runs of each model, vmapped: one program, one compilation."""
-    checkpoint_every: Annotated[int, at_least(1)] = 10
-    """Epochs between checkpoints; rounded to what one dispatch trains, about 50 steps."""
+    checkpoint_every: Annotated[int | None, at_least(1)] = None
+    """Epochs between checkpoints, a quarter of the training by default; rounded to what one dispatch
+    trains, about 50 steps."""
 
 
 def check(config: Config) -> None:

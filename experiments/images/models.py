@@ -104,6 +104,7 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
         {"noise": group.train_noise, "l2": group.l2, "seed": config.seed + seed}
         for group, seed in product(groups(config), range(config.seeds))
     ]
+    epochs = config.checkpoint_every or -(-plan.num_steps // plan.steps_per_epoch // 4)
     training = train.Training(
         initialiser(model), loss, batches,
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, plan.num_steps)),
@@ -114,7 +115,7 @@ def train_model(config: Config, run: RunFolder, name: str, depth: int, model, ar
     holds = {"architecture": describe(model), "runs": runs, "net": name, "depth": depth}
     return train.fit_run(
         run, f"{name}-{depth}", training, holds={**holds, **config_dict(config)},
-        every=max(1, config.checkpoint_every // plan.epochs_per_chunk) * chunk,
+        every=max(1, epochs // plan.epochs_per_chunk) * chunk,
         label=f"{name}, {depth} iterations",
         tags={"model": name, "trained_iterations": depth}, metrics=lines,
     )  # fmt: skip
