@@ -78,9 +78,10 @@ class LabelTargets(Targets):
 
     def minus(self, p):
         """1 - p of the label is taken as the sum of the others: late in a flow 1 - p has no digits."""
-        own = self.columns[None, :] == jnp.arange(p.shape[0])[:, None]
-        others = jnp.where(self.invalid_rows(p.shape[0])[None], jnp.nan, jnp.where(own, 0, p))
-        return jnp.where(own, others.sum(axis=0, keepdims=True), 0) - others
+        own, out = self.columns[None, :] == jnp.arange(len(p))[:, None], self.invalid_rows(len(p))
+        others = jnp.where(own, 0, p)
+        rest = jnp.where(out, jnp.nan, others.sum(axis=0))  # a pass less than NaN in the others
+        return jnp.where(own | out[None], rest[None], 0) - others
 
     def invalid_rows(self, num_columns):
         return (self.columns < 0) | (self.columns >= num_columns)
@@ -163,8 +164,7 @@ class SparseTargets(Targets):
 
     def inner(self, logits):
         rows, columns, data = self._entries(logits.dtype)
-        start = jnp.zeros(logits.shape[0], logits.dtype)
-        return start.at[rows].add(data * logits[rows, columns])
+        return jnp.zeros(len(logits), logits.dtype).at[rows].add(data * logits[rows, columns])
 
     def check(self, shape, where=None):
         _check_shape(self.matrix.shape, shape)
