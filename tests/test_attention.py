@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,21 @@ def check_all(ways, symmetric, masked, tolerance):
     expected, *actual = everything(q, k, where)
     for way, each in zip(ways[1:], actual, strict=True):
         assert relative(each, expected) < tolerance, way
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize(("r", "n", "m"), [(5, 150, 70), (16, 64, 128)])
+def test_the_kernel_of_a_gpu_is_the_whole_matrix(r, n, m):
+    """Its program, interpreted: what a GPU makes of it was measured on one."""
+    from imr.attention.kernel import kernel_products
+
+    random = np.random.default_rng(0)
+    q, k = (2 * random.normal(size=(size, r)) for size in (n, m))
+    p = np.exp(0.7 * q @ k.T)
+    p /= p.sum(axis=1, keepdims=True)
+    scaled, *sides = (jnp.asarray(x.T, jnp.float32) for x in (0.7 * q, q, k))
+    kernel = jax.jit(partial(kernel_products, columns=True, interpret=True))
+    assert relative(kernel(scaled, *sides), ((p @ k).T, (p.T @ q).T)) < 3e-6
 
 
 @pytest.mark.laws

@@ -22,7 +22,6 @@ from imr.parallel.mesh import pad_axis, padding
 
 # On an H200, of 11 shapes and numbers of warps: 14 ms for 65,536 tokens of rank 16, others 14 to 30.
 _BLOCK, _WARPS = 64, 4
-WIDEST = 128  # columns of a query that are held at once
 # Three products of the tensor cores, as exact as float32 itself: 1e-6 of the largest entry of P K.
 _PRECISION = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
@@ -34,7 +33,7 @@ def kernel_products(
     r"""$(P K)^T$ and $(P^T Q)^T$ for $P = softmax(S^T K)$ in float32, S being beta Q.
 
     Args:
-      scaled, q, k: S, Q and K on their side, of at most 128 rows.
+      scaled, q, k: S, Q and K on their side, of at most 32 rows.
       columns: whether the second product is computed; None stands in its place otherwise.
       interpret: run the kernel's program without a GPU, slowly, as a test does.
     """
@@ -59,7 +58,7 @@ def kernel_products(
     s, keys = upright(scaled * math.log2(math.e)), upright(k)  # a GPU's exponential is that of 2
     length = jax.ShapeDtypeStruct(s.shape[:1], s.dtype)
     rows, logs = call(
-        partial(_rows, num_keys=m, dot=dot), grid=len(s) // _BLOCK, in_specs=[block, whole(keys)],
+        partial(_rows, num_keys=m, dot=dot), grid=(len(s) // _BLOCK,), in_specs=[block, whole(keys)],
         out_specs=[block, of_rows], out_shape=[s, length],
     )(s, keys)  # fmt: skip
     rows = rows[:n, :r].T
@@ -68,7 +67,7 @@ def kernel_products(
     logs = jnp.where(jnp.arange(len(s)) < n, logs, jnp.inf)  # queries that fill up have no weight
     queries = upright(q)
     cols = call(
-        partial(_columns, dot=dot), grid=len(keys) // _BLOCK,
+        partial(_columns, dot=dot), grid=(len(keys) // _BLOCK,),
         in_specs=[block, whole(s), whole(queries), whole(logs)], out_specs=block, out_shape=keys,
     )(keys, s, queries, logs)  # fmt: skip
     return rows, cols[:m, :r].T
