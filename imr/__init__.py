@@ -60,7 +60,7 @@ from imr.targets import same_class_targets as same_class_targets
 __version__ = "0.1.0"
 
 SUBMODULES = (
-    "attention", "beliefs", "constrained", "flow", "lab", "lens", "metrics", "models", "nn",
+    "attention", "beliefs", "constrained", "context", "flow", "lab", "lens", "metrics", "models", "nn",
     "parallel", "processes", "regression", "splitting", "targets",
 )  # fmt: skip
 

@@ -23,7 +23,8 @@ FLOORS = (
     ("models",),
     ("losses",),
     ("regression", "beliefs", "constrained", "flow"),
-    ("splitting", "nn"),
+    ("splitting", "context"),
+    ("nn",),
     ("lab", "metrics"),
     ("lens",),
 )

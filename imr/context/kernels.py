@@ -1,0 +1,254 @@
+r"""Kernels K between the tokens of a context, as operators: what is large is never held."""
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from imr._checks import (
+    check_at_least,
+    check_axis,
+    check_count,
+    check_features,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_rank,
+    is_concrete,
+)
+from imr._module import Module
+from imr._numerics import matmul
+from imr._typing import Features, Rows, Scalar, ScalarLike
+from imr.errors import ImrError
+
+_LARGEST_CHECKED = 2048  # rows of a dense kernel whose eigenvalues are computed to check it
+
+
+class Kernel(Module):
+    """A symmetric, positive semi-definite matrix K, shape (n, n), by its products."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """n."""
+
+    @abc.abstractmethod
+    def mv(self, y: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """$K Y$."""
+
+    def matrix(self) -> Float[Array, "n n"]:
+        """K itself."""
+        return self.mv(jnp.eye(self.size))
+
+
+class DenseKernel(Kernel):
+    """A kernel held as a matrix."""
+
+    values: Float[Array, "n n"]
+
+    @property
+    def size(self):
+        return self.values.shape[0]
+
+    def mv(self, y):
+        return matmul(self.values.astype(y.dtype), y)
+
+    def matrix(self):
+        return self.values
+
+
+class FactorKernel(Kernel):
+    """$K = X X^T$ by its factor X, shape (n, r)."""
+
+    factor: Float[Array, "n r"]
+
+    @property
+    def size(self):
+        return self.factor.shape[0]
+
+    def mv(self, y):
+        factor = self.factor.astype(y.dtype)
+        return matmul(factor, matmul(factor.T, y))
+
+
+class ExponentialKernel(Kernel):
+    r"""$K_{ij} = \exp(\beta x_i \cdot x_j)$, or $\exp(-\beta |x_i - x_j|^2 / 2)$, some rows at a time."""
+
+    x: Features
+    beta: Scalar
+    distance: bool
+    block: int
+
+    @property
+    def size(self):
+        return self.x.shape[0]
+
+    def mv(self, y):
+        x = self.x.astype(y.dtype)
+        squares = jnp.sum(x**2, axis=1)
+
+        @jax.checkpoint
+        def row(pair):
+            of_row, square = pair
+            logits = matmul(x, of_row)
+            if self.distance:
+                logits = logits - 0.5 * (squares + square)
+            return matmul(jnp.exp(self.beta.astype(x.dtype) * logits), y)
+
+        return jax.lax.map(row, (x, squares), batch_size=self.block)
+
+
+def as_kernel(kernel: Any, num_tokens: int | None = None) -> Kernel:
+    """A kernel as an operator.
+
+    Args:
+      kernel: K, shape (n, n), symmetric and positive semi-definite; or what a function of
+        `imr.context` returns.
+      num_tokens: n, to be checked.
+    Returns: A `Kernel`.
+    Raises: ImrError if it is no such matrix, by how much where values are concrete (eigenvalues up
+      to 2,048 rows), or has another number of tokens.
+
+    >>> import jax.numpy as jnp
+    >>> as_kernel(jnp.eye(2)).mv(jnp.ones((2, 1))).tolist()
+    [[1.0], [1.0]]
+    """
+    if not isinstance(kernel, Kernel):
+        kernel = jnp.asarray(kernel)
+        check_rank("kernel", kernel, 2, "(n, n)")
+        check_floating("kernel", kernel)
+        check_finite("kernel", kernel)
+        if kernel.shape[0] != kernel.shape[1]:
+            raise ImrError(
+                f"kernel must be square, (n, n); found shape {kernel.shape}. The kernel of features x "
+                "(n, p) is imr.context.linear_kernel(x)."
+            )
+        if is_concrete(kernel):
+            _check_kernel(np.asarray(kernel))
+        kernel = DenseKernel(kernel)
+    if num_tokens is not None:
+        check_axis("kernel", kernel.size, "the context", num_tokens, "tokens")
+    return kernel
+
+
+def _check_kernel(k: np.ndarray) -> None:
+    scale, eps = np.abs(k).max(initial=0.0), np.finfo(k.dtype).eps
+    apart = np.abs(k - k.T).max(initial=0.0)
+    if apart > 100 * eps * scale:
+        raise ImrError(
+            f"kernel must be symmetric; found entries that differ by {apart:.3g} from their mirror "
+            f"images, of at most {scale:.3g}."
+        )
+    if 0 < len(k) <= _LARGEST_CHECKED:
+        least = np.linalg.eigvalsh(k)[0]
+        if least < -100 * len(k) * eps * scale:
+            raise ImrError(
+                f"kernel must be positive semi-definite; found the eigenvalue {least:.3g}, with "
+                f"entries of at most {scale:.3g}."
+            )
+
+
+def linear_kernel(x: Features) -> FactorKernel:
+    r"""$K = X X^T$, never held.
+
+    Args:
+      x: covariates, shape (n, p).
+    Returns: A `Kernel`.
+    Raises: ImrError if x is no floating (n, p) or not finite.
+
+    >>> import jax.numpy as jnp
+    >>> linear_kernel(jnp.array([[1.0], [2.0]])).matrix().tolist()
+    [[1.0, 2.0], [2.0, 4.0]]
+    """
+    check_features(x)
+    check_finite("x", x)
+    return FactorKernel(x)
+
+
+def exponential_kernel(
+    x: Features, beta: ScalarLike = 1.0, *, distance: bool = False, block: int = 1024
+) -> ExponentialKernel:
+    r"""$K_{ij} = \exp(\beta x_i \cdot x_j)$, the kernel of softmax attention before its normalisation.
+
+    Args:
+      x: covariates, shape (n, p).
+      beta: inverse temperature, positive.
+      distance: whether K is $\exp(-\beta |x_i - x_j|^2 / 2)$, which no covariates make overflow.
+      block: rows of K that are held at a time.
+    Returns: A `Kernel`; `matrix()` holds all of it.
+    Raises: ImrError if x is no floating (n, p) or not finite, or beta is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> exponential_kernel(jnp.array([[0.0], [1.0]])).matrix().round(2).tolist()
+    [[1.0, 1.0], [1.0, 2.72]]
+    """
+    check_features(x)
+    check_finite("x", x)
+    check_rank("beta", beta, 0, "()")
+    check_positive("beta", beta)
+    check_count("block", block)
+    return ExponentialKernel(x, jnp.asarray(beta, x.dtype), distance, block)
+
+
+class NormalisedKernel(NamedTuple):
+    """$K_{ij} / (d_i d_j)$ and its density weights d, shape (n,)."""
+
+    kernel: DenseKernel
+    weights: Rows
+
+
+def normalised_kernel(
+    kernel: Any, labelled: Bool[Array | np.ndarray, "n"] | None = None
+) -> NormalisedKernel:
+    r"""What makes softmax attention over examples a gradient flow.
+
+    With $d_i = \sum_{j \, labelled} K_{ij}$, attention with the weights $K_{ij} / d_i$ is the flow of
+    the weighted loss $\sum_j d_j CE_j$ in the kernel $K_{ij} / (d_i d_j)$. Of the plain loss it is not:
+    that may rise.
+
+    Args:
+      kernel: as `as_kernel` takes it, of non-negative entries.
+      labelled: which tokens are examples, shape (n,); by default all.
+    Returns: The kernel, and the weights for `context_field(..., weights=)`.
+    Raises: ImrError if the kernel is none, or a token has no weight at all.
+
+    >>> import jax.numpy as jnp
+    >>> normalised = normalised_kernel(exponential_kernel(jnp.zeros((2, 1))))
+    >>> normalised.weights.tolist(), normalised.kernel.matrix().tolist()
+    ([2.0, 2.0], [[0.25, 0.25], [0.25, 0.25]])
+    """
+    k = as_kernel(kernel).matrix()
+    check_at_least("kernel", k, 0)
+    density = k.sum(axis=1) if labelled is None else jnp.where(labelled[None, :], k, 0).sum(axis=1)
+    check_positive("the sum of each row of kernel over labelled tokens", density)
+    return NormalisedKernel(DenseKernel(k / (density[:, None] * density[None, :])), density)
+
+
+def diffusion_kernel(kernel: Any, share: ScalarLike = 0.9) -> DenseKernel:
+    r"""$(I - a S)^{-1}$, $S = D^{-1/2} K D^{-1/2}$: labels go along paths of similar tokens.
+
+    Args:
+      kernel: as `as_kernel` takes it, of non-negative entries.
+      share: a, at least 0 and below 1, what each token passes on.
+    Returns: A `Kernel` over all tokens, unlabelled ones among them.
+    Raises: ImrError if the kernel is none or share lies outside of [0, 1).
+
+    Reference: Zhou et al., Learning with local and global consistency, NeurIPS 2003.
+
+    >>> import jax.numpy as jnp
+    >>> diffusion_kernel(jnp.eye(2), 0.5).matrix().tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+    k = as_kernel(kernel).matrix()
+    check_at_least("kernel", k, 0)
+    check_at_least("share", share, 0)
+    if is_concrete(share) and not np.all(np.asarray(share) < 1):
+        raise ImrError(f"share must be below 1; found {share}.")
+    root = k.sum(axis=1) ** -0.5
+    inverse = jnp.linalg.inv(
+        jnp.eye(len(k), dtype=k.dtype) - share * root[:, None] * k * root[None]
+    )
+    return DenseKernel(0.5 * (inverse + inverse.T))

@@ -1,0 +1,296 @@
+"""In-context learning as functional gradient descent: each statement against its proof by numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import TIGHT, error
+
+import imr
+from imr.context import (
+    attention_dynamics,
+    context_field,
+    curvature_filter,
+    diffusion_kernel,
+    exponential_kernel,
+    gradient_step_weights,
+    linear_kernel,
+    linear_self_attention,
+    normalised_kernel,
+    squared_flow,
+)
+from imr.context.fields import as_mask
+
+N, P, D, K = 9, 3, 4, 3
+LABELLED = np.arange(N) < 6
+
+
+class Context:
+    """Covariates, latents, class embeddings; labels of unlabelled tokens are no labels."""
+
+    def __init__(self, seed=0):
+        random = np.random.default_rng(seed)
+        self.x, self.f, self.w = (random.normal(size=s) for s in ((N, P), (N, D), (K, D)))
+        self.labels = np.where(LABELLED, random.integers(0, K, N), -1)
+        self.values = random.normal(size=(N, 2))
+        self.loss = imr.feature_loss(imr.Linear(jnp.asarray(self.w)), jnp.asarray(self.labels))
+
+    def residual(self, f):
+        """M (C - softmax(f W^T)), in numpy."""
+        logits = f @ self.w.T
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        return np.where(LABELLED[:, None], np.eye(K)[self.labels] - p, 0)
+
+
+C = Context()
+KERNELS = {
+    "linear": (linear_kernel(jnp.asarray(C.x)), C.x @ C.x.T),
+    "exponential": (
+        exponential_kernel(jnp.asarray(C.x), 0.5, block=4),
+        np.exp(0.5 * C.x @ C.x.T),
+    ),
+    "dense": (
+        jnp.asarray(np.exp(-0.5 * ((C.x[:, None] - C.x[None]) ** 2).sum(axis=2))),
+        np.exp(-0.5 * ((C.x[:, None] - C.x[None]) ** 2).sum(axis=2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_field_is_the_gradient_in_function_space(name):
+    """-K times the gradient of the labelled loss, and the loss falls by the gradient's norm there."""
+    kernel, dense = KERNELS[name]
+    field = context_field(C.loss, kernel, LABELLED, ridge=0.3)
+    slope = field(0.0, jnp.asarray(C.f))
+    assert error(slope, dense @ (C.residual(C.f) @ C.w) - 0.3 * C.f) < 1e-12
+
+    def labelled_loss(f):
+        losses = imr.cross_entropy(f @ C.w.T, np.where(LABELLED, C.labels, 0))
+        return jnp.sum(jnp.where(LABELLED, losses, 0))
+
+    loss, gradient = jax.value_and_grad(labelled_loss)(jnp.asarray(C.f))
+    assert error(slope, -dense @ gradient - 0.3 * C.f) < 1e-12
+    free = context_field(C.loss, kernel, LABELLED)(0.0, jnp.asarray(C.f))
+    falls = jax.jvp(labelled_loss, (jnp.asarray(C.f),), (free,))[1]
+    assert abs(falls + np.sum(gradient * (dense @ gradient))) < 1e-12 * abs(falls)
+    assert loss > 0
+
+
+def test_the_kernel_of_one_is_the_flow_of_the_features():
+    """Every token its own example: cross-attention and its label term."""
+    everyone = np.full(N, True)
+    labels = jnp.asarray(np.where(LABELLED, C.labels, 0))
+    loss = imr.feature_loss(C.loss.model, labels)
+    field = context_field(loss, jnp.eye(N), everyone)
+    f = jnp.asarray(C.f)
+    assert error(field(0.0, f), imr.closed_field(loss)(0.0, f)) < 1e-14
+
+
+def test_one_step_from_zero_is_one_linear_attention_layer():
+    """Values (C - 1/k) W, keys and queries the covariates."""
+    field = context_field(C.loss, linear_kernel(jnp.asarray(C.x)), LABELLED)
+    values = np.where(LABELLED[:, None], np.eye(K)[C.labels] - 1 / K, 0) @ C.w
+    assert error(field(0.0, jnp.zeros((N, D))), C.x @ (C.x.T @ values)) < 1e-13
+
+
+def test_the_flow_of_theta_seen_at_the_query():
+    """With W = 1 and the linear kernel, the latents of X theta^T move as theta's gradient flow does."""
+    theta = np.random.default_rng(3).normal(size=(K, P))
+    x, labels = jnp.asarray(C.x), jnp.asarray(C.labels)
+    loss = imr.feature_loss(imr.Linear(jnp.eye(K)), labels)
+    slope = context_field(loss, linear_kernel(x), LABELLED)(0.0, jnp.asarray(C.x @ theta.T))
+
+    def of_theta(theta):
+        losses = imr.cross_entropy(x[LABELLED] @ theta.T, labels[LABELLED])
+        return jnp.sum(losses)
+
+    assert error(slope, -x @ jax.grad(of_theta)(jnp.asarray(theta)).T) < 1e-13
+
+
+def test_softmax_attention_is_a_flow_of_the_weighted_loss():
+    """Weights K / d; the plain loss may rise: a hub and fifty leaves of the other class."""
+    kernel, weights = normalised_kernel(KERNELS["dense"][0], LABELLED)
+    field = context_field(C.loss, kernel, LABELLED, weights=weights)
+    dense = KERNELS["dense"][1]
+    attention = dense * LABELLED / (dense * LABELLED).sum(axis=1, keepdims=True)
+    f = jnp.asarray(C.f)
+    assert error(field(0.0, f), attention @ (C.residual(C.f) @ C.w)) < 1e-13
+
+    n, c = 51, 0.14  # the least eigenvalue of this star is 1 - c sqrt(50) > 0
+    star = np.eye(n)
+    star[0, 1:] = star[1:, 0] = c
+    labels, everyone = jnp.asarray(np.minimum(np.arange(n), 1)), np.full(n, True)
+    loss = imr.feature_loss(imr.Linear(jnp.eye(2)), labels)
+    kernel, weights = normalised_kernel(jnp.asarray(star))
+    field = context_field(loss, kernel, everyone, weights=weights)
+    at = jnp.where(jnp.arange(n)[:, None] == 0, 0.0, jnp.array([[0.0, 3.0]]))
+
+    def rate(weights):
+        def weighted(f):
+            return jnp.sum(weights * imr.cross_entropy(f, labels))
+
+        return jax.jvp(weighted, (at,), (field(0.0, at),))[1]
+
+    assert rate(weights) < 0
+    assert rate(jnp.ones(n)) > 0.01
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("ridge", [0.0, 0.4])
+def test_the_squared_flow_is_a_filter(ridge):
+    """The closed form against diffrax, and its limit against kernel ridge regression."""
+    kernel, dense = KERNELS["dense"]
+    y = jnp.asarray(C.values)
+
+    def field(t, f, args):
+        return dense @ jnp.where(LABELLED[:, None], y - f, 0) - ridge * f
+
+    flow = imr.solve(field, jnp.zeros_like(y), t1=2.0, **TIGHT)
+    assert error(squared_flow(kernel, y, LABELLED, 2.0, ridge), flow.z) < 1e-9
+    if ridge:
+        among = dense[np.ix_(LABELLED, LABELLED)]
+        fit = np.linalg.solve(among + ridge * np.eye(len(among)), C.values[LABELLED])
+        late = squared_flow(kernel, y, LABELLED, jnp.inf, ridge)
+        assert error(late, dense[:, LABELLED] @ fit) < 1e-12
+
+
+@pytest.mark.laws
+def test_ridge_ends_in_kernel_multinomial_regression():
+    """ridge B = C - softmax at the end, as scikit-learn's optimum on the factor of K."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    ridge, k = 0.5, KERNELS["dense"][1]
+    loss = imr.feature_loss(imr.Linear(jnp.eye(K)), jnp.asarray(C.labels))
+    field = context_field(loss, jnp.asarray(k), LABELLED, ridge)
+    end = imr.solve_to_steady_state(field, jnp.zeros((N, K)), rtol=1e-12, atol=1e-12).z
+    p = np.asarray(jax.nn.softmax(end, axis=1))
+    b = np.where(LABELLED[:, None], np.eye(K)[C.labels] - p, 0) / ridge
+    assert error(end, k @ b) < 1e-8
+    root = np.linalg.cholesky(k[np.ix_(LABELLED, LABELLED)])
+    found = linear_model.LogisticRegression(
+        C=1 / ridge, fit_intercept=False, tol=1e-12, max_iter=10_000
+    ).fit(root, C.labels[LABELLED])
+    assert error(p[LABELLED], found.predict_proba(root)) < 1e-6
+
+
+def test_layers_of_linear_attention_are_steps_of_gradient_descent():
+    """Five layers and five steps; a query among its own keys is another function from layer 2 on."""
+    x, y, eta, examples = C.x, C.values, 0.2, LABELLED.sum()
+    tokens = jnp.asarray(np.hstack([x, np.where(LABELLED[:, None], y, 0)]))
+    weights = gradient_step_weights(P, 2, eta)
+    w, wrong = np.zeros((2, P)), tokens
+    for _ in range(5):
+        w += eta / examples * (y - x @ w.T)[LABELLED].T @ x[LABELLED]
+        tokens = linear_self_attention(tokens, weights, jnp.asarray(LABELLED))
+        wrong = linear_self_attention(wrong, weights, jnp.ones(N, bool))
+    assert error(-tokens[~LABELLED, P:], x[~LABELLED] @ w.T) < 1e-13
+    assert error(-wrong[~LABELLED, P:], x[~LABELLED] @ w.T) > 1e-2
+
+
+def test_curvature_correction_filters_the_spectrum():
+    """GD++ on the examples themselves, in the eigenbasis of X X^T / N."""
+    x = C.x[LABELLED]
+    steps, curvature = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.05])
+    spectrum, vectors = np.linalg.eigh(x @ x.T / len(x))
+    y = residual = C.values[LABELLED]
+    for eta, gamma in zip(steps, curvature, strict=True):
+        residual = residual - eta * x @ (x.T @ residual) / len(x)
+        x = x - gamma * x @ (x.T @ x) / len(x)
+    gain = curvature_filter(*map(jnp.asarray, (spectrum, steps, curvature)))
+    assert error(vectors @ (gain[:, None] * (vectors.T @ y)), residual) < 1e-13
+
+
+@pytest.mark.laws
+def test_modes_of_equal_weight_rise_as_a_logistic():
+    """From balanced values u^2 is logistic, of rate 2 sqrt(d) s^2 and height s / (sqrt(d) q)."""
+    d, s, examples, u0, t = 4, 0.7, 10, 0.01, 5.0
+    field = attention_dynamics(jnp.full(d, s), examples)
+    start = jnp.asarray(np.full(d, u0)), jnp.asarray(np.float64(d**0.5 * u0))
+    u, v = imr.solve(field, start, t1=t, **TIGHT).z
+    q = s**2 * (1 + 1 / examples) + s * d * s / examples
+    height, rate = s / (d**0.5 * q), 2 * d**0.5 * s**2
+    logistic = height / (1 + (height / u0**2 - 1) * np.exp(-rate * t))
+    assert error(u**2, np.full(d, logistic)) < 1e-8
+    assert abs(v**2 - np.sum(u**2)) < 1e-9
+
+
+@pytest.mark.laws
+def test_contexts_of_different_sizes_in_one_program():
+    """A batch of masks, labels and kernels under jit and vmap, one by one, and its gradient."""
+    masks = np.stack([np.arange(N) < m for m in (3, 6)])
+    labels = np.where(masks, np.maximum(C.labels, 0), -1)
+    x = jnp.asarray(np.stack([C.x, C.x[::-1]]))
+
+    @jax.jit
+    def all_of_them(x, labels, masks):
+        def one(x, labels, mask):
+            loss = imr.feature_loss(C.loss.model, labels)
+            return context_field(loss, linear_kernel(x), mask, 0.1)(0.0, jnp.asarray(C.f))
+
+        return jax.vmap(one)(x, labels, masks)
+
+    found = all_of_them(x, labels, masks)
+    for i in range(2):
+        loss = imr.feature_loss(C.loss.model, jnp.asarray(labels[i]))
+        one = context_field(loss, linear_kernel(x[i]), masks[i], 0.1)
+        assert error(found[i], one(0.0, jnp.asarray(C.f))) < 1e-13
+
+    def total(x):
+        return jnp.sum(jnp.sin(all_of_them(x, labels, masks)))
+
+    moved = np.random.default_rng(1).normal(size=x.shape)
+    slope = np.sum(np.asarray(jax.grad(total)(x)) * moved)
+    step = 1e-6 * moved
+    assert abs(slope - (total(x + step) - total(x - step)) / 2e-6) < 1e-7 * abs(slope)
+
+
+def test_diffusion_spreads_along_paths():
+    """Two clusters: the diffusion kernel reaches within, and hardly beyond."""
+    chain = np.eye(6) + np.eye(6, k=1) * 0.5 + np.eye(6, k=-1) * 0.5
+    chain[2, 3] = chain[3, 2] = 0.0
+    spread = diffusion_kernel(jnp.asarray(chain), 0.9).matrix()
+    assert error(spread, spread.T) == 0
+    assert spread[0, 2] > 0.1
+    assert abs(spread[0, 3]) < 1e-12
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"kernel": C.x}, "kernel must be square"),
+            ({"kernel": np.eye(N) + np.eye(N, k=1)}, "symmetric; found entries that differ by 1"),
+            ({"kernel": np.diag([1.0] * (N - 1) + [-2.0])}, "found the eigenvalue -2"),
+            ({"kernel": np.eye(N - 1)}, "kernel has 8 tokens, but the context has 9"),
+            ({"labelled": np.full(N, False)}, "labelled must leave at least one token"),
+            ({"ridge": -1.0}, "ridge must be at least 0"),
+        ],
+    )
+    def test_arguments(self, change, message):
+        right = {"loss": C.loss, "kernel": np.eye(N), "labelled": LABELLED}
+        with pytest.raises(imr.ImrError, match=message):
+            context_field(**{**right, **change})
+
+    def test_a_mask_is_boolean(self):
+        with pytest.raises(imr.ImrError, match="labelled must be boolean; found dtype int64"):
+            as_mask(np.arange(N))
+
+    def test_losses(self):
+        theta = jnp.asarray(C.w)
+        anchored = imr.feature_loss(
+            imr.Linear(theta), jnp.asarray(C.labels), anchor=(1.0, jnp.zeros((N, D)))
+        )
+        square = imr.feature_loss(imr.Quadratic(jnp.eye(D)), None)
+        for loss, message in (
+            (anchored, "no anchor"),
+            (square, "model of rows"),
+            (imr.feature_loss(imr.Linear(theta), None), "targets must be given"),
+        ):
+            with pytest.raises(imr.ImrError, match=message):
+                context_field(loss, jnp.eye(N), LABELLED)
+
+    def test_a_label_of_an_example_is_read(self):
+        labels = jnp.asarray(np.where(np.arange(N) == 1, K, C.labels))
+        field = context_field(imr.feature_loss(C.loss.model, labels), jnp.eye(N), LABELLED)
+        with pytest.raises(imr.ImrError, match=r"targets\[1\] = 3"):
+            field(0.0, jnp.asarray(C.f))
