@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from problems import TIGHT, error
 
 import imr
@@ -242,6 +243,37 @@ def test_contexts_of_different_sizes_in_one_program():
     slope = np.sum(np.asarray(jax.grad(total)(x)) * moved)
     step = 1e-6 * moved
     assert abs(slope - (total(x + step) - total(x - step)) / 2e-6) < 1e-7 * abs(slope)
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("kind", ["softmax", "exponential", "linear"])
+def test_a_context_block_is_steps_of_the_flow(kind):
+    """Euler steps of the field in the kernel of projected covariates; every parameter has a gradient."""
+    random = np.random.default_rng(5)
+    block = imr.nn.ContextBlock(P, K, layers=3, rank=2, kernel=kind, tau=0.4, ridge=0.2)
+    block.projection[...] = jnp.asarray(random.normal(size=(P, 2)))
+    block.theta[...] = jnp.asarray(random.normal(size=(K, K)))
+    x, labels = jnp.asarray(C.x), jnp.asarray(C.labels)
+    y, weights = x @ block.projection[...], None
+    if kind == "softmax":
+        kernel, weights = normalised_kernel(exponential_kernel(y), LABELLED)
+    elif kind == "exponential":
+        kernel = exponential_kernel(y, distance=True)
+    else:
+        kernel = linear_kernel(y / LABELLED.sum() ** 0.5)
+    loss = imr.feature_loss(imr.Linear(block.theta[...]), labels)
+    field = context_field(loss, kernel, LABELLED, 0.2, weights=weights)
+    f = jnp.zeros((N, K))
+    for _ in range(3):
+        f = f + 0.4 * field(0.0, f)
+    assert error(block(x, labels, LABELLED), f @ block.theta[...].T) < 1e-13
+
+    def total(block):
+        return jnp.sum(jnp.sin(block(x, labels, LABELLED)))
+
+    gradients = jax.tree.leaves(nnx.grad(total)(block))
+    assert len(gradients) == 4
+    assert all(jnp.abs(g).max() > 1e-6 for g in gradients)
 
 
 def test_diffusion_spreads_along_paths():

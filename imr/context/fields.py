@@ -13,7 +13,7 @@ from imr.context.kernels import Kernel, as_kernel
 from imr.errors import ImrError
 from imr.losses import FeatureLoss
 from imr.models.model import RowModel
-from imr.targets import DenseTargets, LabelTargets, as_targets
+from imr.targets import DenseTargets, LabelTargets, Targets, as_targets
 
 Labelled = Bool[Array | np.ndarray, "n"]
 
@@ -83,14 +83,13 @@ def context_field(
         raise ImrError("loss must have no anchor here; ridge holds the latents back.")
     if loss.targets is None:
         raise ImrError("targets must be given; found None. Labels of unlabelled tokens may be -1.")
-    labelled = as_mask(labelled)
+    targets, labelled = of_examples(loss.targets, labelled)
     kernel = as_kernel(kernel, labelled.shape[0])
     check_rank("ridge", ridge, 0, "()")
     check_at_least("ridge", ridge, 0)
     if weights is not None:
         check_rank("weights", weights, 1, "(n,)")
         check_axis("weights", weights.shape[0], "labelled", labelled.shape[0], "tokens")
-    targets = _of_examples(loss.targets, labelled)
     loss = FeatureLoss(loss.model, targets, loss.where, None)
     return ContextField(loss, kernel, labelled, jnp.asarray(ridge, float), weights)
 
@@ -106,16 +105,16 @@ def as_mask(labelled: Any) -> Bool[Array, "n"]:
     return labelled
 
 
-def _of_examples(targets, labelled):
-    """The same targets, valid in rows that are not read."""
-    targets = as_targets(targets)
+def of_examples(targets: Any, labelled: Any) -> tuple[Targets, Bool[Array, "n"]]:
+    """The same targets, made valid in the rows that are not read, and the mask of those that are."""
+    targets, labelled = as_targets(targets), as_mask(labelled)
     if isinstance(targets, LabelTargets):
         check_axis("targets", targets.columns.shape[0], "labelled", len(labelled), "tokens")
-        return LabelTargets(jnp.where(labelled, targets.columns, 0))
+        return LabelTargets(jnp.where(labelled, targets.columns, 0)), labelled
     if isinstance(targets, DenseTargets):
         check_axis("targets", targets.matrix.shape[0], "labelled", len(labelled), "tokens")
         first = jnp.zeros_like(targets.matrix).at[:, 0].set(1)
-        return DenseTargets(jnp.where(labelled[:, None], targets.matrix, first))
+        return DenseTargets(jnp.where(labelled[:, None], targets.matrix, first)), labelled
     raise ImrError(
         f"targets must be labels or a dense matrix in a context; found {type(targets).__name__}."
     )

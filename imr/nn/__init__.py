@@ -3,6 +3,7 @@
 from imr.nn.block import MLP as MLP
 from imr.nn.block import Block as Block
 from imr.nn.classifier import Classifier as Classifier
+from imr.nn.context import ContextBlock as ContextBlock
 from imr.nn.edits import ablate_along as ablate_along
 from imr.nn.edits import add_along as add_along
 from imr.nn.edits import coordinates as coordinates
