@@ -18,6 +18,7 @@ from imr.attention import reverse_attention as reverse_attention
 from imr.attention import self_attention as self_attention
 from imr.beliefs import bayes_filter as bayes_filter
 from imr.beliefs import conditional_entropies as conditional_entropies
+from imr.beliefs import fit_process as fit_process
 from imr.beliefs import mixed_states as mixed_states
 from imr.constrained import constrained_beliefs as constrained_beliefs
 from imr.errors import DataError as DataError

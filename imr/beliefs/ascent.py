@@ -1,0 +1,155 @@
+r"""Ascent of the likelihood: Baum-Welch, and L-BFGS through the filter; all restarts side by side.
+
+The expected number of times that an entry p of a table is used is $p \, \partial \log P / \partial p$
+(Eisner, Workshop on Structured Prediction for NLP, 2016), so that both need the gradient of one
+function. A step evaluates it once; the first one at the start.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from imr.beliefs.likelihood import mean_log_likelihood
+from imr.beliefs.tables import Tables, matrices_of, share
+
+
+class Ascent(NamedTuple):
+    """A method, as functions of a carry with a leading axis of restarts.
+
+    Attributes:
+      begin: (tables, free) -> carry, not evaluated yet.
+      step: (carry, done, tables, free, packed) -> (carry, log-likelihood, gradient), both of the new
+        carry; a restart that is done stays.
+      tables: (carry, tables, free) -> the tables evaluated last.
+    """
+
+    begin: Callable[..., Any]
+    step: Callable[..., Any]
+    tables: Callable[..., Any]
+
+
+def _log_likelihood(tables, packed):
+    initial, matrices = matrices_of(tables)
+    return mean_log_likelihood(initial, matrices, packed)
+
+
+log_likelihoods = jax.jit(jax.vmap(_log_likelihood, in_axes=(0, None)))
+
+
+def _step(step):
+    """A step of one restart as a step of all; tables, free and packed are those of all."""
+
+    def one(carry, done, tables, free, packed):
+        new, value, gradient = step(carry, tables, free, packed)
+        return jax.tree.map(partial(jnp.where, done), carry, new), value, gradient
+
+    return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None)))
+
+
+def _largest(tree):
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in tree]))
+
+
+def _vdot(a, b):
+    return sum(jnp.sum(x * y) for x, y in zip(a, b, strict=True))
+
+
+@_step
+def _em(carry, _, free, packed):
+    """The carry is the tables evaluated last, and the next ones: their rows are shared by counts."""
+    _, tables = carry
+    value, slopes = jax.value_and_grad(_log_likelihood)(tables, packed)
+    counts = tuple(map(jnp.multiply, tables, slopes))
+
+    def by_logits(table, counts, free):
+        """Gradient by the logits of rows: counts, less their sum shared by the table."""
+        counts, table = jnp.where(free, counts, 0), jnp.where(free, table, 0)
+        total, rest = (jnp.sum(x, axis=1, keepdims=True) for x in (counts, table))
+        return counts - total * table / jnp.where(rest > 0, rest, 1)
+
+    gradient = _largest(map(by_logits, tables, counts, free))
+    return (tables, tuple(map(share, tables, counts, free))), value, gradient
+
+
+class _Search(NamedTuple):
+    """A line search: where it begins, with loss and slopes, and the step lengths that bracket its end."""
+
+    logits: Tables
+    loss: Array
+    slopes: Tables
+    direction: Tables
+    memory: Any
+    low: Array
+    high: Array
+
+
+def _lbfgs():
+    import optax  # heavy, and needed here alone
+
+    return optax.scale_by_lbfgs(memory_size=20)
+
+
+@partial(jax.vmap, in_axes=(0, None))
+def _search_begin(tables, free):
+    """A search along no direction that begins above: its one point is the start, and is taken."""
+    logits = tuple(
+        jnp.where(f, jnp.log(jnp.where(f, t, 1)), 0) for t, f in zip(tables, free, strict=True)
+    )
+    zeros, infinity = jax.tree.map(jnp.zeros_like, logits), jnp.full((), jnp.inf, logits[0].dtype)
+    memory = _lbfgs().init(logits)
+    return _Search(logits, infinity, zeros, zeros, memory, jnp.zeros_like(infinity), infinity)
+
+
+@partial(jax.vmap, in_axes=(0, 0, None))
+def _search_tables(search, tables, free):
+    return _softmax(search.logits, tables, free)
+
+
+def _softmax(logits, tables, free):
+    """Tables whose free entries are the softmax of their logits, times what these may sum to."""
+
+    def one(logits, table, free):
+        logits = jnp.where(free, logits, -jnp.inf)
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+        return share(table, jnp.exp(logits - jnp.where(jnp.isneginf(top), 0, top)), free)
+
+    return tuple(map(one, logits, tables, free))
+
+
+@_step
+def _gradient(search, tables, free, packed):
+    """One point of a line search to the weak Wolfe conditions; if it fulfils them, the next search.
+
+    Lengths are doubled or bisected (Lewis and Overton, Mathematical Programming 141, 2013): each costs
+    one evaluation, so that restarts side by side do not wait for the longest search of all.
+    """
+
+    def loss_of(logits):
+        return -_log_likelihood(_softmax(logits, tables, free), packed)
+
+    longer = jnp.where(search.low > 0, 2 * search.low, 1)
+    length = jnp.where(jnp.isinf(search.high), longer, 0.5 * (search.low + search.high))
+    logits = jax.tree.map(lambda x, d: x + length * d, search.logits, search.direction)
+    loss, slopes = jax.value_and_grad(loss_of)(logits)
+    before, after = _vdot(search.slopes, search.direction), _vdot(slopes, search.direction)
+    too_far = ~(loss <= search.loss + 1e-4 * length * before)
+    too_near = ~too_far & (after < 0.9 * before)
+    update, memory = _lbfgs().update(slopes, search.memory, logits)
+    low, high = jnp.zeros_like(length), jnp.full_like(length, jnp.inf)
+    direction = jax.tree.map(jnp.negative, update)
+    following = _Search(logits, loss, slopes, direction, memory, low, high)
+    same = search._replace(
+        low=jnp.where(too_near, length, search.low), high=jnp.where(too_far, length, search.high)
+    )
+    search = jax.tree.map(partial(jnp.where, too_far | too_near), same, following)
+    return search, -search.loss, _largest(search.slopes)
+
+
+METHODS = {
+    "em": Ascent(lambda tables, _: (tables, tables), _em, lambda carry, *_: carry[0]),
+    "gradient": Ascent(jax.jit(_search_begin), _gradient, jax.jit(_search_tables)),
+}

@@ -1,0 +1,197 @@
+"""Fitting a process to tokens by likelihood."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imr._checks import as_tokens, check_at_least, check_choice, check_count, check_key, is_concrete
+from imr.beliefs.ascent import METHODS, log_likelihoods
+from imr.beliefs.likelihood import pack
+from imr.beliefs.tables import Fixed, matrices_of, random_tables, start_tables
+from imr.errors import ImrError
+from imr.processes.process import Process, check_process
+
+# Steps without a change of the likelihood after which none is expected.
+_PATIENCE = 30
+
+Emission = Literal["general", "state"]
+
+
+class Fit(NamedTuple):
+    """A fitted process, and how its fit went.
+
+    Attributes:
+      process: the best of the restarts.
+      log_likelihood: its mean log-likelihood per token in nats, before each step and after the last.
+      gradient: largest entry of the gradient of that mean by the logits of the free entries.
+      num_steps: steps that it took.
+      converged: whether the gradient is within the tolerance.
+      scores: for each restart the mean log-likelihood that the best was chosen by.
+    """
+
+    process: Process
+    log_likelihood: Float[Array, "steps"]
+    gradient: float
+    num_steps: int
+    converged: bool
+    scores: Float[Array, "restarts"]
+
+
+def fit_process(
+    tokens: Any, num_states: int | None = None, *, key: Any = None, start: Process | None = None,
+    num_tokens: int | None = None, emission: Emission = "general",
+    method: Literal["em", "gradient"] = "em", restarts: int = 1, fixed: Fixed | None = None,
+    lengths: Any = None, held_out: Any = None, held_out_lengths: Any = None, tol: float = 1e-5,
+    max_steps: int = 1000,
+) -> Fit:  # fmt: skip
+    r"""A hidden Markov process fitted to tokens, by the largest likelihood found.
+
+    Maximises $\sum \log \mu T_{x_1} \cdots T_{x_l} 1$, a sum over sequences, in $\mu$ and in
+
+    - `emission="general"`: any $T_x$; tokens are emitted by moves.
+    - `emission="state"`: $T_x = \mathrm{diag}(B_x) A$, $A = \sum_x T_x$, $B_{ix} = \sum_j T_{x,i,j}$:
+      a state emits, then moves, and $\mu$ is the state of the first token, as in textbooks and
+      hmmlearn. $A \, \mathrm{diag}(B_x)$ started from $\nu$, where the state reached emits, is
+      the same process for $\mu = \nu A$.
+
+    The move after the last token is never seen: with "state" it counts for nothing. Entries that are
+    zero in the start stay zero. The fit is a local optimum: take several restarts.
+
+    Args:
+      tokens: integers, shape (l,) for one sequence, or (..., l).
+      num_states: s; None is that of `start`.
+      key: random key of the starts, whose rows are uniform in the simplex.
+      start: where the first restart starts; the others have its zeros and its fixed entries.
+      num_tokens: k; None is that of `start`, or the largest token and one.
+      emission: "general" or "state".
+      method: "em" is Baum-Welch. "gradient" is L-BFGS in the logits of the entries: a step costs two
+        to three times as much, and where EM is slow it needs a tenth of the steps or fewer.
+      restarts: how many, vectorised in one program.
+      fixed: entries of `start` that stay; the others of a row share what these leave.
+      lengths: of the sequences, integers, shape (...); tokens beyond them are ignored.
+      held_out, held_out_lengths: further sequences, as `tokens` and `lengths`: the restart of the
+        largest likelihood there is chosen. Without them it is that of the tokens.
+      tol: a restart has converged if no entry of the gradient by the logits (the expected counts, less
+        what the table predicts of them, per token) exceeds it.
+      max_steps: where to give up.
+    Returns: A `Fit`.
+    Raises: ImrError if an argument does not fit, there are no tokens, tokens are out of range, or the
+      start gives them probability zero.
+
+    >>> from imr.processes import golden_mean
+    >>> fit = fit_process([0, 1, 0, 0, 0, 1, 0], start=golden_mean(0.9), tol=1e-4)
+    >>> fit.process.transitions.round(2).tolist()
+    [[[0.5, 0.0], [1.0, 0.0]], [[0.0, 0.5], [0.0, 0.0]]]
+
+    Reference: Rabiner, Proceedings of the IEEE 77, 1989, section III.C.
+    """
+    check_choice("emission", emission, ("general", "state"))
+    check_choice("method", method, tuple(METHODS))
+    check_count("restarts", restarts)
+    check_count("max_steps", max_steps, 0)
+    check_at_least("tol", tol, 0)
+    if held_out is None and held_out_lengths is not None:
+        raise ImrError("held_out_lengths needs held_out; found None.")
+    s, k = _sizes(start, num_states, num_tokens)
+    sequences = _sequences("tokens", tokens, "lengths", lengths, k)
+    k = 1 + int(sequences.max()) if k is None else k
+    tables, free = start_tables(start, s, k, emission, fixed)
+    if start is None or restarts > 1:
+        if key is None:
+            raise ImrError(
+                "key must be given for random starts: key=jax.random.key(0); found None."
+            )
+        check_key(key)
+        tables = random_tables(key, tables, free, restarts, start is not None)
+    else:
+        tables = tuple(table[None] for table in tables)
+    packing = partial(pack, num_states=s, num_tokens=k, ends=emission == "state")
+    others = None
+    if held_out is not None:
+        others = _sequences("held_out", held_out, "held_out_lengths", held_out_lengths, k)
+
+    ascended = _ascend(METHODS[method], tables, free, packing(sequences), tol, max_steps)
+    scores = ascended.values[-1]
+    if others is not None:
+        scores = log_likelihoods(ascended.tables, packing(others))
+    best = int(np.argmax(scores))
+    initial, matrices = matrices_of(tuple(table[best] for table in ascended.tables))
+    tokens, states = (None, None) if start is None else (start.tokens, start.states)
+    process = Process(matrices[:k], initial, tokens=tokens, states=states)
+    values, gradients = ascended.values[:, best], ascended.gradients[:, best]
+    converged = gradients[-1] <= tol
+    # A restart that has converged waits for the others.
+    num_steps = int(np.argmax(gradients <= tol)) if converged else len(values) - 1
+    return Fit(
+        process, jnp.asarray(values[: num_steps + 1]), float(gradients[-1]), num_steps,
+        bool(converged), jnp.asarray(scores),
+    )  # fmt: skip
+
+
+class _Ascended(NamedTuple):
+    """Tables of all restarts; log-likelihoods and gradients of each step, shape (steps, restarts)."""
+
+    tables: Any
+    values: np.ndarray
+    gradients: np.ndarray
+
+
+def _ascend(method, tables, free, packed, tol, max_steps):
+    """Steps until all restarts have converged, or can go no further, or there are too many."""
+    carry, done = method.begin(tables, free), np.full(len(tables[0]), False)
+    values, gradients = [], []
+    while not done.all() and len(values) <= max_steps:
+        carry, *new = method.step(carry, done, tables, free, packed)
+        for each, before in zip(new, (values, gradients), strict=True):
+            before.append(np.where(done, before[-1], each) if before else np.asarray(each))
+        if not np.isfinite(values[0]).any():
+            raise ImrError("start must give the tokens a positive probability; found zero.")
+        done = gradients[-1] <= tol
+        if len(values) > _PATIENCE:  # at the end of the digits
+            done |= values[-1] == values[-1 - _PATIENCE]
+    return _Ascended(method.tables(carry, tables, free), np.stack(values), np.stack(gradients))
+
+
+def _sizes(start, num_states, num_tokens) -> tuple[Any, Any]:
+    """The numbers of states and tokens, as given or of the start; None if the tokens decide."""
+    if start is None:
+        check_count("num_states", num_states)
+        if num_tokens is not None:
+            check_count("num_tokens", num_tokens)
+        return num_states, num_tokens
+    check_process(start)
+    if start.generalised:
+        raise ImrError("start must be hidden Markov; found a generalised process.")
+    for name, value in (("num_states", num_states), ("num_tokens", num_tokens)):
+        if value not in (None, getattr(start, name)):
+            raise ImrError(
+                f"{name} must be that of start, {getattr(start, name)}, or None; found {value}."
+            )
+    return start.num_states, start.num_tokens
+
+
+def _sequences(name, tokens, lengths_name, lengths, num_tokens):
+    """Checked tokens in one batch, shape (b, l), with -1 after the end of each sequence."""
+    if not is_concrete(tokens, lengths):
+        raise ImrError(f"{name} must be concrete; found a traced value. Fit outside of jax.jit.")
+    most = 2**31 if num_tokens is None else num_tokens
+    if lengths is not None:
+        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+        longest = tokens.shape[-1] if tokens.ndim else 0
+        whole = lengths.dtype.kind in "iu" and lengths.shape == tokens.shape[:-1]
+        if not whole or np.any((lengths < 0) | (lengths > longest)):
+            raise ImrError(
+                f"{lengths_name} must be integers of shape {tokens.shape[:-1]} in 0 to {longest}; "
+                f"found {lengths.dtype} of shape {lengths.shape}, {lengths}."
+            )
+        inside = np.arange(longest) < lengths[..., None]
+        tokens = np.where(inside, tokens, 0)
+    tokens = np.asarray(as_tokens(tokens, most, name)).astype(np.int64)
+    if lengths is not None:
+        tokens = np.where(inside, tokens, -1)
+    if not np.any(tokens >= 0):
+        raise ImrError(f"{name} must hold at least one token; found none.")
+    return tokens.reshape(-1, tokens.shape[-1])
