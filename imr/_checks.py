@@ -127,24 +127,24 @@ def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
     return value
 
 
-def as_tokens(tokens: Any, num_tokens: int, name: str = "tokens") -> jax.Array:
+def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:
     """Tokens as integers (..., l), of 0 to num_tokens - 1 where they are concrete."""
     if not isinstance(tokens, jax.Array):
         try:
             tokens = np.asarray(tokens)
         except ValueError as error:
-            raise ImrError(f"{name} must be integers of shape (..., l): {error}.") from None
+            raise ImrError(f"tokens must be integers of shape (..., l): {error}.") from None
         if tokens.size == 0 and tokens.dtype == float:  # an empty list
             tokens = tokens.astype(np.int32)
     if jnp.ndim(tokens) < 1 or tokens.dtype.kind not in "iu":
         raise ImrError(
-            f"{name} must be integers of shape (..., l), 0 to {num_tokens - 1}; found {tokens.dtype} "
+            f"tokens must be integers of shape (..., l), 0 to {num_tokens - 1}; found {tokens.dtype} "
             f"of shape {np.shape(tokens)}. Names of tokens are found in process.tokens.index(name)."
         )
     if is_concrete(tokens) and np.size(tokens):
         low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))
         if low < 0 or high >= num_tokens:
-            raise ImrError(f"{name} must lie in 0 to {num_tokens - 1}; found {low} to {high}.")
+            raise ImrError(f"tokens must lie in 0 to {num_tokens - 1}; found {low} to {high}.")
     return jnp.asarray(tokens)
 
 

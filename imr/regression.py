@@ -8,7 +8,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from imr._checks import check_at_least, check_axis, check_floating, check_rank, is_concrete
+from imr._checks import (
+    check_at_least,
+    check_axis,
+    check_finite,
+    check_floating,
+    check_rank,
+    is_concrete,
+)
 from imr._numerics import matmul, widen
 from imr._typing import Bias, ClassWeights, Features, Labels, Scalar, ScalarLike
 from imr.errors import ImrError
@@ -16,11 +23,12 @@ from imr.losses import cross_entropy
 from imr.targets import as_targets
 
 Rows = Bool[Array | np.ndarray, "n"]
+RowWeights = Float[Array | np.ndarray, "n"] | Int[Array | np.ndarray, "n"]
 
 
 class Regression(NamedTuple):
     """A fit: theta (k, f), bias (k,), the largest gradient entry, steps taken, and whether it is
-    within the tolerance."""
+    within the tolerance of an optimum. A loss that falls for ever has none, however small its gradient."""
 
     theta: ClassWeights
     bias: Bias
@@ -68,32 +76,39 @@ def preconditioner(basis: Basis, l2: ScalarLike, noise: ScalarLike = 0.0) -> Flo
 
 def objective(
     theta: ClassWeights, bias: Bias, x: Features, labels: Labels, l2: ScalarLike,
-    where: Rows | None = None,
+    where: Rows | None = None, weights: RowWeights | None = None,
 ) -> Scalar:  # fmt: skip
     r"""$F = mean_i CE_i(X \theta^T + b) + l2 \, \|\theta\|^2$; the bias carries no penalty.
 
-    scikit-learn's `LogisticRegression(C)` minimises the same with $l2 = 1 / (2 C n)$.
+    scikit-learn's `LogisticRegression(C)` minimises the same with $l2 = 1 / (2 C n)$; with its
+    sample_weight, n is their sum.
 
     Args:
       theta, bias: class weights, shape (k, f), and b, shape (k,).
-      x, labels, l2, where: as in `fit_regression`.
+      x, labels, l2, where, weights: as in `fit_regression`.
 
     Returns: a scalar.
     """
     losses = cross_entropy(matmul(x, theta.T) + bias[None, :], labels)
-    return jnp.sum(_weights(x, where) * losses) + l2 * jnp.sum(theta**2)
+    return jnp.sum(_shares(x, where, weights) * losses) + l2 * jnp.sum(theta**2)
 
 
-def _weights(x, where):
-    """The weight of each row in a mean over all rows, or over some of them."""
-    if where is None:
-        return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
-    return jnp.where(where, 1 / jnp.sum(where), 0).astype(x.dtype)
+def _shares(x, where, weights):
+    """The share of each row in a mean over all rows, or over some of them."""
+    shares = jnp.ones(x.shape[0], x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
+    if where is not None:
+        shares = jnp.where(where, shares, 0)
+    return shares / jnp.sum(shares)
+
+
+def _all_classes(labels, num_classes, shares):
+    """Whether each class has a row: the bias of one without falls for ever, as nothing holds it."""
+    return jnp.all(jax.ops.segment_sum(shares, labels, num_classes) > 0)
 
 
 def fit_regression(
     x: Features, labels: Labels, num_classes: int, l2: ScalarLike, *, where: Rows | None = None,
-    tol: float = 1e-5, max_steps: int = 2000,
+    weights: RowWeights | None = None, tol: float = 1e-5, max_steps: int = 2000,
 ) -> Regression:  # fmt: skip
     r"""Multinomial regression at its optimum, by L-BFGS in preconditioned coordinates.
 
@@ -102,29 +117,37 @@ def fit_regression(
     only, and saves most of the steps. (Loop over penalties: under `jax.vmap` every line search
     costs as much as the longest.)
 
+    There is no optimum if a class has no row (its bias falls for ever), nor with l2 = 0 if a
+    hyperplane separates the rows of classes, touching them or not (theta grows for ever). The fit
+    then stops at the tolerance and is not `converged`. With l2 = 0 that is found by going on until the
+    gradient is a quarter of what it was: at an optimum the logits stay where they are.
+
     Args:
       x: features, shape (n, f).
       labels: integers in 0 .. k-1, shape (n,).
       num_classes: k.
       l2: penalty on the sum of squares of theta, beside the mean cross-entropy.
       where: boolean, shape (n,): fit these rows alone. One program serves every choice of rows.
-      tol: the fit has converged if no entry of the gradient with respect to theta and bias exceeds it.
+      weights: of the rows in the mean, shape (n,), not negative, of any sum; None is equal ones.
+      tol: the fit has converged if no entry of the gradient with respect to theta and bias exceeds it,
+        and there is an optimum.
       max_steps: where to give up; `converged` then says so.
 
     Returns: a `Regression`.
 
-    Raises: ImrError if shapes do not fit, labels are out of range or l2 is negative.
+    Raises: ImrError if shapes do not fit, labels are out of range, l2 or a weight is negative, or no
+      row has a weight.
 
     >>> import jax.numpy as jnp
     >>> fit = fit_regression(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]), 2, l2=0.1)
     >>> bool(fit.converged), fit.theta.shape
     (True, (2, 1))
     """
-    _check(x, labels, num_classes, l2, where)
-    return _fit_regression(x, labels, num_classes, l2, where, tol, max_steps)
+    _check(x, labels, num_classes, l2, where, weights)
+    return _fit_regression(x, labels, num_classes, l2, where, weights, tol, max_steps)
 
 
-def _check(x, labels, num_classes, l2, where):
+def _check(x, labels, num_classes, l2, where, weights):
     check_rank("x", x, 2, "(n, f)")
     check_floating("x", x)
     check_axis("labels", labels.shape[0], "x", x.shape[0], "rows")
@@ -134,45 +157,67 @@ def _check(x, labels, num_classes, l2, where):
         check_axis("where", where.shape[0], "x", x.shape[0], "rows")
         if is_concrete(where) and not where.any():
             raise ImrError("where must leave at least one row; found none.")
+    if weights is not None:
+        check_rank("weights", weights, 1, "(n,)")
+        check_axis("weights", len(weights), "x", x.shape[0], "rows")
+        check_finite("weights", weights)
+        check_at_least("weights", weights, 0)
+        rows = slice(None) if where is None else where
+        if is_concrete(where, weights) and not np.any(np.asarray(weights)[rows]):
+            raise ImrError("weights must be positive in a row that takes part; found none.")
 
 
 @jax.jit(static_argnums=2)
-def _fit_regression(x, labels, num_classes, l2, where, tol, max_steps):
-    basis, coordinates = principal_basis(x, _weights(x, where))
+def _fit_regression(x, labels, num_classes, l2, where, weights, tol, max_steps):
+    shares = _shares(x, where, weights)
+    basis, coordinates = principal_basis(x, shares)
     scale = preconditioner(basis, l2)
 
     def loss(params):
         phi, bias = params
-        return objective(phi * scale[None, :], bias, coordinates, labels, l2, where)
+        return objective(phi * scale[None, :], bias, coordinates, labels, l2, weights=shares)
 
     optimizer = optax.lbfgs(memory_size=20)
     value_and_grad = optax.value_and_grad_from_state(loss)
 
     def step(carry):
-        params, state, count, _ = carry
+        (params, norm, count), state, first = carry
         value, grad = value_and_grad(params, state=state)
         updates, state = optimizer.update(
             grad, state, params, value=value, grad=grad, value_fn=loss
         )
         d_phi, d_bias = optax.tree.get(state, "grad")
+        above = norm > tol
         norm = largest_gradient(basis, d_phi / scale[None, :], d_bias)
-        return optax.apply_updates(params, updates), state, count + 1, norm
+        now = optax.apply_updates(params, updates), norm, count + 1
+        first = jax.tree.map(lambda new, old: jnp.where(above, new, old), now, first)
+        return now, state, first
 
     def unfinished(carry):
-        _, _, count, norm = carry
-        return (count < max_steps) & ~(norm <= tol)
+        (_, norm, count), _, (_, first_norm, first_count) = carry
+        # At the end of the digits the gradient falls no further.
+        confirmed = (norm <= first_norm / 4) | (count >= first_count + 50)
+        return (count < max_steps) & ~((norm <= tol) & ((l2 > 0) | confirmed))
 
     params = (jnp.zeros((num_classes, x.shape[1]), x.dtype), jnp.zeros(num_classes, x.dtype))
-    never = (jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, x.dtype))
-    result: Any = jax.lax.while_loop(unfinished, step, (params, optimizer.init(params), *never))
-    (phi, bias), _, count, norm = result
+    start = (params, jnp.asarray(jnp.inf, x.dtype), jnp.zeros((), jnp.int32))
+    result: Any = jax.lax.while_loop(unfinished, step, (start, optimizer.init(params), start))
+    ((phi, bias), norm, count), _, ((first_phi, first_bias), *_) = result
+    moved = (
+        matmul(coordinates, ((phi - first_phi) * scale[None, :]).T) + (bias - first_bias)[None, :]
+    )
+    moved = jnp.where(shares[:, None] > 0, moved - jnp.mean(moved, axis=1, keepdims=True), 0)
+    # Of a loss that falls for ever the gradient falls to a quarter as a margin grows by log 4.
+    there = (l2 > 0) | (jnp.max(jnp.abs(moved)) < 0.25 * np.log(4.0))
+    converged = (norm <= tol) & there & _all_classes(labels, num_classes, shares)
     theta, bias = from_basis(basis, phi * scale[None, :], bias)
-    return Regression(theta, bias, norm, count, norm <= tol)
+    return Regression(theta, bias, norm, count, converged)
 
 
 def fit_noisy_regression(
     key: PRNGKeyArray, x: Features, labels: Labels, num_classes: int, l2: ScalarLike,
-    noise: ScalarLike, *, where: Rows | None = None, num_steps: int = 1000, tol: float = 1e-3,
+    noise: ScalarLike, *, where: Rows | None = None, weights: RowWeights | None = None,
+    num_steps: int = 1000, tol: float = 1e-3,
 ) -> Regression:  # fmt: skip
     r"""Multinomial regression trained on noisy features, fresh noise at every step.
 
@@ -189,26 +234,27 @@ def fit_noisy_regression(
 
     Args:
       key: random key of the noise.
-      x, labels, num_classes, l2, where: as in `fit_regression`.
+      x, labels, num_classes, l2, where, weights: as in `fit_regression`.
       noise: s, standard deviation of the noise, in units of the features.
       num_steps: steps, each over all rows.
       tol: the fit has converged if no entry of the gradient, averaged over the last quarter of the
-        steps, exceeds it.
+        steps, exceeds it, and there is an optimum: each class has a row, and where neither l2 nor
+        noise is positive the fit leaves some row on the wrong side.
 
     Returns: a `Regression`; its gradient is that average.
 
-    Raises: ImrError if shapes do not fit, labels are out of range, or l2 or noise is negative.
+    Raises: ImrError if an argument does not fit, as in `fit_regression`, or noise is negative.
     """
-    _check(x, labels, num_classes, l2, where)
+    _check(x, labels, num_classes, l2, where, weights)
     check_at_least("noise", noise, 0)
     check_at_least("num_steps", num_steps, 1)
-    return _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps)
+    return _fit_noisy(key, x, labels, l2, noise, where, weights, tol, num_classes, num_steps)
 
 
-@jax.jit(static_argnums=(7, 8))
-def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
-    weights = _weights(x, where)
-    basis, coordinates = principal_basis(x, weights)
+@jax.jit(static_argnums=(8, 9))
+def _fit_noisy(key, x, labels, l2, noise, where, weights, tol, num_classes, num_steps):
+    shares = _shares(x, where, weights)
+    basis, coordinates = principal_basis(x, shares)
     scale = preconditioner(basis, l2, noise)
     # In these coordinates the Hessian is at most 1, and so may the rate be.
     rate = optax.cosine_decay_schedule(1.0, num_steps)
@@ -226,11 +272,11 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
         shift = _normal_shifts(jax.random.fold_in(key, count), root, n)
         logits = matmul(theta, coordinates.T) + bias[:, None]
         p = jax.nn.softmax(widen(logits[:, None, :] + noise * shift), axis=0).astype(x.dtype)
-        weighted = p * weights[None, None, :] / p.shape[1]
+        weighted = p * shares[None, None, :] / p.shape[1]
         second = matmul(weighted.reshape(num_classes, -1), p.reshape(num_classes, -1).T)
         weighted = jnp.sum(weighted, axis=1)
         spread = jnp.diag(jnp.sum(weighted, axis=1)) - second
-        difference = weighted - one_hot * weights[None, :]
+        difference = weighted - one_hot * shares[None, :]
         d_theta = matmul(difference, coordinates)
         d_theta = d_theta + noise**2 * matmul(spread, theta) + 2 * l2 * theta
         d_bias = jnp.sum(difference, axis=1)
@@ -245,7 +291,10 @@ def _fit_noisy(key, x, labels, l2, noise, where, tol, num_classes, num_steps):
     (phi, bias), _, sums = result[0]
     gradient = largest_gradient(basis, *(s / last for s in sums))
     theta, bias = from_basis(basis, phi * scale[None, :], bias)
-    return Regression(theta, bias, gradient, jnp.asarray(num_steps), gradient <= tol)
+    losses = cross_entropy(matmul(x, theta.T) + bias[None, :], labels)
+    separated = jnp.all((losses < np.log(2.0)) | (shares == 0))  # p > 1/2: on its own side of all
+    there = ((l2 > 0) | (noise > 0) | ~separated) & _all_classes(labels, num_classes, shares)
+    return Regression(theta, bias, gradient, jnp.asarray(num_steps), (gradient <= tol) & there)
 
 
 def _normal_shifts(key, root, n: int) -> Float[Array, "k r n"]:

@@ -13,10 +13,12 @@ from imr.regression import fit_noisy_regression, fit_regression, objective
 from tests.problems import images_folder, linear
 
 
-def scikit_learn(x, y, l2):
+def scikit_learn(x, y, l2, weights=None):
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=1 / (2 * l2 * len(y)), tol=1e-8, max_iter=5000).fit(x, y)
+    total = len(y) if weights is None else weights.sum()
+    peer = LogisticRegression(C=1 / (2 * l2 * total), tol=1e-8, max_iter=5000)
+    return peer.fit(x, y, sample_weight=weights)
 
 
 @pytest.mark.laws
@@ -124,6 +126,84 @@ def test_a_mask_of_rows_is_the_fit_of_those_rows(p, noise):
 
 
 @pytest.mark.laws
+def test_weights_of_rows_like_scikit_learn(p):
+    fit = partial(fit_regression, p.z, p.labels, 4, 0.02, tol=1e-9)
+    weights = np.random.default_rng(0).exponential(size=50)
+    ours = fit(where=np.ones(50, bool), weights=weights)
+    assert ours.converged
+    peer = scikit_learn(np.asarray(p.z), np.asarray(p.labels), 0.02, weights)
+    np.testing.assert_allclose(ours.theta, peer.coef_, atol=1e-6)
+    # The mean of the biases is free.
+    bias = peer.intercept_ - peer.intercept_.mean()
+    np.testing.assert_allclose(ours.bias - ours.bias.mean(), bias, atol=1e-6)
+    # Integers are repetitions; only the ratios count.
+    where, counts = np.arange(50) % 3 > 0, np.arange(50) % 4
+    ours = fit(where=where, weights=2.5 * counts)
+    rows = np.repeat(np.arange(50), where * counts)
+    gradient = jax.grad(objective)(ours.theta, ours.bias, p.z[rows], p.labels[rows], 0.02)
+    assert ours.converged
+    assert np.abs(gradient).max() < 1e-8
+
+
+def plane(kind):
+    """50 rows of two features in three classes, with an optimum at l2 = 0 or without."""
+    x = np.random.default_rng(1).normal(size=(50, 2))
+    labels = np.arange(50) % 3
+    if kind == "separated":
+        x += 10 * np.array([[0, 0], [1, 0], [0, 1]])[labels]
+    elif kind == "touched":  # a feature that only one class has
+        x[:, 1] = labels == 2
+    elif kind == "missing":
+        labels = np.arange(50) % 2
+    return jnp.asarray(x), jnp.asarray(labels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "l2", "converged"),
+    [
+        ("overlapping", 0.0, True),
+        ("separated", 0.0, False),
+        ("separated", 1e-3, True),
+        ("touched", 0.0, False),
+        ("touched", 1e-3, True),
+        ("missing", 0.0, False),
+        ("missing", 1e-3, False),
+    ],
+)
+def test_without_an_optimum_no_fit_converges(kind, l2, converged):
+    x, labels = plane(kind)
+    # A weight of zero is no row: this one alone would stand on the wrong side.
+    weights = np.ones(50)
+    weights[0] = 0
+    x, labels = x.at[0].set(x[1]), labels.at[0].set(0)
+    fit = fit_regression(x, labels, 3, l2, weights=weights)
+    assert fit.gradient <= 1e-5
+    assert fit.converged == converged
+    assert fit.num_steps < 500
+
+
+@pytest.mark.laws
+def test_without_an_optimum_no_noisy_fit_converges():
+    weights = np.random.default_rng(0).exponential(size=50)
+    for kind, l2, noise, converged in (
+        ("overlapping", 0.0, 0.0, True),
+        ("separated", 0.0, 0.0, False),
+        ("separated", 1e-3, 0.0, True),
+        ("separated", 0.0, 0.5, True),
+        ("missing", 1e-3, 0.5, False),
+    ):
+        x, labels = plane(kind)
+        fit = fit_noisy_regression(
+            jax.random.key(0), x, labels, 3, l2, noise, weights=weights, tol=5e-3, num_steps=500
+        )
+        assert fit.gradient <= 5e-3
+        assert fit.converged == converged, (kind, l2, noise)
+        if kind == "overlapping":
+            exact = fit_regression(x, labels, 3, l2, weights=weights)
+            np.testing.assert_allclose(fit.theta, exact.theta, atol=1e-4)
+
+
+@pytest.mark.laws
 def test_noisy_regression_knows_when_it_has_not_converged():
     data = load_digits()
     x, y = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
@@ -147,5 +227,15 @@ def test_errors():
         fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.1, -0.5)
     with pytest.raises(imr.ImrError, match=r"0 to 1; found targets"):
         fit_regression(p.z, p.labels.at[0].set(2), 2, 0.1)
+    for weights, message in (
+        (np.full(10, -1.0), "weights must be at least 0; found"),
+        (np.zeros(10), "weights must be positive in a row that takes part; found none"),
+        (np.eye(10)[0], "weights must be positive in a row that takes part; found none"),
+        (np.full(10, np.inf), r"weights must be finite; found 10 non-finite"),
+        (np.ones(9), "weights has 9 rows, but x has 10"),
+        (np.ones((10, 1)), r"weights must have shape \(n,\)"),
+    ):
+        with pytest.raises(imr.ImrError, match=message):
+            fit_regression(p.z, p.labels, 3, 0.1, weights=weights, where=np.arange(10) > 0)
     with pytest.raises(imr.ImrError, match="labels has 9 rows, but x has 10"):
         fit_regression(p.z, p.labels[:9], 3, 0.1)

@@ -132,5 +132,5 @@ def fit_penalties(x, y, k: int, penalties: Sequence[float], noise: float, key, w
     for l2, gradient, converged in zip(penalties, fits.gradient, fits.converged, strict=True):
         if not converged:
             fit = f"multinomial regression, l2 {l2:g}, noise {noise:g}"
-            say(f"{fit}: gradient still {gradient:.1e}")
+            say(f"{fit}: not converged, gradient {gradient:.1e}")
     return fits

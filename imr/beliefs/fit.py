@@ -96,7 +96,7 @@ def fit_process(
     if held_out is None and held_out_lengths is not None:
         raise ImrError("held_out_lengths needs held_out; found None.")
     s, k = _sizes(start, num_states, num_tokens)
-    sequences = _sequences("tokens", tokens, "lengths", lengths, k)
+    sequences = _sequences(tokens, lengths, k)
     k = 1 + int(sequences.max()) if k is None else k
     tables, free = start_tables(start, s, k, emission, fixed)
     if start is None or restarts > 1:
@@ -111,7 +111,10 @@ def fit_process(
     packing = partial(pack, num_states=s, num_tokens=k, ends=emission == "state")
     others = None
     if held_out is not None:
-        others = _sequences("held_out", held_out, "held_out_lengths", held_out_lengths, k)
+        try:
+            others = _sequences(held_out, held_out_lengths, k)
+        except ImrError as error:
+            raise ImrError(f"held_out: {error}") from None
 
     ascended = _ascend(METHODS[method], tables, free, packing(sequences), tol, max_steps)
     scores = ascended.values[-1]
@@ -173,25 +176,24 @@ def _sizes(start, num_states, num_tokens) -> tuple[Any, Any]:
     return start.num_states, start.num_tokens
 
 
-def _sequences(name, tokens, lengths_name, lengths, num_tokens):
+def _sequences(tokens, lengths, num_tokens):
     """Checked tokens in one batch, shape (b, l), with -1 after the end of each sequence."""
     if not is_concrete(tokens, lengths):
-        raise ImrError(f"{name} must be concrete; found a traced value. Fit outside of jax.jit.")
-    most = 2**31 if num_tokens is None else num_tokens
+        raise ImrError("tokens must be concrete; found a traced value. Fit outside of jax.jit.")
+    inside = np.True_
     if lengths is not None:
         tokens, lengths = np.asarray(tokens), np.asarray(lengths)
         longest = tokens.shape[-1] if tokens.ndim else 0
         whole = lengths.dtype.kind in "iu" and lengths.shape == tokens.shape[:-1]
         if not whole or np.any((lengths < 0) | (lengths > longest)):
             raise ImrError(
-                f"{lengths_name} must be integers of shape {tokens.shape[:-1]} in 0 to {longest}; "
-                f"found {lengths.dtype} of shape {lengths.shape}, {lengths}."
+                f"lengths must be integers of shape {tokens.shape[:-1]} in 0 to {longest}; found "
+                f"{lengths.dtype} of shape {lengths.shape}, {lengths}."
             )
         inside = np.arange(longest) < lengths[..., None]
         tokens = np.where(inside, tokens, 0)
-    tokens = np.asarray(as_tokens(tokens, most, name)).astype(np.int64)
-    if lengths is not None:
-        tokens = np.where(inside, tokens, -1)
+    most = 2**31 if num_tokens is None else num_tokens
+    tokens = np.where(inside, np.asarray(as_tokens(tokens, most)).astype(np.int64), -1)
     if not np.any(tokens >= 0):
-        raise ImrError(f"{name} must hold at least one token; found none.")
+        raise ImrError("tokens must hold at least one token; found none.")
     return tokens.reshape(-1, tokens.shape[-1])
