@@ -67,8 +67,8 @@ def fit_process(
       start: where the first restart starts; the others have its zeros and its fixed entries.
       num_tokens: k; None is that of `start`, or the largest token and one.
       emission: "general" or "state".
-      method: "em" is Baum-Welch. "gradient" is L-BFGS in the logits of the entries: a step costs two
-        to three times as much, and where EM is slow it needs a tenth of the steps or fewer.
+      method: "em" is Baum-Welch. "gradient" is L-BFGS in the logits of the entries: a step is one
+        evaluation too, and where the likelihood is flat EM needs ten times as many, or more.
       restarts: how many, vectorised in one program.
       fixed: entries of `start` that stay; the others of a row share what these leave.
       lengths: of the sequences, integers, shape (...); tokens beyond them are ignored.
