@@ -34,6 +34,39 @@ def out_of_traces(x: Any) -> AbstractContextManager:
     return jax.ensure_compile_time_eval() if is_concrete(x) else nullcontext()
 
 
+def as_array(name: str, x: Any) -> jax.Array:
+    """An array of numbers from whatever holds them."""
+    if isinstance(x, jax.Array):
+        return x
+    try:
+        with out_of_traces(x):
+            return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError):
+        raise ImrError(f"{name} must be an array of numbers; found {x!r}.") from None
+
+
+def as_floats(name: str, x: Any) -> jax.Array:
+    """A floating array from whatever holds its numbers."""
+    x = as_array(name, x)
+    check_floating(name, x)
+    return x
+
+
+def as_labels(name: str, x: Any) -> jax.Array:
+    """Integers of shape (n,) as int32: a narrower type wraps beside a large number."""
+    x = as_array(name, x)
+    check_rank(name, x, 1, "(n,)")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ImrError(
+            f"{name} must be integers; found dtype {x.dtype} of shape {x.shape}. Use .astype(int)."
+        )
+    # What int32 cannot hold is out of range for any number of columns, and stays so. Labels that are
+    # concrete must not escape the checks of their values by being cast in a trace.
+    has, holds = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
+    with out_of_traces(x):
+        return jnp.clip(x, max(has.min, holds.min), min(has.max, holds.max)).astype(jnp.int32)
+
+
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:
     """Demands an array of that many axes; `shape` says what they are."""
     if jnp.ndim(array) != rank:
@@ -154,20 +187,39 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ImrError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}.")
 
 
-def check_mask(where: Any, shape: tuple[int, ...]) -> None:
-    """Demands a boolean mask of the shape of the logits that leaves each row an entry."""
-    if jnp.shape(where) != shape or jnp.result_type(where) != jnp.dtype(bool):
+def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | None:
+    """A mask as booleans, of the shape of the logits if that is known; None stays None.
+
+    A row that it leaves without an entry takes no part: its attention, its loss and their gradients
+    are zero.
+    """
+    if where is None:
+        return None
+    where = as_array("where", where)
+    if shape is not None and where.shape != tuple(shape):
         raise ImrError(
-            f"where must be boolean with the shape of the logits, {shape}; found shape "
-            f"{jnp.shape(where)} and dtype {jnp.result_type(where)}."
+            f"where must have the shape of the logits, {tuple(shape)}; found {where.shape}."
         )
-    if is_concrete(where):
-        empty = ~np.asarray(where).any(axis=1)
-        if empty.any():
-            raise ImrError(
-                f"where must leave each row an entry; row {int(np.argmax(empty))} is fully masked. "
-                "Leave that row out."
-            )
+    if where.dtype == bool:
+        return where
+    remedy = (
+        "True, or 1, says that an entry takes part. Of a mask that is added to the logits, 0 and a "
+        "large negative number, pass where=mask == 0."
+    )
+    if not jnp.issubdtype(where.dtype, jnp.integer):
+        raise ImrError(f"where must be boolean; found dtype {where.dtype}. {remedy}")
+    if not is_concrete(where):
+        raise ImrError(
+            f"where must be boolean if it is traced (jit, vmap, grad), as its values cannot be checked; "
+            f"found dtype {where.dtype}. {remedy}"
+        )
+    values = np.asarray(where)
+    if ((values != 0) & (values != 1)).any():
+        raise ImrError(
+            f"where must hold 0 and 1; found values from {values.min()} to {values.max()}. {remedy}"
+        )
+    with out_of_traces(where):
+        return where == 1
 
 
 def check_anchor(anchor: Any) -> None:
@@ -199,7 +251,9 @@ def check_projections(z: Any, q: Any, k: Any) -> None:
 def check_projection_pair(q: Any, k: Any) -> None:
     """Demands q of shape (f, r) or (h, f, r), r at most f, and k of the same shape or None."""
     if jnp.ndim(q) not in (2, 3):
-        raise ImrError(f"q must have shape (f, r), or (h, f, r) for heads; found {jnp.shape(q)}.")
+        raise ImrError(
+            f"q must have shape (f, r), or (h, f, r) for heads; found shape {jnp.shape(q)}."
+        )
     if q.shape[-1] > q.shape[-2]:
         raise ImrError(
             f"q has rank {q.shape[-1]}, more than the {q.shape[-2]} features: theta = q k^T needs no "
@@ -211,5 +265,7 @@ def check_projection_pair(q: Any, k: Any) -> None:
 
 def check_features(z: Any) -> None:
     """Demands floating features (n, f)."""
+    if not hasattr(z, "shape"):
+        raise ImrError(f"z must be an array; found {z!r}. Convert it with jax.numpy.asarray.")
     check_rank("z", z, 2, "(n, f)")
     check_floating("z", z)

@@ -25,20 +25,56 @@ def widen(x: Array) -> Array:
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
-def mask_logits(logits: Array, where: Array | None) -> Array:
-    """Entries that take no part become -inf, which has probability zero."""
-    return logits if where is None else jnp.where(where, logits, -jnp.inf)
+def mask_logits(logits: Array, where: Array | None, axis: int = -1) -> Array:
+    """Entries that take no part become -inf, which has probability zero.
+
+    A row in which none takes part becomes zeros: its softmax then has derivatives, for the caller to
+    drop. Infinities alone have none.
+    """
+    if where is None:
+        return logits
+    hidden = jnp.where(jnp.any(where, axis=axis, keepdims=True), -jnp.inf, 0).astype(logits.dtype)
+    return jnp.where(where, logits, hidden)
+
+
+def below(logits: Array, top: Array) -> Array:
+    """logits - top, for their largest entries `top`, which give zero exactly.
+
+    A compiler may compute the logits again here, and fuse their last product into the difference:
+    the largest entry then differs from `top` by a rounding, and the rounding of 4e9 in float32 is 128,
+    whose exponential is infinite, or zero in every entry of the row.
+    """
+    shifted = logits - top
+    return shifted - jax.lax.stop_gradient(jnp.where(logits >= top, shifted, 0))
+
+
+def largest(logits: Array, axis: int = -1) -> Array:
+    """The largest logit, that axis kept; 0 if there is no entry, or none above -inf."""
+    top = jnp.max(logits, axis=axis, keepdims=True, initial=-jnp.inf)
+    return jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
 
 
 def log_sum_exp(logits: Array, where: Array | None = None, axis: int = -1) -> Array:
-    """log sum_j exp logits_j along an axis, accumulated in float32 or wider."""
-    return jax.nn.logsumexp(mask_logits(widen(logits), where), axis=axis)
+    """log sum_j exp logits_j along an axis, accumulated in float32 or wider.
+
+    It is 0, and so is its gradient, if `where` leaves no entry.
+    """
+    logits = mask_logits(widen(logits), where, axis)
+    top = largest(logits, axis)
+    sums = jnp.sum(jnp.exp(below(logits, top)), axis=axis)
+    value = jnp.log(sums) + jnp.squeeze(top, axis)
+    return value if where is None else jnp.where(jnp.any(where, axis=axis), value, 0)
 
 
 def softmax(logits: Array, where: Array | None = None, axis: int = -1) -> Array:
-    """Softmax along an axis, accumulated in float32 or wider, in the dtype of the logits."""
-    wide = jax.nn.softmax(mask_logits(widen(logits), where), axis=axis)
-    return wide.astype(logits.dtype)
+    """Softmax along an axis, accumulated in float32 or wider, in the dtype of the logits.
+
+    It is 0, and so is its gradient, if `where` leaves no entry.
+    """
+    wide = mask_logits(widen(logits), where, axis)
+    e = jnp.exp(below(wide, largest(wide, axis)))
+    p = e / jnp.sum(e, axis=axis, keepdims=True)
+    return (p if where is None else jnp.where(where, p, 0)).astype(logits.dtype)
 
 
 def pseudo_inverse(directions: Array) -> Array:

@@ -10,15 +10,17 @@ AnyArray = Array | np.ndarray
 Scalar = Float[Array, ""]
 ScalarLike = Float[Array, ""] | float | int
 Features = Float[Array, "n f"]
+FeaturesLike = Float[AnyArray, "n f"]
 ClassWeights = Float[Array, "k f"]
 WeightsLike = Float[AnyArray, "k f"]
 Bias = Float[Array, "k"]
 BiasLike = Float[AnyArray, "k"]
 Logits = Float[Array, "n m"]
+LogitsLike = Float[AnyArray, "n m"]
 Rows = Float[Array, "n"]
 Labels = Integer[Array, "n"]
 LabelsLike = Integer[AnyArray, "n"]
-Mask = Bool[Array, "n m"]
+Mask = Bool[AnyArray, "n m"] | Integer[AnyArray, "n m"]
 
 Loss = Callable[[Any], Array]
 Field = Callable[[Any, Any, Any], Any]
@@ -32,12 +34,14 @@ __all__ = [
     "Bool",
     "ClassWeights",
     "Features",
+    "FeaturesLike",
     "Field",
     "Float",
     "Int",
     "Labels",
     "LabelsLike",
     "Logits",
+    "LogitsLike",
     "Loss",
     "Mask",
     "PRNGKeyArray",

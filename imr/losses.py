@@ -5,18 +5,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from imr._checks import check_anchor, check_finite, check_mask
+from imr._checks import (
+    as_floats,
+    as_mask,
+    check_anchor,
+    check_finite,
+    check_floating,
+    is_concrete,
+)
 from imr._module import Module, as_pytree
 from imr._numerics import log_sum_exp, widen
-from imr._typing import Features, Logits, Mask, Rows, ScalarLike
+from imr._typing import Features, LogitsLike, Mask, Rows, ScalarLike
 from imr.errors import ImrError
 from imr.models import Model
-from imr.targets import Targets, as_targets
+from imr.targets import MaskedTargets, Targets, as_targets
 
 
-def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Rows:
+def cross_entropy(logits: LogitsLike, targets: Any, where: Mask | None = None) -> Rows:
     r"""Negative log-likelihood of a multinomial, row by row.
 
     $$L_i = \log \sum_j \exp N_{ij} - \langle C_i, N_i \rangle$$
@@ -25,10 +33,12 @@ def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Ro
       logits: N, shape (n, m).
       targets: integer labels, shape (n,), always column indices of the logits; or distributions C,
         shape (n, m), dense, sparse (BCOO) or `LowRankTargets`. None leaves the second term out.
-      where: boolean, shape (n, m); True says that the entry takes part.
+      where: boolean, or integers 0 and 1, shape (n, m); True says that the entry takes part. A row
+        without an entry takes no part: its loss is 0, so are its gradients, and its targets are not
+        read.
     Returns: Nats, shape (n,), accumulated in float32 or wider.
     Raises: ImrError if shapes do not fit; for concrete values, if a label is out of range, a row of
-      targets is no distribution or puts weight on an excluded entry, or a row is fully masked.
+      targets is no distribution or puts weight on an excluded entry, or the mask is no mask.
 
     >>> import jax.numpy as jnp
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4).tolist()
@@ -36,13 +46,14 @@ def cross_entropy(logits: Logits, targets: Any, where: Mask | None = None) -> Ro
 
     Reference: arXiv 2509.04653, Section 2.
     """
+    logits = as_floats("logits", logits)
+    where = as_mask(where)
     return _cross_entropy(logits, checked_targets(targets, logits.shape, where), where)
 
 
 def _cross_entropy(logits, targets, where):
     logits = widen(logits)
-    lse = log_sum_exp(logits, where)
-    return lse if targets is None else lse - targets.inner(logits)
+    return log_sum_exp(logits, where) if targets is None else targets.cross_entropy(logits, where)
 
 
 def checked_targets(
@@ -54,13 +65,16 @@ def checked_targets(
             f"logits must have shape (n, m); found shape {tuple(shape)}. "
             "For leading batch axes use jax.vmap."
         )
-    if where is not None:
-        check_mask(where, shape)
+    if shape[0] and not shape[1]:
+        raise ImrError(f"logits must have a column; found shape {tuple(shape)}.")
+    where = as_mask(where, shape)
     if targets is None:
         return None
     operator = as_targets(targets, square=square)
     operator.check(shape, where)
-    return operator
+    if where is None or (is_concrete(where) and np.asarray(where).any(axis=1).all()):
+        return operator
+    return MaskedTargets(operator, where.any(axis=1))
 
 
 class FeatureLoss(Module):
@@ -68,7 +82,8 @@ class FeatureLoss(Module):
 
     Attributes:
       model: from features to logits.
-      targets, where, anchor: as they were given.
+      targets, anchor: as they were given.
+      where: as booleans.
     """
 
     model: Any
@@ -79,6 +94,7 @@ class FeatureLoss(Module):
     def __call__(self, z: Features) -> Array:
         """The loss, a scalar."""
         logits = self.model(z)
+        check_floating("model(z)", logits)
         heads = logits if jnp.ndim(logits) == 3 else logits[None]
         targets = self.operator(z, heads.shape[1:])
         loss = jnp.sum(jax.vmap(lambda one: _cross_entropy(one, targets, self.where))(heads))
@@ -119,7 +135,7 @@ def feature_loss(
         for heads, whose losses add. A plain function holds its parameters as constants; a pytree
         (an `imr.Model`, a `jax.tree_util.Partial`) hands them to `jax.grad` and to solvers.
       targets: as `imr.as_targets` takes them; None is the log-sum-exp alone.
-      where: boolean, shape (n, m); True says that the entry takes part.
+      where: as in `cross_entropy`; rows that take no part feel the anchor alone.
       anchor: (lam, x), a weight and the features that hold z back, shape (n, f).
     Returns: A callable z -> scalar, the sum over rows. It is a pytree whose leaves are those of the
       model, targets, where and anchor: it passes through `jax.jit` as an argument, and the loss of
@@ -148,4 +164,4 @@ def feature_loss(
     check_anchor(anchor)
     if targets is not None and isinstance(model, Model) and model.square:
         as_targets(targets, square=True)  # refused here, where it was written
-    return FeatureLoss(model, targets, where, anchor)
+    return FeatureLoss(model, targets, as_mask(where), anchor)

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from imr._checks import (
+    as_labels,
     check_at_least,
     check_axis,
     check_finite,
@@ -143,6 +144,7 @@ def fit_regression(
     >>> bool(fit.converged), fit.theta.shape
     (True, (2, 1))
     """
+    labels = as_labels("labels", labels)
     _check(x, labels, num_classes, l2, where, weights)
     return _fit_regression(x, labels, num_classes, l2, where, weights, tol, max_steps)
 
@@ -245,6 +247,7 @@ def fit_noisy_regression(
 
     Raises: ImrError if an argument does not fit, as in `fit_regression`, or noise is negative.
     """
+    labels = as_labels("labels", labels)
     _check(x, labels, num_classes, l2, where, weights)
     check_at_least("noise", noise, 0)
     check_at_least("num_steps", num_steps, 1)

@@ -29,8 +29,9 @@ N, R = 45, 4
 def problem(seed=0, scale=1.0):
     random = np.random.default_rng(seed)
     q, k, g, h = (jnp.asarray(scale * random.normal(size=(N, R))) for _ in range(4))
-    where = jnp.asarray((random.random((N, N)) < 0.5) | np.eye(N, dtype=bool))
-    return q, k, g, h, where
+    where = (random.random((N, N)) < 0.5) | np.eye(N, dtype=bool)
+    where[7] = False  # a query that sees nothing
+    return q, k, g, h, jnp.asarray(where)
 
 
 def relative(actual, expected):
@@ -108,6 +109,90 @@ def test_what_is_not_finite_stays_visible():
     assert all(np.isnan(x).any() for x in actual)
 
 
+def test_logits_whose_rounding_exceeds_the_range_of_exponentials():
+    """Compiled, their last product is fused into the difference with the largest of them."""
+    q = jnp.array([[12573.022], [-13210.486], [64042.266], [10490.012], [-53566.938]], jnp.float32)
+    largest = np.argmax(np.outer(q, q), axis=1)
+
+    @jax.jit
+    def compiled(q, beta):
+        ways = [attention_products(q, 1 * q, block=block)[0] for block in (5, 2)]
+        weights = imr.attention_weights(beta * (q @ q.T))
+        return [*ways, weights @ q, imr.cross_attention(q, q, beta=beta)]
+
+    for actual in compiled(q, jnp.float32(1.7)):
+        np.testing.assert_array_equal(actual, q[largest])
+
+
+@pytest.mark.parametrize("scale", [21.07, 1e6])
+def test_equal_rows_in_tiles(scale):
+    """Their logits do not vary, however large: all weights are equal, those that fill up a tile 0."""
+    q = jnp.full((5, 1), scale, jnp.float32)
+    for actual in jax.jit(lambda q: attention_products(q, beta=1.7, block=2))(q):
+        np.testing.assert_allclose(actual, q, rtol=1e-6)
+
+
+def test_weights_normalised_twice_of_large_logits():
+    for rise in (1.0, 2e3):  # e^-2000 underflows
+        weights = imr.attention_weights(jnp.array([[0.0, 0.0], [rise, rise]]), "double")
+        np.testing.assert_allclose(weights, 0.5, rtol=1e-14)
+
+
+@pytest.mark.laws
+def test_no_rows_no_attention():
+    z, q = jnp.zeros((0, 3)), jnp.ones((3, 2))
+
+    def everything():
+        for normalise in ("row", "column", "double"):
+            yield imr.self_attention(z, q, normalise=normalise)
+            yield imr.reverse_attention(z, q, 2 * q, normalise=normalise)
+        yield imr.cross_attention(z, q.T)
+        yield imr.closed_field(imr.feature_loss(imr.Quadratic(q), imr.pointers(jnp.zeros(0, int))))(
+            0.0, z
+        )
+
+    results = jax.jit(lambda: list(everything()))()
+    assert {x.shape for x in results} == {(0, 3)}
+    rows, columns = attention_products(z, jnp.ones((2, 3)), block=4)
+    assert (rows.shape, columns.tolist()) == ((0, 3), [[0.0] * 3] * 2)
+    assert attention_log_sums(z).shape == (0,)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whatever_holds_numbers_is_an_array():
+    z, theta = [[0.5, 1.0], [2.0, 0.0]], np.array([[1.0, 0.0], [0.0, 3.0]])
+    arrays = jnp.asarray(z), jnp.asarray(theta)
+    for function in (
+        imr.cross_attention,
+        imr.self_attention,
+        imr.reverse_attention,
+        lambda z, theta: attention_products(z, theta)[1],
+        lambda z, theta: imr.attention_weights(z),
+        lambda z, theta: imr.cross_entropy(z, [1, 0]),
+    ):
+        np.testing.assert_array_equal(function(z, theta), function(*arrays))
+    for bad, words in (
+        ("cat", "must be an array of numbers; found 'cat'"),
+        (None, "must be an array of numbers; found None"),
+        (2.0, r"must have shape .* found shape \(\)"),
+        ([[1.0], [1.0, 2.0]], r"must be an array of numbers; found \[\[1.0\]"),
+        ([[1, 2]], "must be a floating array; found dtype int"),
+    ):
+        for name, call in (
+            ("z", lambda bad: imr.cross_attention(bad, theta)),
+            ("theta", lambda bad: imr.cross_attention(arrays[0], bad)),
+            ("z", lambda bad: imr.self_attention(bad, theta)),
+            ("q", lambda bad: imr.self_attention(arrays[0], bad)),
+            ("queries", attention_products),
+            ("logits", imr.attention_weights),
+            ("logits", lambda bad: imr.cross_entropy(bad, None)),
+        ):
+            with pytest.raises(imr.ImrError, match=f"{name} {words}"):
+                call(bad)
+    with pytest.raises(imr.ImrError, match="z must be an array; found"):
+        imr.Linear(arrays[1])(z)
+
+
 @pytest.mark.parametrize("normalise", ["row", "column", "double"])
 def test_the_field_without_its_column_term(normalise):
     z, phi = problem()[0], problem(1)[0][:R]
@@ -165,7 +250,7 @@ def test_errors():
         attention_products(jnp.ones((3, 2), int))
     with pytest.raises(imr.ImrError, match="keys has 3 columns, but queries has 4"):
         attention_products(q, q[:, :3])
-    with pytest.raises(imr.ImrError, match=r"where must have shape \(45, 45\)"):
+    with pytest.raises(imr.ImrError, match=r"shape of the logits, \(45, 45\); found \(1, 45\)"):
         attention_products(q, where=jnp.ones((1, N), bool), block=16)
     with pytest.raises(imr.ImrError, match="beta must be positive"):
         random_feature_products(q, key=jax.random.key(0), beta=-1.0)

@@ -19,6 +19,7 @@ FLOORS = (
     ("errors", "_lazy"),
     ("_typing", "_checks", "_module"),
     ("_numerics", "parallel"),
+    ("_targets",),
     ("targets", "processes", "attention"),
     ("models",),
     ("losses",),

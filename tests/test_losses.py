@@ -139,8 +139,11 @@ class TestErrors:
     def test_masks(self):
         logits = jnp.zeros((2, 3))
         where = jnp.array([[True, True, False], [False, False, False]])
-        with pytest.raises(imr.ImrError, match="row 1 is fully masked"):
-            imr.cross_entropy(logits, jnp.array([0, 0]), where)
+        # A row without an entry takes no part, and its target is not read.
+        assert imr.cross_entropy(logits, jnp.array([0, -100]), where).round(4).tolist() == [
+            0.6931,
+            0,
+        ]
         where = where.at[1].set(True)
         with pytest.raises(imr.ImrError, match=r"targets\[0\] = 2 is an entry that where excludes"):
             imr.cross_entropy(logits, jnp.array([2, 0]), where)

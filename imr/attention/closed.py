@@ -6,18 +6,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_choice, check_linear, check_projections
-from imr._numerics import matmul, softmax
-from imr._typing import Bias, ClassWeights, Features, Logits, Mask, ScalarLike
+from imr._checks import (
+    as_floats,
+    as_mask,
+    check_choice,
+    check_linear,
+    check_projections,
+    check_rank,
+)
+from imr._numerics import log_sum_exp, matmul, softmax, widen
+from imr._typing import (
+    AnyArray,
+    BiasLike,
+    Features,
+    FeaturesLike,
+    Logits,
+    LogitsLike,
+    Mask,
+    ScalarLike,
+    WeightsLike,
+)
 from imr.attention.products import attention_products
 from imr.errors import ImrError
 
 Normalise = Literal["row", "column", "double"]
-Projection = Float[Array, "f r"] | Float[Array, "h f r"]
+Projection = Float[AnyArray, "f r"] | Float[AnyArray, "h f r"]
 
 
 def cross_attention(
-    z: Features, theta: ClassWeights, bias: Bias | None = None, *, beta: ScalarLike = 1.0
+    z: FeaturesLike, theta: WeightsLike, bias: BiasLike | None = None, *, beta: ScalarLike = 1.0
 ) -> Features:
     r"""Cross-attention, the gradient of the log-sum-exp of the linear model.
 
@@ -40,6 +57,8 @@ def cross_attention(
 
     Reference: arXiv 2509.04653, Theorem 1.
     """
+    z, theta = as_floats("z", z), as_floats("theta", theta)
+    bias = None if bias is None else as_floats("bias", bias)
     check_linear(z, theta, bias)
     logits = matmul(z, theta.T)
     logits = beta * (logits if bias is None else logits + bias[None, :])
@@ -47,7 +66,7 @@ def cross_attention(
 
 
 def attention_weights(
-    logits: Logits, normalise: Normalise = "row", where: Mask | None = None
+    logits: LogitsLike, normalise: Normalise = "row", where: Mask | None = None
 ) -> Logits:
     r"""Attention weights of logits: over keys, over queries, or over both in turn.
 
@@ -56,9 +75,10 @@ def attention_weights(
       normalise: `row` is the usual softmax over keys. `column` is the softmax over queries:
         each key hands out a total weight of 1, so that none is explained away. `double` normalises columns, then
         rows, $W_{ij} = P_{ij} / \sum_l P_{il}$ with P the column softmax.
-      where: boolean, shape (n, m); True says that the entry takes part.
-    Returns: Weights, shape (n, m).
-    Raises: ImrError if `normalise` is none of the three.
+      where: boolean, or integers 0 and 1, shape (n, m); True says that the entry takes part.
+    Returns: Weights, shape (n, m). Those of a query that may see no key, and of a key that no query
+      may see, are zero, and so are their gradients.
+    Raises: ImrError if `normalise` is none of the three, or the mask is no mask.
 
     >>> import jax.numpy as jnp
     >>> attention_weights(jnp.zeros((2, 4)), "column").tolist()[0]
@@ -66,18 +86,20 @@ def attention_weights(
 
     Reference: Ding et al., "Attention that does not Explain Away", arXiv 2009.14308.
     """
+    logits = as_floats("logits", logits)
+    check_rank("logits", logits, 2, "(n, m)")
     check_choice("normalise", normalise, ("row", "column", "double"))
-    if normalise == "row":
-        return softmax(logits, where)
-    columns = softmax(logits.T, None if where is None else where.T).T
-    if where is not None:
-        # A key that no query may see has an empty column.
-        columns = jnp.where(where, columns, 0)
-    return columns if normalise == "column" else columns / columns.sum(axis=1, keepdims=True)
+    where = as_mask(where, logits.shape)
+    if normalise != "double":
+        return softmax(logits, where, axis=1 if normalise == "row" else 0)
+    # A row of P may underflow as a whole; the ratio is the softmax over j of the logarithms of P_ij.
+    wide = widen(logits)
+    log_weights = wide - log_sum_exp(wide, where, axis=0)[None, :]
+    return softmax(log_weights, where).astype(logits.dtype)
 
 
 def self_attention(
-    z: Features,
+    z: FeaturesLike,
     q: Projection,
     k: Projection | None = None,
     *,
@@ -102,12 +124,13 @@ def self_attention(
       q: Q, shape (f, r), or (h, f, r) for heads, whose terms add.
       k: K, of the same shape; None is symmetric, K = Q.
       beta: inverse temperature, multiplies the logits; 1/sqrt(r) is the usual scale.
-      where: boolean, shape (n, n); True says that the query (row) may see the key (column).
+      where: boolean, or integers 0 and 1, shape (n, n); True says that the query (row) may see the
+        key (column). A query that may see none gets zeros, as its gradients are.
       normalise: as in `attention_weights`.
       block, mesh: how the n x n weights are made without being held, see
         `imr.attention.attention_products`; by default as suits their size.
     Returns: Shape (n, f).
-    Raises: ImrError if shapes do not fit, or the rank is larger than f.
+    Raises: ImrError if shapes do not fit, the rank is larger than f, or the mask is no mask.
 
     >>> import jax.numpy as jnp
     >>> self_attention(jnp.eye(2), jnp.zeros((2, 1))).tolist()
@@ -121,7 +144,7 @@ def self_attention(
 
 
 def reverse_attention(
-    z: Features,
+    z: FeaturesLike,
     q: Projection,
     k: Projection | None = None,
     *,
@@ -154,7 +177,7 @@ def reverse_attention(
 
 
 def attention_terms(
-    z: Features,
+    z: FeaturesLike,
     q: Projection,
     k: Projection | None = None,
     *,
@@ -177,7 +200,10 @@ def attention_terms(
     >>> [term.shape for term in attention_terms(jnp.eye(2), jnp.eye(2))]
     [(2, 2), (2, 2)]
     """
+    z, q = as_floats("z", z), as_floats("q", q)
+    k = None if k is None else as_floats("k", k)
     check_projections(z, q, k)
+    where = as_mask(where, (z.shape[0], z.shape[0]))
 
     def one(q, k):
         row, column = projected_terms(
@@ -193,8 +219,8 @@ def attention_terms(
 
 
 def projected_terms(
-    queries: Float[Array, "n r"],
-    keys: Float[Array, "n r"] | None,
+    queries: Float[AnyArray, "n r"],
+    keys: Float[AnyArray, "n r"] | None,
     *,
     beta: ScalarLike = 1.0,
     where: Mask | None = None,

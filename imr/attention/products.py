@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_floating, check_rank
-from imr._numerics import log_sum_exp, mask_logits, matmul, widen
-from imr._typing import Mask, ScalarLike
+from imr._checks import as_floats, as_mask, check_axis, check_rank
+from imr._numerics import log_sum_exp, matmul, widen
+from imr._typing import AnyArray, Mask, ScalarLike
 from imr.attention.ring import ring_products
+from imr.attention.strips import Label, on_cpu, plain_strips, strip, strip_size, strips
 from imr.errors import ImrError
 from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
@@ -25,8 +26,8 @@ _WIDEST = 32
 
 
 def attention_products(
-    queries: Float[Array, "n r"],
-    keys: Float[Array, "m r"] | None = None,
+    queries: Float[AnyArray, "n r"],
+    keys: Float[AnyArray, "m r"] | None = None,
     *,
     beta: ScalarLike = 1.0,
     where: Mask | None = None,
@@ -49,7 +50,8 @@ def attention_products(
       queries: Q, shape (n, r).
       keys: K, shape (m, r); None if they are the queries.
       beta: inverse temperature.
-      where: boolean, shape (n, m).
+      where: boolean, or integers 0 and 1, shape (n, m); True says that the query may see the key.
+        The row of P of a query that may see none is zero, and so are its gradients.
       block: rows of a strip or a tile; n computes all of P at once. By default P is computed at once
         up to a million entries, and beyond in blocks that suit the platform.
       mesh: of one axis, see `imr.parallel.make_mesh`: rows of Q and K are spread over its devices
@@ -57,37 +59,86 @@ def attention_products(
       columns: whether the second product is computed.
     Returns: $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is O((n +
       m) r + block m).
-    Raises: ImrError: for a block that is no positive integer, or a mesh that does not fit.
+    Raises: ImrError: for a mask that is no mask, a block that is no positive integer, or a mesh that
+      does not fit.
 
     >>> q = jnp.array([[1.0], [0.0]])
     >>> rows, columns = attention_products(q)
     >>> rows.round(3).tolist(), columns.round(3).tolist()
     ([[0.731], [0.5]], [[0.731], [0.269]])
     """
-    n, m = _sizes(queries, keys, where, block, mesh)
+    queries, keys, where = _checked(queries, keys, where, block, mesh)
+    rows, cols, _ = _products(queries, keys, None, beta, where, block, mesh, columns)
+    return rows, cols
+
+
+def residual_products(
+    queries: Float[AnyArray, "n r"],
+    keys: Float[AnyArray, "m r"] | None,
+    targets: Any,
+    *,
+    beta: ScalarLike = 1.0,
+    where: Mask | None = None,
+    block: int | None = None,
+    mesh: Any = None,
+    columns: bool = True,
+) -> tuple[Float[Array, "n r"], Any]:
+    r"""$(C - P) K$ and $(C - P)^T Q$ for targets C with a one in each row, at column $c_i$.
+
+    $1 - P_{i c_i}$ is taken as $s_i = \sum_{j \neq c_i} P_{ij}$: late in a flow the difference has no
+    digits. With P' the other entries of P, the products are $s_i k_{c_i} - P' K$ and the like.
+
+    Args:
+      queries, keys, beta, where, block, mesh, columns: as in `attention_products`.
+      targets: `imr.targets.LabelTargets`; the columns that they name must be visible.
+    Returns: Shape (n, r), and (m, r) or None in its place.
+    Raises: ImrError as `attention_products`.
+
+    >>> import imr
+    >>> rows, _ = residual_products(jnp.array([[1.0], [0.0]]), None, imr.pointers(jnp.array([0, 0])))
+    >>> rows.round(3).tolist()
+    [[0.269], [0.5]]
+    """
+    queries, keys, where = _checked(queries, keys, where, block, mesh)
+    named = targets.mv(queries if keys is None else keys)
+    wide = widen(queries)
+    logits = jnp.asarray(beta, wide.dtype) * jnp.sum(wide * widen(named), axis=1)
+    label = Label(targets.columns, logits)
+    rows, cols, rest = _products(queries, keys, label, beta, where, block, mesh, columns)
+    rows = rest[:, None] * named - rows
+    if not columns:
+        return rows, None
+    m = queries.shape[0] if keys is None else keys.shape[0]
+    return rows, targets.rmv(rest[:, None] * queries, m) - cols
+
+
+def _products(queries, keys, label, beta, where, block, mesh, columns) -> tuple[Any, Any, Any]:
+    """Both products, and the sum of the entries of P that served them in each row."""
+    n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
     dtype = queries.dtype
     q = widen(queries).T
     k = q if keys is None else widen(keys).T
     scaled = jnp.asarray(beta, q.dtype) * q
-    if mesh is not None:
-        size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
-        found = ring_products(scaled, q, k, where, mesh=mesh, size=size, columns=columns)[:2]
+    if mesh is not None and n:
+        size = strip_size(math.ceil(n / mesh.size)) if block is None else block
+        found = ring_products(scaled, q, k, where, label, mesh=mesh, size=size, columns=columns)[:3]
     elif (n * m <= _DENSE) if block is None else block >= n:
-        found = _strip(scaled, q, k, where, columns=columns)
-    elif block is None and where is None and _kernel_serves(q):
-        found = _fused(scaled, q, k, columns)
-    elif keys is None and where is None:
-        found = _symmetric(scaled, q, _tile_size() if block is None else block, columns)
+        found = strip(scaled, q, k, where, label, columns=columns)
+    elif block is None and where is None and label is None and _kernel_serves(q):
+        found = (*_fused(scaled, q, k, columns), None)
+    elif keys is None and where is None and label is None:
+        size = _tile_size() if block is None else block
+        found = (*_symmetric(scaled, q, size, columns), None)
     else:
-        size = _strip_size(m) if block is None else block
-        found = _strips(scaled, q, k, where, size=size, columns=columns)
-    rows, cols = found
-    return rows.T.astype(dtype), None if cols is None else cols.T.astype(dtype)
+        size = strip_size(m) if block is None else block
+        found = strips(scaled, q, k, where, label, size=size, columns=columns)
+    rows, cols, rest = (None if x is None else x.T.astype(dtype) for x in found)
+    return rows, cols, rest
 
 
 def attention_log_sums(
-    queries: Float[Array, "n r"],
-    keys: Float[Array, "m r"] | None = None,
+    queries: Float[AnyArray, "n r"],
+    keys: Float[AnyArray, "m r"] | None = None,
     *,
     beta: ScalarLike = 1.0,
     where: Mask | None = None,
@@ -98,62 +149,59 @@ def attention_log_sums(
 
     Args:
       queries, keys, beta, where, block, mesh: as in `attention_products`.
-    Returns: Shape (n,).
+    Returns: Shape (n,); that of a query that may see no key is 0, a constant.
     Raises: ImrError as `attention_products`.
 
     >>> attention_log_sums(jnp.array([[1.0], [0.0]])).round(3).tolist()
     [1.313, 0.693]
     """
-    n, m = _sizes(queries, keys, where, block, mesh)
+    queries, keys, where = _checked(queries, keys, where, block, mesh)
     dtype = queries.dtype
     queries = widen(queries)
     keys = queries if keys is None else widen(keys)
+    n, m = queries.shape[0], keys.shape[0]
     scaled = jnp.asarray(beta, queries.dtype) * queries
+    if n == 0:
+        return jnp.zeros(0, dtype)
     if mesh is not None:
-        size = _strip_size(math.ceil(n / mesh.size)) if block is None else block
+        size = strip_size(math.ceil(n / mesh.size)) if block is None else block
         found = ring_products(
-            scaled.T, queries.T, keys.T, where, mesh=mesh, size=size, columns=False
-        )[2]
+            scaled.T, queries.T, keys.T, where, None, mesh=mesh, size=size, columns=False
+        )[3]
         return found.astype(dtype)
 
     @jax.checkpoint
     def row(pair):
         return log_sum_exp(matmul(pair[0][None], keys.T), pair[1])[0]
 
-    size = min(n, _strip_size(m) if block is None else block)
+    size = min(n, strip_size(m) if block is None else block)
     masks = None if where is None else where[:, None, :]
     return jax.lax.map(row, (scaled, masks), batch_size=size).astype(dtype)
 
 
-def _sizes(queries, keys, where, block, mesh):
+def _checked(queries, keys, where, block, mesh):
+    """Queries, keys and mask as arrays that fit one another."""
+    queries = as_floats("queries", queries)
+    keys = None if keys is None else as_floats("keys", keys)
     for name, array in (("queries", queries), ("keys", queries if keys is None else keys)):
         check_rank(name, array, 2, "(n, r)")
-        check_floating(name, array)
         check_axis(name, array.shape[1], "queries", queries.shape[1], "columns")
     n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
-    if where is not None and jnp.shape(where) != (n, m):
-        raise ImrError(f"where must have shape {(n, m)}; found {jnp.shape(where)}.")
     if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
         raise ImrError(f"block must be an integer of at least 1; found {block!r}.")
     if mesh is not None:
         mesh_axis(mesh)
         if n != m:
             raise ImrError(f"on a mesh there must be as many queries as keys; found {n} and {m}.")
-    return n, m
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def _strip_size(m: int) -> int:
-    """Rows of a strip: a few that stay near the cores of a CPU, many to keep an accelerator busy."""
-    return max(16, 2**18 // m) if _on_cpu() else max(128, 2**24 // m)
+    where = as_mask(where, (n, m))
+    if where is None and not m:
+        where = jnp.zeros((n, 0), bool)  # without keys no query sees one
+    return queries, keys, where
 
 
 def _tile_size() -> int:
     # On a CPU a tile stays in the second cache, 256 KB.
-    return 256 if _on_cpu() else 4096
+    return 256 if on_cpu() else 4096
 
 
 def _kernel_serves(q) -> bool:
@@ -168,49 +216,15 @@ def _kernel_serves(q) -> bool:
 def _fused(scaled, q, k, columns):
     from imr.attention.kernel import kernel_products  # pallas takes long to import
 
-    strips = partial(_strips, where=None, size=_strip_size(k.shape[1]), columns=columns)
     kernel = partial(kernel_products, columns=columns)
+    strips = partial(plain_strips, columns=columns)
     return jax.lax.platform_dependent(scaled, q, k, cuda=kernel, default=strips)
 
 
 @_fused.defjvp
 def _fused_jvp(columns, primals, tangents):
-    strips = partial(_strips, where=None, size=_strip_size(primals[2].shape[1]), columns=columns)
+    strips = partial(plain_strips, columns=columns)
     return _fused(*primals, columns), jax.jvp(strips, primals, tangents)[1]
-
-
-def _strip(scaled, q, k, where, *, columns):
-    """Some rows of P and what they give: (r, n) and (r, m)."""
-    logits = mask_logits(matmul(scaled.T, k), where)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
-    # Made once: a compiler that fuses it into both products makes it twice.
-    e = jax.lax.optimization_barrier(jnp.exp(logits - top))
-    sums = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
-    rows = sums[:-1] / sums[-1:]
-    return rows, matmul(q / sums[-1:], e) if columns else None
-
-
-def _strips(scaled, q, k, where, *, size, columns):
-    """Strip after strip; the last is padded with zero queries, which add 0 to the columns."""
-    (r, n), m = q.shape, k.shape[1]
-    extra = padding(n, size)
-
-    def cut(x):
-        return jnp.moveaxis(pad_axis(x, extra, 1).reshape(r, -1, size), 1, 0)
-
-    masks = None
-    if where is not None:
-        masks = pad_axis(where, extra, value=True).reshape(-1, size, m)
-    # The derivative recomputes each strip; it needs no sums over strips.
-    strip = jax.checkpoint(lambda s, q, mask: _strip(s, q, k, mask, columns=columns))
-
-    def step(total, block):
-        rows, cols = strip(*block)
-        return (total + cols if columns else None), rows
-
-    start = jnp.zeros_like(k) if columns else None
-    total, rows = jax.lax.scan(step, start, (cut(scaled), cut(q), masks))
-    return jnp.moveaxis(rows, 0, 1).reshape(r, -1)[:, :n], total
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -218,32 +232,30 @@ def _symmetric(scaled, q, tile, columns):
     """By tiles if no exponential that matters underflows or overflows, else by strips."""
     # What underflows, below e^-87 or e^-708, is then below e^-19 of the sum of its row.
     limit = 68.0 if q.dtype == jnp.float32 else 680.0
-    by_strips = partial(_strips, where=None, size=_strip_size(q.shape[1]), columns=columns)
+    by_strips = partial(_square_strips, columns=columns)
 
     # One after the other under vmap: both branches would run otherwise.
     @jax.custom_batching.sequential_vmap
     def either(scaled, q):
         gauge = 0.5 * jnp.sum(scaled * q, axis=0)
-        small = (jnp.max(gauge) - jnp.min(gauge) <= limit) & (jnp.min(gauge) >= 0)  # beta too
+        low, high = jnp.min(gauge), jnp.max(gauge)
+        # beta is positive too, and q_i q_j - a_i - a_j keeps its digits.
+        small = (high - low <= limit) & (low >= 0) & (high * jnp.finfo(q.dtype).eps <= 2**-6)
         return jax.lax.cond(
-            small,
-            partial(_tiles, tile=tile, columns=columns),
-            lambda s, q: by_strips(s, q, q),
-            scaled,
-            q,
+            small, partial(_tiles, tile=tile, columns=columns), by_strips, scaled, q
         )
 
     return either(scaled, q)
 
 
+def _square_strips(scaled, q, *, columns):
+    return plain_strips(scaled, q, q, columns=columns)
+
+
 @_symmetric.defjvp
 def _symmetric_jvp(tile, columns, primals, tangents):
-    size = _strip_size(primals[1].shape[1])
-
-    def strips(scaled, q):
-        return _strips(scaled, q, q, None, size=size, columns=columns)
-
-    return _symmetric(*primals, tile, columns), jax.jvp(strips, primals, tangents)[1]
+    by_strips = partial(_square_strips, columns=columns)
+    return _symmetric(*primals, tile, columns), jax.jvp(by_strips, primals, tangents)[1]
 
 
 def _tiles(scaled, q, *, tile, columns):
@@ -285,5 +297,7 @@ def _tiles(scaled, q, *, tile, columns):
         return jax.lax.fori_loop(0, count, row, jnp.zeros_like(x))
 
     sums = sweep(jnp.concatenate([padded, jnp.ones_like(padded[:1])]) * weights[None, :])
-    rows = (sums[:-1] / sums[-1:])[:, :n]
-    return rows, (weights[None, :] * sweep(padded / sums[-1:]))[:, :n] if columns else None
+    # Rows that fill up see real columns only through exponentials that underflow: their sum is 0.
+    total = jnp.where(sums[-1:] > 0, sums[-1:], 1)
+    rows = (sums[:-1] / total)[:, :n]
+    return rows, (weights[None, :] * sweep(padded / total))[:, :n] if columns else None

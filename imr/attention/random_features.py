@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_floats,
     check_axis,
     check_count,
-    check_floating,
     check_key,
     check_positive,
     check_rank,
 )
 from imr._numerics import matmul, softmax, widen
-from imr._typing import ScalarLike
+from imr._typing import AnyArray, ScalarLike
 
 
 class RandomFeatureProducts(NamedTuple):
@@ -34,8 +34,8 @@ class RandomFeatureProducts(NamedTuple):
 
 
 def random_feature_products(
-    queries: Float[Array, "n r"],
-    keys: Float[Array, "m r"] | None = None,
+    queries: Float[AnyArray, "n r"],
+    keys: Float[AnyArray, "m r"] | None = None,
     *,
     key: Any,
     num_features: int = 256,
@@ -64,8 +64,8 @@ def random_feature_products(
 
     Reference: Choromanski et al., Rethinking Attention with Performers, arXiv 2009.14794.
     """
-    keys = queries if keys is None else keys
-    check_floating("queries", queries)
+    queries = as_floats("queries", queries)
+    keys = queries if keys is None else as_floats("keys", keys)
     check_rank("queries", queries, 2, "(n, r)")
     check_rank("keys", keys, 2, "(m, r)")
     check_axis("keys", keys.shape[1], "queries", queries.shape[1], "columns")

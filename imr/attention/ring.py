@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from imr._numerics import mask_logits, matmul
+from imr._numerics import below, matmul
 from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
 
-def ring_products(scaled, q, k, where, *, mesh, size, columns):
-    """Both products (r, n) and log-sums of rows (n,) of queries and keys (r, n), on p devices.
+def ring_products(scaled, q, k, where, label, *, mesh, size, columns):
+    """Both products (r, n), the rest of P beside labels (n,), and log-sums of rows (n,), on p devices.
 
     The keys go round the ring twice: first for the sums of each row, which are rescaled to the
     largest logit so far, then, together with the sums that they collect, for the columns. Each time
@@ -27,16 +27,19 @@ def ring_products(scaled, q, k, where, *, mesh, size, columns):
     mapped = jax.shard_map(
         partial(_local, count=n, axis=axis, parts=parts, size=size, columns=columns),
         mesh=mesh,
-        in_specs=(across, across, across, along),
-        out_specs=(across, across if columns else None, along),
+        in_specs=(across, across, across, along, along),
+        out_specs=(across, across if columns else None, along, along),
         check_vma=False,
     )
-    scaled, q, k = (pad_axis(x, extra, 1) for x in (scaled, q, k))
-    rows, cols, lse = mapped(scaled, q, k, where)
-    return rows[:, :n], None if cols is None else cols[:, :n], lse[:n]
+    scaled, q, k, label = (
+        jax.tree.map(lambda x: pad_axis(x, extra, x.ndim - 1), x) for x in (scaled, q, k, label)
+    )
+    rows, cols, rest, lse = mapped(scaled, q, k, where, label)
+    rest = None if label is None else rest[:n]
+    return rows[:, :n], None if cols is None else cols[:, :n], rest, lse[:n]
 
 
-def _local(scaled, q, k, where, *, count, axis, parts, size, columns):
+def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
     """The computation of one device; keys from number `count` on are padding."""
     r, n = q.shape
     size = min(size, n)
@@ -47,60 +50,78 @@ def _local(scaled, q, k, where, *, count, axis, parts, size, columns):
     masks = None
     if where is not None:
         masks = pad_axis(where, extra, value=True).reshape(-1, size, n * parts)
+    labels = jax.tree.map(lambda x: pad_axis(x, extra).reshape(-1, size), label)
     here = jax.lax.axis_index(axis)
     onward = [(i, (i + 1) % parts) for i in range(parts)]
 
     def move(tree):
         return jax.lax.ppermute(tree, axis, onward)
 
-    def logits(scaled, mask, k, hop):
+    def logits(strip, k, hop):
+        scaled, mask, label = strip
         # After `hop` hops the keys are those of the device `hop` places back.
         start = (here - hop) % parts * n
-        seen = (start + jnp.arange(n) < count)[None, :]
+        number = start + jnp.arange(n)[None, :]
+        seen = number < count
         if mask is not None:
             seen = seen & jax.lax.dynamic_slice_in_dim(mask, start, n, 1)
-        return mask_logits(matmul(scaled.T, k), seen)
+        if label is not None:
+            seen = seen & (number != label.column[:, None])
+        return jnp.where(seen, matmul(scaled.T, k), -jnp.inf)
 
     @jax.checkpoint
     def accumulate(block, k, hop):
         """Adds the keys that are here now to the sums of a strip."""
-        (scaled, mask), (top, sums) = block
-        x = logits(scaled, mask, k, hop)
+        strip, (top, sums) = block
+        x = logits(strip, k, hop)
         new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(x, axis=1)))
         safe = jnp.where(jnp.isneginf(new), 0, new)
-        e = jnp.exp(x - safe[:, None])
+        e = jnp.exp(below(x, safe[:, None]))
         fresh = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
         return new, sums * jnp.exp(top - safe)[None, :] + fresh
 
     def first_round(carry, hop):
         state, k = carry
-        state = jax.lax.map(lambda block: accumulate(block, k, hop), ((queries[0], masks), state))
-        return (state, move(k)), None
+        blocks = (queries[0], masks, labels), state
+        return (jax.lax.map(lambda block: accumulate(block, k, hop), blocks), move(k)), None
 
     strips = queries[0].shape[0]
-    empty = jnp.full((strips, size), -jnp.inf, q.dtype), jnp.zeros((strips, r + 1, size), q.dtype)
+    top, sums = (
+        jnp.full((strips, size), -jnp.inf, q.dtype),
+        jnp.zeros((strips, r + 1, size), q.dtype),
+    )
+    if labels is not None:
+        # Labels have a share in the total of their rows, but not in the products.
+        top = jax.lax.stop_gradient(labels.logit)
     hops = jnp.arange(parts)
-    ((top, sums), _), _ = jax.lax.scan(first_round, (empty, k), hops)
-    rows = jnp.moveaxis(sums[:, :-1] / sums[:, -1:], 0, 1).reshape(r, -1)[:, :n]
-    lse = top + jnp.log(sums[:, -1])
-    flat = lse.reshape(-1)[:n]
+    ((top, sums), _), _ = jax.lax.scan(first_round, ((top, sums), k), hops)
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    total = sums[:, -1]
+    if labels is not None:
+        total = total + jnp.exp(below(labels.logit, top))
+    # No key is seen if the total is zero.
+    seen = total > 0
+    total = jnp.where(seen, total, 1)
+    rows = jnp.moveaxis(sums[:, :-1] / total[:, None], 0, 1).reshape(r, -1)[:, :n]
+    rest, lse = (x.reshape(-1)[:n] for x in (sums[:, -1] / total, seen * (top + jnp.log(total))))
     if not columns:
-        return rows, None, flat
+        return rows, None, rest, lse
 
     @jax.checkpoint
     def contribution(block, k, hop):
         """The contribution of a strip's queries to the keys that are here now."""
-        scaled, q, mask, lse = block
-        return matmul(q, jnp.exp(logits(scaled, mask, k, hop) - lse[:, None]))
+        strip, q, top, total = block
+        x = logits(strip, k, hop)
+        return matmul(q / total[None, :], jnp.exp(below(x, top[:, None])))
 
     def second_round(carry, hop):
-        k, total = carry
+        k, columns = carry
 
-        def step(total, block):
-            return total + contribution(block, k, hop), None
+        def step(columns, block):
+            return columns + contribution(block, k, hop), None
 
-        total = jax.lax.scan(step, total, (*queries, masks, lse))[0]
-        return move((k, total)), None
+        blocks = (queries[0], masks, labels), queries[1], top, total
+        return move((k, jax.lax.scan(step, columns, blocks)[0])), None
 
-    _, total = jax.lax.scan(second_round, (k, jnp.zeros_like(k)), hops)[0]
-    return rows, total, flat
+    _, columns = jax.lax.scan(second_round, (k, jnp.zeros_like(k)), hops)[0]
+    return rows, columns, rest, lse

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_array,
+    as_floats,
+    as_labels,
     check_at_least,
     check_axis,
     check_count,
-    check_floating,
     check_rank,
     is_concrete,
 )
@@ -21,16 +23,15 @@ from imr.errors import ImrError
 
 def matrix(name, array, shape, rows=1):
     """A floating array of two axes and so many rows, in float32 or wider."""
-    if jnp.ndim(array) > 2:
+    array = as_floats(name, array)
+    if array.ndim > 2:
         raise ImrError(
             f"{name} must have shape {shape}; found shape {jnp.shape(array)}. Make one axis of the "
             "leading ones, or use jax.vmap for a result of each."
         )
-    array = jnp.asarray(array)
     check_rank(name, array, 2, shape)
-    check_floating(name, array)
     check_at_least(f"the number of rows of {name}", array.shape[0], rows)
-    return widen(jnp.asarray(array))
+    return widen(array)
 
 
 def over_norm(a):
@@ -55,10 +56,8 @@ def unit_rows(z):
 def class_members(labels, rows, other, num_classes):
     """One-hot labels (n, k) in the dtype of `rows`; NaN where a label is out of range."""
     check_count("num_classes", num_classes)
-    check_rank("labels", labels, 1, "(n,)")
+    labels = as_labels("labels", labels)
     check_axis("labels", labels.shape[0], other, rows.shape[0], "rows")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ImrError(f"labels must be integers; found dtype {labels.dtype}. Use .astype(int).")
     bad = (labels < 0) | (labels >= num_classes)
     if is_concrete(bad) and bad.any():
         row = int(jnp.argmax(bad))
@@ -92,7 +91,7 @@ def split_by_class(z, members):
 
 def check_weights(weights, other, rows):
     """Weights (n,) of the rows of another array, not negative, some positive."""
-    weights = jnp.asarray(weights)
+    weights = as_array("weights", weights)
     check_rank("weights", weights, 1, "(n,)")
     check_axis("weights", weights.shape[0], other, rows.shape[0], "entries")
     check_at_least("weights", weights, 0)

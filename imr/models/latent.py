@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imr._checks import check_axis, check_count, check_rank, is_concrete, out_of_traces
-from imr._numerics import widen
+from imr._numerics import below, widen
 from imr._typing import Bias, BiasLike, ClassWeights, Scalar, ScalarLike, WeightsLike
 from imr.errors import ImrError
 from imr.models.model import RowModel, class_parameters, scaled
@@ -63,23 +63,24 @@ class Latent(RowModel):
         return self.theta
 
     def logits(self, y: Float[Array, "m n"]) -> Float[Array, "c n"]:
-        return self._log_sums(self._prototype_logits(y))
+        prototypes = self._prototype_logits(y)
+        _, sums, top = self._exponentials(prototypes)
+        return (jnp.log(sums) + top).astype(prototypes.dtype)
 
     def pullback(self, y: Float[Array, "m n"], a: Float[Array, "c n"]) -> Float[Array, "m n"]:
-        prototypes = self._prototype_logits(y)
-        # The share of each prototype in its class; no share is above 1, rounding aside.
-        share = jnp.exp(jnp.minimum(prototypes - self._log_sums(prototypes)[self.group], 0))
+        e, sums, _ = self._exponentials(self._prototype_logits(y))
+        share = (e / sums[self.group]).astype(y.dtype)  # of each prototype in its class
         return scaled(self.beta, share * a[self.group])
 
     def _prototype_logits(self, y):
         return scaled(self.beta, y if self.bias is None else y + self.bias[:, None])
 
-    def _log_sums(self, prototypes):
+    def _exponentials(self, prototypes):
+        """Exponentials of prototypes, their sums over classes, and the logits that they are less."""
         wide = widen(prototypes)
         top = jax.lax.stop_gradient(jax.ops.segment_max(wide, self.group, self.num_classes))
-        e = jnp.exp(wide - top[self.group])
-        sums = jax.ops.segment_sum(e, self.group, self.num_classes)
-        return (jnp.log(sums) + top).astype(prototypes.dtype)
+        e = jnp.exp(below(wide, top[self.group]))
+        return e, jax.ops.segment_sum(e, self.group, self.num_classes), top
 
 
 def _checked_group(group: Any, num_prototypes: int, num_classes: int | None):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_mask,
     check_axis,
     check_features,
     check_finite,
@@ -84,6 +85,9 @@ class Model(Module):
 
     def descent(self, z: Features, targets: Targets | None, **choices: Any) -> Features:
         """Label term less attention: minus the gradient of the cross-entropy.
+
+        A model that subtracts probabilities from targets first, by `targets.minus`, keeps the digits
+        of 1 - p of a label late in a flow.
 
         Args:
           z: features, shape (n, f).
@@ -204,6 +208,7 @@ class RowModel(SpanModel):
 
 
 def _probabilities(logits: Float[Array, "k n"], where: Mask | None) -> Float[Array, "k n"]:
+    where = as_mask(where, logits.shape[::-1])
     return softmax(logits, None if where is None else where.T, axis=0)
 
 

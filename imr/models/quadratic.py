@@ -16,9 +16,15 @@ from imr._checks import (
 )
 from imr._numerics import matmul
 from imr._typing import AnyArray, Features, Mask, Scalar, ScalarLike
-from imr.attention import Normalise, attention_log_sums, projected_terms
+from imr.attention import (
+    Normalise,
+    attention_log_sums,
+    projected_terms,
+    residual_products,
+)
 from imr.errors import ImrError
-from imr.models.model import SpanModel, Terms, as_beta, scaled
+from imr.models.model import SpanModel, Terms, as_beta, scaled, total
+from imr.targets import LabelTargets
 
 
 class Quadratic(SpanModel):
@@ -101,7 +107,7 @@ class Quadratic(SpanModel):
 
         Args:
           z: features, shape (n, f).
-          where: boolean, shape (n, n).
+          where: as in `imr.self_attention`.
           normalise, block, mesh: as in `imr.self_attention`.
           columns: whether the column term is computed.
         Returns: `Terms`, summed over heads.
@@ -131,16 +137,14 @@ class Quadratic(SpanModel):
         columns = [jnp.swapaxes(x, -1, -2).reshape(-1, x.shape[-2]) for x in self._sides()]
         return jnp.concatenate(columns)
 
-    def descent_at(self, y, targets, *, where=None, block=None, mesh=None):
-        def one(queries, keys):
-            row, column = projected_terms(
-                queries, keys, beta=self.beta, where=where, block=block, mesh=mesh
-            )
-            if targets is None:
-                return -row, -column
-            keys = queries if keys is None else keys
-            return targets.mv(keys) - row, targets.rmv(queries, y.shape[1]) - column
+    def descent(self, z, targets, *, normalise: Normalise = "row", **choices):
+        if normalise != "row":
+            return super().descent(z, targets, normalise=normalise, **choices)
+        one = self._residual(targets, **choices)
+        return total(self._lifted(*self._over_heads(one, *self._projected(z))))
 
+    def descent_at(self, y, targets, *, where=None, block=None, mesh=None):
+        one = self._residual(targets, where=where, block=block, mesh=mesh)
         row, column = jax.vmap(one)(*self._split(y))
         parts = row + column if self.k is None else jnp.concatenate([row, column])
         return scaled(self.beta, jnp.swapaxes(parts, 1, 2).reshape(y.shape))
@@ -156,6 +160,22 @@ class Quadratic(SpanModel):
             return jnp.sum(lse) - scaled(self.beta, jnp.sum(queries * targets.mv(keys)))
 
         return jnp.sum(jax.vmap(one)(*self._split(y)))
+
+    def _residual(self, targets, **choices):
+        """$(C - P) K$ and $(C - P)^T Q$ of the queries and keys of a head, C = 0 for None."""
+
+        def one(queries: Any, keys: Any) -> tuple[Any, Any]:
+            if isinstance(targets, LabelTargets):
+                return residual_products(queries, keys, targets, beta=self.beta, **choices)
+            terms = projected_terms(queries, keys, beta=self.beta, **choices)
+            row, column = jax.tree.map(jnp.negative, terms)
+            if targets is not None:
+                row = row + targets.mv(queries if keys is None else keys)
+                if column is not None:
+                    column = column + targets.rmv(queries, queries.shape[0])
+            return row, column
+
+        return one
 
     def _sides(self):
         return [self.q] if self.k is None else [self.q, self.k]
