@@ -234,13 +234,13 @@ def test_a_coordinator_out_of_reach():
 
 
 def test_errors(monkeypatch):
+    jax.devices()  # once they have been asked for, processes cannot be connected
     with pytest.raises(imr.ImrError, match="go together"):
         parallel.initialize("127.0.0.1:1", 2)
     with pytest.raises(imr.ImrError, match="coordinator must be host:port; found 'here'"):
         parallel.initialize("here", 2, 0)
     with pytest.raises(imr.ImrError, match="process_id must lie in 0 to 1"):
         parallel.initialize("127.0.0.1:1", 2, 2)
-    # Devices have been asked for already.
     with pytest.raises(imr.ImrError, match=r"could not be connected through 127\.0\.0\.1:1"):
         parallel.initialize("127.0.0.1:1", 1, 0)
     monkeypatch.setenv("IMR_COORDINATOR", "127.0.0.1:1")
