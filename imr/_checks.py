@@ -34,27 +34,9 @@ def out_of_traces(x: Any) -> AbstractContextManager:
     return jax.ensure_compile_time_eval() if is_concrete(x) else nullcontext()
 
 
-def as_array(name: str, x: Any) -> jax.Array:
-    """An array of numbers from whatever holds them."""
-    if isinstance(x, jax.Array):
-        return x
-    try:
-        with out_of_traces(x):
-            return jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError):
-        raise ImrError(f"{name} must be an array of numbers; found {x!r}.") from None
-
-
-def as_floats(name: str, x: Any) -> jax.Array:
-    """A floating array from whatever holds its numbers."""
-    x = as_array(name, x)
-    check_floating(name, x)
-    return x
-
-
 def as_labels(name: str, x: Any) -> jax.Array:
     """Integers of shape (n,) as int32: a narrower type wraps beside a large number."""
-    x = as_array(name, x)
+    x = as_numbers(name, x)
     check_rank(name, x, 1, "(n,)")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ImrError(
@@ -87,6 +69,30 @@ def check_floating(name: str, array: Any) -> None:
         raise ImrError(
             f"{name} must be a floating array; found dtype {dtype}. Convert it with .astype(float)."
         )
+
+
+def as_numbers(name: str, x: Any) -> jax.Array:
+    """Real numbers as an array; what is concrete stays so inside a trace, and can be checked."""
+    try:
+        if any(isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(x)):
+            raise TypeError  # jax takes some strings in a list for the names of dtypes
+        with out_of_traces(x):
+            array = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be an array of numbers; found {x!r}.") from None
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise ImrError(f"{name} must hold real numbers; found dtype {array.dtype}.")
+    return array
+
+
+def as_floats(name: str, x: Any) -> jax.Array:
+    """Real numbers as a floating array; Python's integers become floats, arrays of them do not."""
+    array = as_numbers(name, x)
+    if isinstance(x, list | tuple | int) and jnp.issubdtype(array.dtype, jnp.integer):
+        with out_of_traces(x):
+            array = array.astype(float)
+    check_floating(name, array)
+    return array
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -195,7 +201,10 @@ def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | Non
     """
     if where is None:
         return None
-    where = as_array("where", where)
+    if not isinstance(where, jax.Array):
+        where = np.asarray(where)
+        with out_of_traces(where):
+            where = jnp.asarray(where) if where.dtype == bool else as_numbers("where", where)
     if shape is not None and where.shape != tuple(shape):
         raise ImrError(
             f"where must have the shape of the logits, {tuple(shape)}; found {where.shape}."
@@ -265,7 +274,5 @@ def check_projection_pair(q: Any, k: Any) -> None:
 
 def check_features(z: Any) -> None:
     """Demands floating features (n, f)."""
-    if not hasattr(z, "shape"):
-        raise ImrError(f"z must be an array; found {z!r}. Convert it with jax.numpy.asarray.")
     check_rank("z", z, 2, "(n, f)")
     check_floating("z", z)

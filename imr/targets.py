@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
 
-from imr._checks import as_array, as_labels, is_concrete
+from imr._checks import as_labels, as_numbers, is_concrete
 from imr._targets import DenseTargets as DenseTargets
 from imr._targets import LabelTargets as LabelTargets
 from imr._targets import LowRankTargets as LowRankTargets
@@ -45,7 +45,7 @@ def as_targets(x: Any, *, square: bool = False) -> Targets:
                 ".astype(float) and .update_layout(n_batch=0, n_dense=0)."
             )
         return SparseTargets(x)
-    x = as_array("targets", x)
+    x = as_numbers("targets", x)
     if x.ndim == 1:
         if square:
             raise ImrError(

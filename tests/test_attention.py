@@ -176,7 +176,7 @@ def test_whatever_holds_numbers_is_an_array():
         (None, "must be an array of numbers; found None"),
         (2.0, r"must have shape .* found shape \(\)"),
         ([[1.0], [1.0, 2.0]], r"must be an array of numbers; found \[\[1.0\]"),
-        ([[1, 2]], "must be a floating array; found dtype int"),
+        (np.array([[1, 2]]), "must be a floating array; found dtype int"),
     ):
         for name, call in (
             ("z", lambda bad: imr.cross_attention(bad, theta)),
@@ -189,8 +189,6 @@ def test_whatever_holds_numbers_is_an_array():
         ):
             with pytest.raises(imr.ImrError, match=f"{name} {words}"):
                 call(bad)
-    with pytest.raises(imr.ImrError, match="z must be an array; found"):
-        imr.Linear(arrays[1])(z)
 
 
 @pytest.mark.parametrize("normalise", ["row", "column", "double"])

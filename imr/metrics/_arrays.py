@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imr._checks import (
-    as_array,
     as_floats,
     as_labels,
+    as_numbers,
     check_at_least,
     check_axis,
     check_count,
@@ -91,7 +91,7 @@ def split_by_class(z, members):
 
 def check_weights(weights, other, rows):
     """Weights (n,) of the rows of another array, not negative, some positive."""
-    weights = as_array("weights", weights)
+    weights = as_numbers("weights", weights)
     check_rank("weights", weights, 1, "(n,)")
     check_axis("weights", weights.shape[0], other, rows.shape[0], "entries")
     check_at_least("weights", weights, 0)
