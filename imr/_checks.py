@@ -56,6 +56,30 @@ def check_floating(name: str, array: Any) -> None:
         )
 
 
+def as_numbers(name: str, x: Any) -> jax.Array:
+    """Real numbers as an array; what is concrete stays so inside a trace, and can be checked."""
+    try:
+        if any(isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(x)):
+            raise TypeError  # jax takes some strings in a list for the names of dtypes
+        with out_of_traces(x):
+            array = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise ImrError(f"{name} must be an array of numbers; found {x!r}.") from None
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise ImrError(f"{name} must hold real numbers; found dtype {array.dtype}.")
+    return array
+
+
+def as_floats(name: str, x: Any) -> jax.Array:
+    """Real numbers as a floating array; Python's integers become floats, arrays of them do not."""
+    array = as_numbers(name, x)
+    if isinstance(x, list | tuple | int) and jnp.issubdtype(array.dtype, jnp.integer):
+        with out_of_traces(x):
+            array = array.astype(float)
+    check_floating(name, array)
+    return array
+
+
 def check_finite(name: str, array: Any) -> None:
     """Demands finite values, where they are concrete."""
     if not is_concrete(array):
@@ -93,6 +117,12 @@ def check_key(key: Any) -> None:
     """Demands random keys, new or old."""
     if not isinstance(key, jax.Array):
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
+
+
+def check_rngs(rngs: Any) -> None:
+    """Demands random streams of flax."""
+    if not callable(getattr(rngs, "params", None)):
+        raise ImrError(f"rngs must be made by flax.nnx.Rngs, as nnx.Rngs(0) is; found {rngs!r}.")
 
 
 def check_count(name, value, least=1):
@@ -168,15 +198,6 @@ def check_mask(where: Any, shape: tuple[int, ...]) -> None:
                 f"where must leave each row an entry; row {int(np.argmax(empty))} is fully masked. "
                 "Leave that row out."
             )
-
-
-def check_anchor(anchor: Any) -> None:
-    """Demands None or a pair (lam, x) of finite values."""
-    if anchor is None:
-        return
-    if not (isinstance(anchor, tuple) and len(anchor) == 2):
-        raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
-    check_finite("anchor", anchor)
 
 
 def check_linear(z: Any, theta: Any, bias: Any) -> None:
