@@ -71,13 +71,17 @@ def as_numbers(name: str, x: Any) -> jax.Array:
 
 
 def as_floats(name: str, x: Any) -> jax.Array:
-    """Real numbers as a floating array; Python's integers become floats, arrays of them do not."""
+    """Real numbers as a floating array; Python's integers become floats, arrays of them do not.
+
+    The type is strong: what is weak, as `jnp.full(shape, 1.0)` is, would yield to any other.
+    """
     array = as_numbers(name, x)
-    if isinstance(x, list | tuple | int) and jnp.issubdtype(array.dtype, jnp.integer):
-        with out_of_traces(x):
-            array = array.astype(float)
-    check_floating(name, array)
-    return array
+    if not (isinstance(x, list | tuple | int) and jnp.issubdtype(array.dtype, jnp.integer)):
+        check_floating(name, array)
+        if not array.weak_type:
+            return array
+    with out_of_traces(x):
+        return array.astype(array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else float)
 
 
 def check_finite(name: str, array: Any) -> None:

@@ -28,11 +28,10 @@ def decay(t, z, args):
 # Precisions: the state has that of z0, float32 at least, and the result that of z0
 
 
-@pytest.mark.laws
 @pytest.mark.parametrize(
     ("half", "other"),
     [
-        ("bfloat16", "float64"),
+        pytest.param("bfloat16", "float64", marks=pytest.mark.laws),
         pytest.param("float16", "bfloat16", marks=pytest.mark.acceptance),
     ],
 )
@@ -90,6 +89,11 @@ def test_steps_keep_the_precision_of_z():
 @pytest.mark.acceptance
 def test_weak_and_mixed_states():
     """Python's numbers, and leaves of two precisions in one tree."""
+    weak = jnp.full((1, 1), 1.0)
+    assert weak.weak_type
+    assert (
+        abs(imr.solve(decay, weak, t1=1.0, rtol=1e-12, atol=1e-12).z.item() - np.exp(-1)) <= 1e-11
+    )
     flow = imr.solve(decay, [[1.0, 2.0]], t1=1.0)
     np.testing.assert_allclose(flow.z, [[np.exp(-1), 2 * np.exp(-1)]], rtol=1e-4)
 
@@ -135,9 +139,12 @@ def test_labels_of_a_narrow_type_are_labels():
 # Times
 
 
-@pytest.mark.laws
 @pytest.mark.parametrize(
-    "norm", ["coordinates", pytest.param("features", marks=pytest.mark.acceptance)]
+    "norm",
+    [
+        pytest.param("coordinates", marks=pytest.mark.laws),
+        pytest.param("features", marks=pytest.mark.acceptance),
+    ],
 )
 def test_forward_and_backward_is_where_it_started(norm):
     p = linear()
@@ -179,14 +186,19 @@ def test_times_that_a_rounding_has_moved():
         assert imr.solve(decay, z, t1=0.3, ts=times).ts[-1] == 0.3
         assert run(z, 0.3, times).converged
     assert run(z, 0.3, ts + 1e-4).result == imr.Result.BAD_TIMES  # the control
-    assert imr.solve(decay, z.astype(jnp.float32), t1=np.float32(0.3), ts=ts).converged
+    assert imr.solve(decay, z.astype(jnp.float32), t1=jnp.float32(0.3), ts=ts).converged
 
 
 # Derivatives of the default adjoint
 
 
-@pytest.mark.laws
-@pytest.mark.parametrize("reduced", [False, pytest.param(True, marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize(
+    "reduced",
+    [
+        pytest.param(False, marks=pytest.mark.laws),
+        pytest.param(True, marks=pytest.mark.acceptance),
+    ],
+)
 def test_derivatives_that_the_default_adjoint_has_not(reduced):
     p = linear()
 

@@ -189,7 +189,8 @@ def _frame(z0: Array, vectors: Array, x: Array | None, norm: Norm) -> Frame:
     at_start = matmul(vectors, z0.T)
     at_anchor = None if x is None else matmul(vectors, x.T)
     if norm == "coordinates":
-        start = jnp.where(jnp.isfinite(at_start), 0, jnp.nan)  # features that are not show here
+        # Features that are not finite must show in the state.
+        start = jnp.where(jnp.isfinite(at_start), jnp.zeros_like(at_start), jnp.nan)
         return Frame(vectors, None, matmul(vectors, vectors.T), start, at_start, at_anchor)
     orthonormal, upper = jnp.linalg.qr(vectors.T)
     start = matmul(orthonormal.T, z0.T)

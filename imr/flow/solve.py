@@ -16,7 +16,7 @@ from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import FlowError, ImrError
 from imr.flow.integrate import Path, Result, integrate
 from imr.flow.splitting import Splitting, check_fields, midpoint, strang_stages
-from imr.flow.state import StateField, all_finite, as_arrays, as_state, cast_like, norm, state_dtype
+from imr.flow.state import StateField, all_finite, as_arrays, cast_like, norm, state_dtype
 from imr.flow.times import as_times
 
 
@@ -158,8 +158,9 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
     What they hold, targets among it, is concrete here and checked by their own; in the compiled
     solve it is not.
     """
-    state = jax.eval_shape(as_state, z0)
-    time = jax.ShapeDtypeStruct((), state_dtype(z0))
+    dtype = state_dtype(z0)
+    time = jax.ShapeDtypeStruct((), dtype)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), z0)
     for part in field if isinstance(field, tuple) else (field,):
         try:
             found = jax.eval_shape(lambda t, z, part=part: part(t, z, args), time, state)
