@@ -86,9 +86,9 @@ def depth_is_time(
     if tol is None:
         tol = 1e-11 if jnp.finfo(dtype).bits > 32 else 1e-6
     total = jax.tree_util.Partial(_total, parts)
-    t0, t1, _ = as_times(t0, t1, None, dtype)
+    t0, t1 = map(jnp.asarray, as_times(t0, t1, None, dtype)[:2])
     z = solve(total, z0, t0=t0, t1=t1, args=args, rtol=tol, atol=tol, max_steps=2**16, throw=True).z
-    start, span = jnp.asarray(t0), jnp.asarray(t1 - t0)
+    start, span = t0, t1 - t0
     ends = [_stack(parts, step, z0, jnp.asarray(n), start, span, args) for n in depths]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(z)]))
     errors = jnp.stack([_distance(end, z) for end in ends]) / largest
