@@ -86,13 +86,17 @@ def as_numbers(name: str, x: Any) -> jax.Array:
 
 
 def as_floats(name: str, x: Any) -> jax.Array:
-    """Real numbers as a floating array; Python's integers become floats, arrays of them do not."""
+    """Real numbers as a floating array; Python's integers become floats, arrays of them do not.
+
+    The type is strong: what is weak, as `jnp.full(shape, 1.0)` is, would yield to any other.
+    """
     array = as_numbers(name, x)
-    if isinstance(x, list | tuple | int) and jnp.issubdtype(array.dtype, jnp.integer):
-        with out_of_traces(x):
-            array = array.astype(float)
-    check_floating(name, array)
-    return array
+    if not (isinstance(x, list | tuple | int) and jnp.issubdtype(array.dtype, jnp.integer)):
+        check_floating(name, array)
+        if not array.weak_type:
+            return array
+    with out_of_traces(x):
+        return array.astype(array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else float)
 
 
 def check_finite(name: str, array: Any) -> None:
@@ -132,6 +136,12 @@ def check_key(key: Any) -> None:
     """Demands random keys, new or old."""
     if not isinstance(key, jax.Array):
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
+
+
+def check_rngs(rngs: Any) -> None:
+    """Demands random streams of flax."""
+    if not callable(getattr(rngs, "params", None)):
+        raise ImrError(f"rngs must be made by flax.nnx.Rngs, as nnx.Rngs(0) is; found {rngs!r}.")
 
 
 def check_count(name, value, least=1):
@@ -229,15 +239,6 @@ def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | Non
         )
     with out_of_traces(where):
         return where == 1
-
-
-def check_anchor(anchor: Any) -> None:
-    """Demands None or a pair (lam, x) of finite values."""
-    if anchor is None:
-        return
-    if not (isinstance(anchor, tuple) and len(anchor) == 2):
-        raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
-    check_finite("anchor", anchor)
 
 
 def check_linear(z: Any, theta: Any, bias: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 
@@ -26,3 +27,12 @@ def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
     solver would see them.
     """
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
+def numbers_as_leaves(tree: Any) -> Any:
+    """Python floats of a pytree as arrays: programs then take them as arguments.
+
+    As constants, each other value would compile the program anew. They keep the weak type of a
+    Python number, which leaves the dtype of what they meet alone.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x) if type(x) is float else x, tree)

@@ -8,19 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from imr._checks import (
-    as_floats,
-    as_mask,
-    check_anchor,
-    check_finite,
-    check_floating,
-    is_concrete,
-)
+from imr._checks import as_floats, as_mask, check_finite, check_floating, is_concrete
 from imr._module import Module, as_pytree
 from imr._numerics import log_sum_exp, widen
 from imr._typing import Features, LogitsLike, Mask, Rows, ScalarLike
 from imr.errors import ImrError
 from imr.models import Model
+from imr.models.model import as_scalar, scaled
 from imr.targets import MaskedTargets, Targets, as_targets
 
 
@@ -82,7 +76,7 @@ class FeatureLoss(Module):
 
     Attributes:
       model: from features to logits.
-      targets, anchor: as they were given.
+      targets, anchor: as they were given; numbers are arrays.
       where: as booleans.
     """
 
@@ -100,7 +94,11 @@ class FeatureLoss(Module):
         loss = jnp.sum(jax.vmap(lambda one: _cross_entropy(one, targets, self.where))(heads))
         if self.anchor is None:
             return loss
-        return loss + 0.5 * self.anchor[0] * jnp.sum(self.offset(z) ** 2)
+        return loss + 0.5 * self.pull(jnp.sum(self.offset(z) ** 2))
+
+    def pull(self, x: Array) -> Array:
+        """lam times x, in the dtype of x."""
+        return scaled(self.anchor[0], x)
 
     def operator(self, z: Features, shape: tuple[int, ...] | None = None) -> Targets | None:
         """The targets as an operator, held against the shape that the logits of z have."""
@@ -112,6 +110,7 @@ class FeatureLoss(Module):
     def offset(self, z: Features) -> Features:
         """z less the anchor's x."""
         x = self.anchor[1]
+        z = jnp.asarray(z)
         if jnp.shape(x) != jnp.shape(z):
             raise ImrError(
                 f"anchor's x must have the shape of z, {jnp.shape(z)}; found {jnp.shape(x)}."
@@ -161,7 +160,19 @@ def feature_loss(
         )
     model = as_pytree(model)
     check_finite("model", model)
-    check_anchor(anchor)
     if targets is not None and isinstance(model, Model) and model.square:
         as_targets(targets, square=True)  # refused here, where it was written
-    return FeatureLoss(model, targets, as_mask(where), anchor)
+    if isinstance(targets, list | tuple):
+        targets = as_targets(targets)  # its numbers are no leaves of a loss
+    return FeatureLoss(model, targets, as_mask(where), as_anchor(anchor))
+
+
+def as_anchor(anchor: Any) -> tuple[Array, Array] | None:
+    """A pair (lam, x) of finite arrays, a scalar and features; None stays None."""
+    if anchor is None:
+        return None
+    if not (isinstance(anchor, tuple) and len(anchor) == 2):
+        raise ImrError(f"anchor must be a pair (lam, x); found {type(anchor).__name__}.")
+    x = as_floats("anchor's x", anchor[1])
+    check_finite("anchor's x", x)
+    return as_scalar("anchor's lam", anchor[0], x), x

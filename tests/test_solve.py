@@ -119,6 +119,8 @@ def test_bad_values_under_a_trace_are_codes():
     assert good.converged
     for z, t1, ts, code in (
         (p.z, -1.0, jnp.array([0.1, 0.5]), imr.Result.BAD_TIMES),
+        (p.z, 0.0, jnp.array([0.0, 0.0]), imr.Result.BAD_TIMES),
+        (p.z, jnp.inf, jnp.array([0.1, 0.5]), imr.Result.BAD_TIMES),
         (p.z, 1.0, jnp.array([0.5, 0.1]), imr.Result.BAD_TIMES),
         (p.z, 1.0, jnp.array([0.5, 1.1]), imr.Result.BAD_TIMES),
         (p.z.at[0, 0].set(jnp.nan), 1.0, jnp.array([0.1, 0.5]), imr.Result.DIVERGED),
@@ -189,21 +191,31 @@ def test_a_time_not_reached_leaves_the_gradients_of_the_others(reduced):
 
 
 @pytest.mark.laws
-@pytest.mark.parametrize("kind", ["autodiff", "closed", "reduced"])
+@pytest.mark.parametrize("kind", ["autodiff", "closed", "coordinates", "features"])
 def test_labels_out_of_range_under_a_trace_diverge(kind):
+    """And so do features that are not finite; what was handed in is the last good state."""
     p = linear()
 
     @jax.jit
-    def run(labels):
+    def run(labels, z):
         loss = loss_of(p, labels)
-        if kind == "reduced":
-            return imr.solve_reduced(loss, p.z, t1=1.0)
+        if kind in ("coordinates", "features"):
+            return imr.solve_reduced(loss, z, t1=1.0, norm=kind)
         make = imr.gradient_field if kind == "autodiff" else imr.closed_field
-        return imr.solve(make(loss), p.z, t1=1.0)
+        return imr.solve(make(loss), z, t1=1.0, loss=loss)
 
-    assert run(p.labels).converged
-    for bad in (-1, 3):
-        assert not run(p.labels.at[0].set(bad)).converged
+    assert run(p.labels, p.z).converged
+    for labels, z in (
+        (p.labels.at[0].set(-1), p.z),
+        (p.labels.at[0].set(3), p.z),
+        (p.labels, p.z.at[0, 0].set(jnp.nan)),
+    ):
+        flow = run(labels, z)
+        assert flow.result == imr.Result.DIVERGED
+        assert not flow.converged
+        assert jnp.isnan(flow.loss).all()
+        np.testing.assert_array_equal(flow.z[1:], z[1:])
+        assert bool(jnp.isfinite(flow.z).all()) == bool(jnp.isfinite(z).all())
 
 
 # Steps
@@ -336,15 +348,26 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("times", "words"),
         [
-            ({"t1": -1.0}, r"t1 must be after t0 = 0\.0; found t1 = -1"),
-            ({"ts": jnp.array([0.5, 0.4])}, "ts must increase; found"),
+            ({"t1": 0.0}, r"t1 must differ from t0.*found 0\.0 for both"),
+            ({"t1": jnp.nan}, "t0 and t1 must be finite; found 0.0 and nan"),
+            ({"ts": jnp.array([0.5, 0.4])}, r"ts must increase from t0 to t1; found ts\[0\] = 0.5"),
+            ({"t1": -1.0, "ts": [-0.5, -0.4]}, "ts must decrease from t0 to t1; found"),
             ({"ts": jnp.array([0.5, 1.4])}, r"ts must lie within \[t0, t1\]"),
+            ({"ts": np.array([0.5, 1.001])}, r"ts must lie within \[t0, t1\]"),
             ({"ts": jnp.zeros((0,))}, "ts must hold one or more times"),
+            ({"ts": ["a"]}, r"ts must be an array of numbers; found \['a'\]"),
+            ({"t1": "late"}, "t1 must be an array of numbers; found 'late'"),
+            ({"t1": -1.0, "dt0": -0.1}, "dt0 is the size of the steps, positive also where"),
         ],
     )
     def test_times(self, times, words):
         with pytest.raises(imr.ImrError, match=words):
             self.reduced(**times)
+
+    def test_noise_goes_forward(self):
+        noise = (0.1, jax.random.key(0))
+        with pytest.raises(imr.ImrError, match=r"noise goes forward in time; found t1 = -1"):
+            imr.solve(identity, self.p.z, t1=-1.0, dt0=0.1, noise=noise)
 
     def test_values(self):
         p = self.p

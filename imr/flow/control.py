@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from imr._typing import PyTree
+from imr.flow.state import all_finite
 
 
 class Guarded(dfx.AbstractAdaptiveStepSizeController):
@@ -82,8 +82,3 @@ class GuardedConstant(dfx.AbstractStepSizeController):
         finite = all_finite(y1_candidate)
         stop = dfx.RESULTS.where(finite, result, dfx.RESULTS.dt_min_reached)
         return keep & finite, *rest, stop
-
-
-def all_finite(tree: PyTree) -> Array:
-    """Whether no entry of any leaf is infinite or NaN."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imr._module import numbers_as_leaves
 from imr._typing import Field, PyTree, Scalar, ScalarLike
 from imr.errors import ImrError
 from imr.flow.solve import as_fields, solve
 from imr.flow.splitting import check_fields, lie_step
+from imr.flow.state import as_arrays, as_state, cast_like, state_dtype
+from imr.flow.times import as_times
 
 
 class DepthIsTime(NamedTuple):
@@ -77,27 +80,33 @@ def depth_is_time(
         raise ImrError(f"depths must be a list of integers; found {depths!r}.")
     if len(depths) < 2 or depths[0] < 1 or any(n >= m for n, m in pairwise(depths)):
         raise ImrError(f"depths must be two or more increasing numbers from 1; found {depths}.")
-    parts = as_fields(check_fields(fields))
-    dtype = jnp.result_type(*jax.tree.leaves(z0), jnp.float32)
+    parts, args = as_fields(check_fields(fields)), numbers_as_leaves(args)
+    given = as_arrays("z0", z0)
+    z0, dtype = as_state(given), state_dtype(given)
     if tol is None:
         tol = 1e-11 if jnp.finfo(dtype).bits > 32 else 1e-6
     total = jax.tree_util.Partial(_total, parts)
+    t0, t1 = map(jnp.asarray, as_times(t0, t1, None, dtype)[:2])
     z = solve(total, z0, t0=t0, t1=t1, args=args, rtol=tol, atol=tol, max_steps=2**16, throw=True).z
-    start, span = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype) - t0
+    start, span = t0, t1 - t0
     ends = [_stack(parts, step, z0, jnp.asarray(n), start, span, args) for n in depths]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(z)]))
     errors = jnp.stack([_distance(end, z) for end in ends]) / largest
     taus = span / jnp.array(depths, dtype)
-    order = jnp.polyfit(jnp.log(taus), jnp.log(errors), 1)[0]
+    order = jnp.polyfit(jnp.log(jnp.abs(taus)), jnp.log(errors), 1)[0]
     order = jnp.where(jnp.min(errors) > 10 * tol, order, jnp.nan)
-    return DepthIsTime(jnp.array(depths), taus, errors, order, z)
+    return DepthIsTime(jnp.array(depths), taus, errors, order, cast_like(z, given))
 
 
 @eqx.filter_jit
 def _stack(fields, step, z0, depth, t0, span, args):
     """n tied blocks; n is an argument, so that all depths share one program."""
     tau = span / depth
-    return jax.lax.fori_loop(0, depth, lambda l, z: step(fields, z, tau, t0 + l * tau, args), z0)
+
+    def block(l, z):
+        return cast_like(step(fields, z, tau, t0 + l * tau, args), z)
+
+    return jax.lax.fori_loop(0, depth, block, z0)
 
 
 def _total(fields, t, z, args):

@@ -63,7 +63,7 @@ class ClosedField(Module):
         if loss.where is not None:
             choices["where"] = loss.where
         slope = loss.model.descent(z, targets, **choices)
-        return slope if loss.anchor is None else slope - loss.anchor[0] * loss.offset(z)
+        return slope if loss.anchor is None else slope - loss.pull(loss.offset(z))
 
 
 def closed_field(
@@ -156,13 +156,13 @@ class OperatorField(Module):
     def __call__(self, t: Any, z: Features, args: Any = None) -> Features:
         del t, args
         loss = self.loss
+        targets = loss.operator(z)  # its checks of the mask are the attention's too
         if self.attention:
             return loss.model.descent(
                 z, None, **({} if loss.where is None else {"where": loss.where})
             )
-        targets = loss.operator(z)
         slope = jnp.zeros_like(z) if targets is None else total(loss.model.label_term(z, targets))
-        return slope if loss.anchor is None else slope - loss.anchor[0] * loss.offset(z)
+        return slope if loss.anchor is None else slope - loss.pull(loss.offset(z))
 
 
 def split_fields(loss: FeatureLoss) -> tuple[OperatorField, OperatorField]:

@@ -8,11 +8,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 from jaxtyping import Array
 
-from imr._checks import check_count, check_positive
+from imr._checks import check_count, check_positive, is_concrete
 from imr._typing import PyTree, ScalarLike
-from imr.flow.control import Guarded, GuardedConstant, all_finite
+from imr.errors import ImrError
+from imr.flow.control import Guarded, GuardedConstant
+from imr.flow.derivatives import once_in_reverse
+from imr.flow.state import StateField, all_finite, as_state, norm, state_dtype
+from imr.flow.times import in_order
 
 
 class Result(enum.IntEnum):
@@ -22,12 +27,14 @@ class Result(enum.IntEnum):
     STEP_LIMIT = 1
     """`max_steps` steps did not reach the end."""
     DIVERGED = 2
-    """The features left the finite numbers, or what was handed in was not finite."""
+    """The features, their field or their loss left the finite numbers, or never were there: NaN or
+    labels out of range, under a trace, where nothing can be raised."""
     STEP_TOO_SMALL = 3
     """The error control asked for steps that cannot be told from zero: a kink, features that run to
     infinity in finite time, or precision that is used up."""
     BAD_TIMES = 4
-    """Under a trace, where nothing can be raised: t1 not after t0, or unsorted times."""
+    """Under a trace, where nothing can be raised: t1 equal to t0, times not in order from one to
+    the other, or noise backwards in time."""
 
 
 class Path(NamedTuple):
@@ -73,9 +80,9 @@ def integrate(
     field: Any,
     y0: PyTree,
     *,
-    t0: ScalarLike,
-    t1: ScalarLike,
-    ts: Any,
+    t0: Any,
+    t1: Any,
+    ts: Any = None,
     args: Any = None,
     solver: dfx.AbstractSolver | None = None,
     rtol: ScalarLike = 1e-5,
@@ -86,13 +93,13 @@ def integrate(
     max_steps: int = 4096,
     steady: bool = False,
 ) -> Path:
-    """Integrates a state of any kind; with `steady`, until its field is below the tolerances."""
-    check_positive("rtol", rtol)
-    check_positive("atol", atol)
-    if dt0 is not None:
-        check_positive("dt0", dt0)
+    """Integrates a state of any kind; with `steady`, until its field is below the tolerances.
+
+    Times are those of `as_times`. The state has the dtype that `as_state` gives it, to the end.
+    """
+    check_step(rtol, atol, dt0)
     check_count("max_steps", max_steps)
-    dtype = jnp.result_type(*jax.tree.leaves(y0), jnp.float32)
+    y0, dtype = as_state(y0), state_dtype(y0)
 
     def time(t):
         return None if t is None else jnp.asarray(t, dtype)
@@ -104,6 +111,16 @@ def integrate(
     if noise is not None:
         noise = Noise(jnp.asarray(noise[0], dtype), noise[1])
     return _integrate(field, y0, time(t0), time(t1), time(ts), args, method, noise)
+
+
+def check_step(rtol: Any, atol: Any, dt0: Any) -> None:
+    """Demands positive tolerances and a positive step size."""
+    check_positive("rtol", rtol)
+    check_positive("atol", atol)
+    if dt0 is not None and is_concrete(dt0) and not np.all(np.asarray(dt0) > 0):
+        raise ImrError(
+            f"dt0 is the size of the steps, positive also where t1 lies before t0; found {dt0}."
+        )
 
 
 class _State(NamedTuple):
@@ -123,6 +140,8 @@ def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None)
     Its checks raise from inside the program, which then runs on no platform but the one it was
     traced for. What is wrong here comes out as a code.
     """
+    if isinstance(method.adjoint, dfx.RecursiveCheckpointAdjoint) and not method.steady:
+        field, y0, t0, t1, ts, args = once_in_reverse((field, y0, t0, t1, ts, args))
     # The times asked for and the end in one scan, so that there is one solve to compile.
     ends = t1[None] if ts is None else jnp.append(ts, t1)
     terms = _terms(field, y0, t0, ends, method, noise)
@@ -134,7 +153,7 @@ def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None)
         saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (time, state.y))
         return state, saved
 
-    code = _first_code(y0, t0, t1, ts)
+    code = _first_code(y0, t0, t1, ts, method, noise)
     first = _State(t0, y0, jnp.zeros_like(t0), jnp.zeros((), jnp.int32), code)
     state, (times, ys) = jax.lax.scan(step, first, (jnp.append(t0, ends[:-1]), ends))
     if ts is None:
@@ -144,11 +163,11 @@ def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None)
     return Path(times, state.t, state.y, ys, state.num_steps, state.result)
 
 
-def _first_code(y0, t0, t1, ts):
+def _first_code(y0, t0, t1, ts, method: Method, noise):
     """What is wrong before the first step."""
-    ordered = t1 > t0
-    if ts is not None:
-        ordered &= jnp.all(jnp.diff(ts) > 0) & jnp.all((ts >= t0) & (ts <= t1))
+    ordered = in_order(t0, t1, ts) & (method.steady | jnp.isfinite(t1))
+    if noise is not None:
+        ordered &= t1 > t0
     code = jnp.where(all_finite(y0), Result.SUCCESS, Result.DIVERGED)
     return jnp.where(ordered, code, Result.BAD_TIMES).astype(jnp.int32)
 
@@ -156,15 +175,16 @@ def _first_code(y0, t0, t1, ts):
 def _terms(field, y0, t0, ends, method: Method, noise: Noise | None) -> Any:
     """The terms of diffrax: one of a field, several to be split, or one with noise."""
     if isinstance(field, tuple):
-        return dfx.MultiTerm(*map(dfx.ODETerm, field))
+        return dfx.MultiTerm(*(dfx.ODETerm(StateField(part)) for part in field))
+    drift = dfx.ODETerm(StateField(field))
     if noise is None:
-        return dfx.ODETerm(field)
+        return drift
     shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
     # Below its tolerance the tree is no Brownian motion: the shortest step is above it.
     gaps = jnp.diff(ends, prepend=t0)
     shortest = jnp.minimum(method.dt0, jnp.min(jnp.where(gaps > 0, gaps, method.dt0)))
     motion = dfx.VirtualBrownianTree(t0, ends[-1], tol=shortest / 4, shape=shape, key=noise.key)
-    return dfx.MultiTerm(dfx.ODETerm(field), dfx.ControlTerm(_Diffusion(noise.sigma), motion))
+    return dfx.MultiTerm(drift, dfx.ControlTerm(_Diffusion(noise.sigma), motion))
 
 
 class _Diffusion(eqx.Module):
@@ -198,11 +218,11 @@ def _advance(terms, args, method: Method, state: _State, start, end) -> _State:
     new = jax.tree.map(lambda x: x[0], solution.ys)
     # diffrax saves inf if it has made no step at all.
     moved = going & all_finite(new)
-    size = jax.lax.stop_gradient(end - start) / solution.stats["num_accepted_steps"]
+    size = jax.lax.stop_gradient(jnp.abs(end - start)) / solution.stats["num_accepted_steps"]
     return _State(
         jnp.where(moved, solution.ts[0], state.t),
         jax.tree.map(lambda x, old: jnp.where(moved, x, old), new, state.y),
-        jnp.where(end > start, size, 0),
+        jnp.where(end != start, size, 0),
         state.num_steps + solution.stats["num_steps"].astype(jnp.int32),
         jnp.where(going, _outcome(solution, new, method), state.result),
     )
@@ -221,5 +241,4 @@ def _outcome(solution, new, method: Method):
 
 
 def _root_mean_square(tree: PyTree) -> Array:
-    leaves = jax.tree.leaves(tree)
-    return jnp.sqrt(sum(jnp.sum(x**2) for x in leaves) / sum(x.size for x in leaves))
+    return norm(tree) / max(sum(x.size for x in jax.tree.leaves(tree)), 1) ** 0.5

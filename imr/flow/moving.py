@@ -5,13 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_finite, check_positive, check_rank
+from imr._checks import as_floats, as_numbers, check_axis, check_finite, check_rank, is_concrete
 from imr._module import Module, as_pytree
 from imr._typing import Features, Mask, ScalarLike
-from imr.losses import feature_loss
+from imr.errors import ImrError
+from imr.flow.state import as_arrays
+from imr.losses import as_anchor, feature_loss
 
 
 class PathField(Module):
@@ -62,7 +65,7 @@ def path_field(
     >>> field(1.0, jnp.zeros((1, 2)), None).tolist()
     [[1.0, -1.0]]
     """
-    return PathField(as_pytree(logits_fn), as_pytree(path), targets, where, anchor)
+    return PathField(as_pytree(logits_fn), as_pytree(path), targets, where, as_anchor(anchor))
 
 
 class LinearPath(Module):
@@ -85,18 +88,25 @@ def linear_path(ts: Float[Array, "s"], values: Any) -> LinearPath:
 
     Args:
       ts: increasing times, shape (s,).
-      values: a pytree whose leaves have a leading axis of s.
+      values: a pytree whose leaves have a leading axis of s; a list of numbers is one leaf.
     Returns: A callable pytree, t -> values at t.
-    Raises: ImrError if the times do not increase, or the leading axes do not fit.
+    Raises: ImrError if the times do not increase, the leading axes do not fit, or what is given are
+      no numbers.
 
     >>> import jax.numpy as jnp
     >>> linear_path(jnp.array([0.0, 2.0]), jnp.array([[1.0], [3.0]]))(0.5).tolist()
     [1.5]
     """
+    ts, values = as_floats("ts", ts), as_arrays("values", values)
     check_rank("ts", ts, 1, "(s,)")
     check_finite("ts", ts)
-    check_positive("the steps of ts", jnp.diff(ts))
+    if ts.shape[0] == 0:
+        raise ImrError("ts must hold one or more times; found none.")
+    if is_concrete(ts) and not (np.diff(np.asarray(ts)) > 0).all():
+        raise ImrError(f"ts must increase; found {ts}.")
     for leaf in jax.tree.leaves(values):
+        if leaf.ndim == 0:
+            raise ImrError("values must have a leading axis of knots; found a scalar.")
         check_axis("values", leaf.shape[0], "ts", ts.shape[0], "knots (its first axis)")
     return LinearPath(ts, values)
 
@@ -132,7 +142,9 @@ def joint_field(
       loss: `loss(z, theta)`, a scalar.
       decay: weight decay of z and of theta.
       rates: speeds of z and of theta.
-    Returns: A field f(t, (z, theta), args).
+    Returns: A field f(t, (z, theta), args). Decay and rates are leaves of it: other values compile
+      nothing new.
+    Raises: ImrError if the loss cannot be called, or decay or rates are no pairs of finite numbers.
 
     >>> import jax.numpy as jnp
     >>> field = joint_field(lambda z, theta: jnp.sum(z * theta))
@@ -141,4 +153,17 @@ def joint_field(
 
     Reference: Mixon, Parshall, Pi, arXiv 2011.11619 (unconstrained features).
     """
-    return JointField(as_pytree(loss), decay, rates)
+    if not callable(loss):
+        raise ImrError(f"loss must be callable as loss(z, theta); found {type(loss).__name__}.")
+    return JointField(as_pytree(loss), _as_pair("decay", decay), _as_pair("rates", rates))
+
+
+def _as_pair(name: str, pair: Any) -> tuple[Array, Array]:
+    """A number for z and one for theta, as arrays."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ImrError(f"{name} must be a pair of numbers, of z and of theta; found {pair!r}.")
+    of_z, of_theta = (as_numbers(name, number) for number in pair)
+    for number in (of_z, of_theta):
+        check_rank(f"each of {name}", number, 0, "()")
+        check_finite(name, number)
+    return of_z, of_theta

@@ -17,15 +17,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_choice, check_count, check_features, check_finite, is_concrete
+from imr._checks import as_floats, check_choice, check_count, check_features, check_finite
 from imr._module import Module
 from imr._numerics import matmul
 from imr._typing import Features, ScalarLike
 from imr.errors import ImrError
-from imr.flow.integrate import Path, Result, integrate
-from imr.flow.solve import Flow, check_times, checked
+from imr.flow.integrate import Path, check_step, integrate
+from imr.flow.solve import Flow, as_flow, finished
+from imr.flow.state import as_state, cast_like
+from imr.flow.state import norm as state_norm
+from imr.flow.times import as_times
 from imr.losses import FeatureLoss
-from imr.models import SpanModel
+from imr.models import Model, SpanModel
 from imr.parallel.mesh import mesh_axis, pad_axis, padding, split_over
 
 Norm = Literal["coordinates", "features"]
@@ -59,10 +62,11 @@ def solve_reduced(
     Args:
       loss: as `imr.feature_loss` returns it, of a model with a span: `imr.Linear`, `imr.Latent`,
         `imr.Polynomial`, `imr.Quadratic`, or a subclass of `imr.models.SpanModel`.
-      z0: features, shape (n, f).
+      z0: features, shape (n, f); their dtype is that of the result, as in `imr.solve`.
       t1, t0, ts, solver, rtol, atol, dt0, adjoint, max_steps, throw: as in `imr.solve`.
       norm: what the error control acts on. `coordinates`: the root mean square over the entries of
-        B. `features`: over the coordinates of Z in an orthonormal basis of the span, so that errors
+        B. Large vectors make much of a small B, so atol is lowered to what rtol and atol leave to the
+        features, divided by their length. `features`: over the coordinates of Z in an orthonormal basis of the span, so that errors
         are lengths in feature space and are relative to Z's part in the span; its gradients need
         vectors of full rank.
       block: rows of a square model's softmax at a time, see `imr.attention.attention_products`.
@@ -84,14 +88,20 @@ def solve_reduced(
     Reference: arXiv 2509.04653, Theorems 1 and 2; the reduction is an extension of imr.
     """
     check_choice("norm", norm, ("coordinates", "features"))
-    check_times(t0, t1, ts)
+    check_step(rtol, atol, dt0)
     vectors = _checked_span(loss)
-    check_features(z0)
-    check_finite("z0", z0)
-    targets = loss.operator(z0)
-    anchored = loss.anchor is not None
-    if anchored:
-        loss.offset(z0)  # its check of shapes
+    given = as_floats("z0", z0)
+    check_features(given)
+    check_finite("z0", given)
+    targets = loss.operator(given)
+    z0 = as_state(given)
+    vectors = vectors.astype(z0.dtype)
+    t0, t1, ts = as_times(t0, t1, ts, z0.dtype)
+    if loss.anchor is None:
+        lam, x = jnp.zeros((), z0.dtype), None
+    else:
+        loss.offset(given)  # its check of shapes
+        lam, x = cast_like(loss.anchor, (z0, z0))
     if block is not None:
         check_count("block", block)
         if not loss.model.square:
@@ -99,13 +109,9 @@ def solve_reduced(
                 f"block has no meaning for {type(loss.model).__name__}, whose rows do not attend to one "
                 f"another; found {block}. Leave it out."
             )
-    if targets is not None and not is_concrete(targets):
-        # A value that could not be refused here makes its row NaN: the flow has then diverged.
-        shape = jax.eval_shape(loss.model, z0).shape
-        if (bad := targets.invalid_rows(shape[-1])) is not None:
-            z0 = jnp.where(bad[:, None], jnp.nan, z0)
+    if norm == "coordinates":
+        atol = _atol_of_coordinates(z0, vectors, rtol, atol)
     n = z0.shape[0]
-    lam, x = loss.anchor if anchored else (0.0, None)
     if mesh is not None:
         extra = padding(n, mesh_axis(mesh)[1])
         z0 = split_over(mesh, pad_axis(z0, extra))
@@ -115,7 +121,7 @@ def solve_reduced(
         rtol, atol = share * rtol, share * atol
     drift = Drift(loss.model, targets, loss.where, n, block, mesh)
     frame = _frame(z0, vectors, x, norm)
-    field = CoordinateField(drift, frame, jnp.asarray(lam, z0.dtype), t0)
+    field = CoordinateField(drift, frame, lam, jnp.asarray(t0))
     path = integrate(
         field, frame.start, t0=t0, t1=t1, ts=ts, solver=solver, rtol=rtol, atol=atol, dt0=dt0,
         adjoint=adjoint, max_steps=max_steps,
@@ -123,7 +129,20 @@ def solve_reduced(
     flow = _read_off(path, z0, x, field, saved=ts is not None)
     if z0.shape[0] > n:
         flow = flow._replace(z=flow.z[:n], zs=None if flow.zs is None else flow.zs[:, :n])
-    return checked(flow, throw)
+    return finished(flow, given, throw)
+
+
+@jax.jit
+def _atol_of_coordinates(z0: Array, vectors: Array, rtol: ScalarLike, atol: ScalarLike) -> Array:
+    """What B may be off by: atol, or less if the features would be off by more than `solve` allows.
+
+    If B (n, m) is off by e in the root mean square, Z = Z_0 + B V is by at most e |V| sqrt(m / f).
+    """
+    z0, vectors = jax.lax.stop_gradient((z0, vectors))
+    m, f = vectors.shape
+    length = state_norm(vectors) * (m / max(f, 1)) ** 0.5
+    allowed = atol + rtol * state_norm(z0) / max(z0.size, 1) ** 0.5
+    return jnp.minimum(atol, allowed / jnp.where(length > 0, length, 1))
 
 
 def _checked_span(loss: Any) -> Array:
@@ -133,11 +152,12 @@ def _checked_span(loss: Any) -> Array:
             "there is imr.solve."
         )
     model = loss.model
-    vectors = model.span() if isinstance(model, SpanModel) else None
-    if vectors is None:
+    vectors = model.span() if isinstance(model, Model) else None
+    if vectors is None or not isinstance(model, SpanModel):
         raise ImrError(
             f"{type(model).__name__} has no span smaller than the feature space, or does not know it. "
-            "Solve its field with imr.solve, or make it a subclass of imr.models.RowModel or SpanModel."
+            "Solve its field with imr.solve, or make it a subclass of imr.models.RowModel, which "
+            "implements span, logits and pullback, or of SpanModel: span, descent_at and loss_at."
         )
     return vectors
 
@@ -161,7 +181,7 @@ class Frame(NamedTuple):
         products = self.at_start + matmul(self.gram, moved)
         if self.at_anchor is None:
             return products
-        return products + (jnp.exp(-lam * elapsed) - 1) * (self.at_start - self.at_anchor)
+        return products + jnp.expm1(-lam * elapsed) * (self.at_start - self.at_anchor)
 
 
 @partial(jax.jit, static_argnames="norm")
@@ -169,7 +189,8 @@ def _frame(z0: Array, vectors: Array, x: Array | None, norm: Norm) -> Frame:
     at_start = matmul(vectors, z0.T)
     at_anchor = None if x is None else matmul(vectors, x.T)
     if norm == "coordinates":
-        start = jnp.zeros_like(at_start)
+        # Features that are not finite must show in the state.
+        start = jnp.where(jnp.isfinite(at_start), jnp.zeros_like(at_start), jnp.nan)
         return Frame(vectors, None, matmul(vectors, vectors.T), start, at_start, at_anchor)
     orthonormal, upper = jnp.linalg.qr(vectors.T)
     start = matmul(orthonormal.T, z0.T)
@@ -210,7 +231,7 @@ class CoordinateField(Module):
     def __call__(self, t: Any, state: Any, args: Any) -> Any:
         del args
         moved = state - self.frame.start
-        slope = self.drift(self.products(t, moved))
+        slope = self.drift(self.products(t, moved)).astype(state.dtype)
         change = self.frame.change
         return (slope if change is None else matmul(change, slope)) - self.lam * moved
 
@@ -228,38 +249,27 @@ def _read_off(path: Path, z0, x, field: CoordinateField, *, saved: bool) -> Flow
     # gradient NaN.
     times = jnp.where(reached, path.ts, path.end)
     states = jnp.where(reached[:, None, None], states, path.y[None])
-    offset: Any = None if x is None else z0 - x
-    losses, norms = jax.lax.map(lambda pair: _measured(field, offset, *pair), (times, states))
-    losses, norms = (jnp.where(reached, v, jnp.inf) for v in (losses, norms))
 
-    def features(t, state):
-        z = z0 + matmul((state - field.frame.start).T, field.frame.basis)
-        return z if x is None else z + (jnp.exp(-field.lam * (t - field.t0)) - 1) * offset
+    def at(pair):
+        return _measured(field, z0, x, *pair)
 
-    zs = None
+    zs, losses, norms = jax.lax.map(at, (times, states))
+    z = at((path.end, path.y))[0] if saved else zs[0]
     if saved:
-        zs = jnp.where(reached[:, None, None], jax.vmap(features)(times, states), jnp.inf)
-    z = features(path.end, path.y)
-    return Flow(
-        path.ts, z, zs, losses, norms, path.num_steps, path.result, path.result == Result.SUCCESS
-    )
+        zs = jnp.where(reached[:, None, None], zs, jnp.inf)
+    return as_flow(path, z, zs if saved else None, losses, norms)
 
 
-def _measured(field: CoordinateField, offset, t, state):
-    """Loss and norm of the field from the coordinates, without the features."""
-    frame, lam = field.frame, field.lam
-    slope, moved = field(t, state, None), state - frame.start
+def _measured(field: CoordinateField, z0: Array, x: Array | None, t: Array, state: Array):
+    """Features, loss and norm of the field from the coordinates."""
+    moved, lam = state - field.frame.start, field.lam
+    z = z0 + matmul(moved.T, field.frame.basis)
+    slope = matmul(field(t, state, None).T, field.frame.basis)
     value = field.drift.loss(field.products(t, moved))
-    # The field is F = S'^T U - lam e (Z_0 - X), and Z - X = (S - S_0)^T U + e (Z_0 - X).
-    gram = matmul(frame.basis, frame.basis.T)
-    square = jnp.sum(matmul(gram, slope) * slope)
-    if offset is not None:
-        decay = jnp.exp(-lam * (t - field.t0))
-        apart = matmul(frame.basis, offset.T)
-        length = jnp.sum(offset**2)
-        square += decay * lam * (decay * lam * length - 2 * jnp.sum(slope * apart))
-        stretch = jnp.sum(matmul(gram, moved) * moved)
-        stretch += decay * (decay * length + 2 * jnp.sum(moved * apart))
-        value += 0.5 * lam * stretch
-    # A square, which rounding alone can bring below zero.
-    return value, jnp.sqrt(jnp.maximum(square, 0))
+    if x is not None:
+        # Z = X + e (Z_0 - X) + B V, and the field is that of B less lam e (Z_0 - X).
+        gone = jnp.expm1(-lam * (t - field.t0))
+        z = z + gone * (z0 - x)
+        slope = slope - lam * (1 + gone) * (z0 - x)
+        value = value + 0.5 * lam * jnp.sum((z - x) ** 2)
+    return z, value, state_norm(slope)

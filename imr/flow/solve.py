@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import check_finite, check_floating, check_positive, is_concrete
-from imr._module import as_pytree
+from imr._checks import check_finite, check_positive, is_concrete
+from imr._module import as_pytree, numbers_as_leaves
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import FlowError, ImrError
 from imr.flow.integrate import Path, Result, integrate
 from imr.flow.splitting import Splitting, check_fields, midpoint, strang_stages
+from imr.flow.state import StateField, all_finite, as_arrays, cast_like, norm, state_dtype
+from imr.flow.times import as_times
 
 
 class Flow(NamedTuple):
@@ -33,7 +35,8 @@ class Flow(NamedTuple):
       converged: whether the solve reached t1, or the steady state.
 
     Entries of times that were not reached are inf. If no times were asked for, ts, loss and
-    grad_norm belong to the last good state.
+    grad_norm belong to the last good state. z and zs have the dtype of z0; of half precision they
+    are computed in float32, as times, loss and grad_norm are.
     """
 
     ts: Float[Array, "s"]
@@ -64,36 +67,44 @@ def solve(
     max_steps: int = 4096,
     throw: bool | None = None,
 ) -> Flow:
-    r"""Solves $dz/dt = f(t, z, args)$ from z0 at t0 to t1.
+    r"""Solves $dz/dt = f(t, z, args)$ from z0 at t0 to t1, later or earlier.
 
     Args:
       field: f(t, z, args), as `gradient_field` returns it, or any function. A list of fields is
         solved by operator splitting, in steps of dt0; f is their sum.
-      z0: features, shape (n, f), or any pytree of arrays.
-      t1: the end, after t0.
+      z0: features, shape (n, f), or any pytree of floating arrays. Their dtype is that of the
+        result, whatever that of the parameters; float16 and bfloat16 are float32 on the way.
+      t1: the end. Before t0 the flow is followed backwards, which is the less stable the more it
+        contracts.
       t0: the start.
-      ts: times to save at, increasing, within [t0, t1], shape (s,).
+      ts: times to save at, in order from t0 to t1, shape (s,). What a rounding has put outside of
+        the interval is moved to its end.
       loss: z -> scalar, evaluated at the saved times.
-      args: handed to the field.
+      args: handed to the field; a Python float in it arrives as an array, so that another value
+        compiles nothing new.
       solver: of diffrax. The default is Tsit5; with noise it is Euler, and for several fields
         Strang's splitting by `imr.splitting.Splitting`.
       rtol: relative tolerance of the adaptive steps; the error norm is the root mean square over
         all entries of z.
       atol: absolute tolerance.
       dt0: constant steps instead of adaptive ones, of this size, or a little less so that
-        they divide the stretches between the times asked for evenly.
-      noise: (sigma, key), the SDE $dz = f dt + \sigma dW$ in the sense of Itô; needs dt0.
-      adjoint: of diffrax; the default is RecursiveCheckpointAdjoint. With BacksolveAdjoint the field
-        must be a pytree that holds its parameters (`jax.tree_util.Partial`), or take them in args.
+        they divide the stretches between the times asked for evenly; positive in either direction.
+      noise: (sigma, key), the SDE $dz = f dt + \sigma dW$ in the sense of Itô; needs dt0
+        and t1 after t0.
+      adjoint: of diffrax; the default is RecursiveCheckpointAdjoint, for first derivatives in
+        reverse mode. `diffrax.ForwardMode()` is for `jax.jvp` and `jax.jacfwd`,
+        `diffrax.DirectAdjoint()` for second derivatives. With BacksolveAdjoint the field must be a
+        pytree that holds its parameters (`jax.tree_util.Partial`), or take them in args.
       max_steps: step limit, from one time asked for to the next.
       throw: whether to raise `FlowError` if the end is not reached. None raises if the result is
         concrete, and leaves the code to the caller under `jax.jit` and `jax.vmap`; False never
         raises.
     Returns: A `Flow`. Two calls with other values of the same shapes compile once, if the field is
-      a pytree or the same function.
+      a pytree or the same function. A lambda written in the call is another one at each call, and
+      compiles each time: name it once, or hold its numbers in a `jax.tree_util.Partial` or args.
     Raises:
-      ImrError: for concrete values, if z0 is not finite, t1 is not after t0, or the times are
-        unsorted or outside of [t0, t1].
+      ImrError: for concrete values, if z0 is not finite, t1 is t0, or the times are out of order or
+        outside of [t0, t1]; for a derivative that the default adjoint does not have.
       FlowError: if the end is not reached, unless throw is False.
 
     >>> import jax.numpy as jnp
@@ -109,10 +120,13 @@ def solve(
         if not (isinstance(noise, tuple) and len(noise) == 2):
             raise ImrError(f"noise must be a pair (sigma, key); found {type(noise).__name__}.")
         check_positive("noise's sigma", noise[0])
-    check_times(t0, t1, ts)
+    z0 = as_arrays("z0", z0)
     check_finite("z0", z0)
-    parts = as_fields(field)
-    check_shapes(parts, t0, z0, args, loss)
+    t0, t1, ts = as_times(t0, t1, ts, state_dtype(z0))
+    if noise is not None and is_concrete(t0, t1) and t1 < t0:
+        raise ImrError(f"noise goes forward in time; found t1 = {t1} before t0 = {t0}.")
+    parts, args = as_fields(field), numbers_as_leaves(args)
+    check_shapes(parts, z0, args, loss)
     if isinstance(parts, tuple):
         if dt0 is None:
             raise ImrError("several fields are split in constant steps: give their size, dt0.")
@@ -130,7 +144,7 @@ def solve(
         noise=noise, adjoint=adjoint, max_steps=max_steps,
     )  # fmt: skip
     flow = measured(parts, end, args, loss, saved=ts is not None)
-    return checked(flow, throw)
+    return finished(flow, z0, throw)
 
 
 def as_fields(field: Field | Sequence[Field]) -> Any:
@@ -138,47 +152,50 @@ def as_fields(field: Field | Sequence[Field]) -> Any:
     return as_pytree(field) if callable(field) else tuple(map(as_pytree, check_fields(field)))
 
 
-def check_shapes(field: Any, t0: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
+def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
     """Demands what field and loss must give, from shapes alone: nothing is computed.
 
     What they hold, targets among it, is concrete here and checked by their own; in the compiled
     solve it is not.
     """
-
-    def shapes(tree):
-        return [jnp.shape(x) for x in jax.tree.leaves(tree)]
-
-    for leaf in jax.tree.leaves(z0):
-        check_floating("z0", leaf)
+    dtype = state_dtype(z0)
+    time = jax.ShapeDtypeStruct((), dtype)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), z0)
     for part in field if isinstance(field, tuple) else (field,):
         try:
-            found = jax.eval_shape(lambda z, part=part: part(jnp.asarray(t0, float), z, args), z0)
+            found = jax.eval_shape(lambda t, z, part=part: part(t, z, args), time, state)
         except TypeError as error:
             raise ImrError(
                 f"field cannot be called as field(t, z, args), or fails on z0: {error}. A loss is "
                 "made a field by gradient_field(loss)."
             ) from error
-        same = jax.tree.structure(found) == jax.tree.structure(z0)
-        if not same or shapes(found) != shapes(z0):
+        same = jax.tree.structure(found) == jax.tree.structure(state)
+        if not same or _shapes(found) != _shapes(state):
             raise ImrError(
-                f"field must return the shapes of z0, {shapes(z0)}; found {shapes(found)}."
+                f"field must return the shapes of z0, {_shapes(state)}; found {_shapes(found)}."
             )
+        if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(found)):
+            raise ImrError("field must return real numbers; found complex ones.")
     if loss is not None and not callable(loss):
         raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
-    if loss is not None and (found := jnp.shape(jax.eval_shape(loss, z0))) != ():
+    if loss is not None and (found := jnp.shape(jax.eval_shape(loss, state))) != ():
         raise ImrError(f"loss must be a function z -> scalar; found a result of shape {found}.")
+
+
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
 @eqx.filter_jit
 def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> Flow:
     """Loss and norm of the field at the saved states, one after the other."""
 
-    fields = field if isinstance(field, tuple) else (field,)
+    fields = [StateField(part) for part in (field if isinstance(field, tuple) else (field,))]
 
     def at(t, y):
         slope = jax.tree.map(lambda *parts: sum(parts), *(f(t, y, args) for f in fields))
-        norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(slope)))
-        return norm, None if loss is None else loss(y)
+        size = norm(slope)
+        return size, None if loss is None else jnp.asarray(loss(y)).astype(size.dtype)
 
     reached = jnp.isfinite(path.ts)
     if saved:
@@ -188,17 +205,35 @@ def measured(field, path: Path, args, loss: Callable | None, *, saved: bool) -> 
         ys = jax.tree.map(lambda ys, y: _where_rows(reached, ys, y), path.ys, path.y)
         norms, losses = jax.lax.map(lambda pair: at(*pair), (ts, ys))
     else:
-        norms, losses = jax.tree.map(lambda x: x[None], at(path.ts[0], path.y))
+        norms, losses = jax.tree.map(lambda x: x[None], at(path.end, path.y))
+    return as_flow(path, path.y, path.ys if saved else None, losses, norms)
+
+
+def as_flow(path: Path, z: PyTree, zs: PyTree | None, losses: Any, norms: Array) -> Flow:
+    """A path with its measures; one whose measures are not finite has diverged."""
+    failed = (path.result != Result.BAD_TIMES) & ~all_finite((norms, losses))
+    result = jnp.where(failed, Result.DIVERGED, path.result).astype(jnp.int32)
+    reached = jnp.isfinite(path.ts)
     norms, losses = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (norms, losses))
-    return Flow(
-        path.ts, path.y, path.ys if saved else None, losses, norms, path.num_steps, path.result,
-        path.result == Result.SUCCESS,
-    )  # fmt: skip
+    return Flow(path.ts, z, zs, losses, norms, path.num_steps, result, result == Result.SUCCESS)
 
 
 def _where_rows(reached, ys, y):
     mask = reached.reshape(-1, *(1,) * y.ndim)
     return jnp.where(mask, ys, y[None])
+
+
+def finished(flow: Flow, z0: PyTree, throw: bool | None) -> Flow:
+    """The flow in the dtypes of z0; a `FlowError` if it did not reach its end, as `throw` says."""
+    leaves = zip(jax.tree.leaves(flow.z), jax.tree.leaves(z0), strict=True)
+    if any(x.dtype != y.dtype for x, y in leaves):
+        z, zs = cast_like(flow.z, z0), None if flow.zs is None else cast_like(flow.zs, z0)
+        # A range smaller than that of float32 may not hold what was reached.
+        pairs = zip(*map(jax.tree.leaves, ((z, zs), (flow.z, flow.zs))), strict=True)
+        kept = jnp.stack([jnp.all(jnp.isfinite(x) == jnp.isfinite(y)) for x, y in pairs]).all()
+        result = jnp.where(kept, flow.result, jnp.maximum(flow.result, Result.DIVERGED))
+        flow = flow._replace(z=z, zs=zs, result=result, converged=flow.converged & kept)
+    return checked(flow, throw)
 
 
 def checked(flow: Flow, throw: bool | None) -> Flow:
@@ -222,31 +257,3 @@ def checked(flow: Flow, throw: bool | None) -> Flow:
             "an earlier t1."
         )
     return flow
-
-
-def check_times(t0: Any, t1: Any, ts: Any) -> None:
-    """Demands t0 < t1 and increasing times between them, if they are concrete."""
-    if jnp.ndim(t0) or jnp.ndim(t1):
-        raise ImrError(
-            f"t0 and t1 must be scalars; found shapes {jnp.shape(t0)} and {jnp.shape(t1)}. For several "
-            "use jax.vmap."
-        )
-    if is_concrete(t0, t1) and np.all(np.isposinf(np.asarray(t1))):
-        raise ImrError("t1 must be finite; for the limit there is solve_to_steady_state.")
-    if is_concrete(t0, t1) and not np.all(np.asarray(t1) > np.asarray(t0)):
-        raise ImrError(f"t1 must be after t0 = {t0}; found t1 = {t1}.")
-    if ts is None:
-        return
-    if jnp.ndim(ts) != 1 or jnp.shape(ts)[0] == 0:
-        raise ImrError(f"ts must hold one or more times, shape (s,); found shape {jnp.shape(ts)}.")
-    if is_concrete(t0, t1, ts):
-        values = np.asarray(ts)
-        if not np.all(np.diff(values) > 0):
-            at = int(np.argmin(np.diff(values) > 0))
-            raise ImrError(
-                f"ts must increase; found ts[{at}] = {values[at]} and ts[{at + 1}] = {values[at + 1]}."
-            )
-        if not (values[0] >= t0 and values[-1] <= t1):
-            raise ImrError(
-                f"ts must lie within [t0, t1] = [{t0}, {t1}]; found {values[0]} to {values[-1]}."
-            )

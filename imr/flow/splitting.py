@@ -16,6 +16,7 @@ import numpy as np
 from imr._checks import check_at_least
 from imr._typing import Field, ScalarLike
 from imr.errors import ImrError
+from imr.flow.state import as_arrays, cast_like
 
 Stages = Sequence[tuple[int, float]]
 Substep = Callable[[Field, Any, Any, Any, Any], Any]
@@ -33,12 +34,12 @@ def lie_step(
 
     Args:
       fields: functions f(t, z, args), in order of application.
-      z: features, any pytree.
+      z: features, any pytree of floating arrays, whose dtypes a step keeps.
       tau: step size.
       t: time at the start of the step.
       args: handed to each field.
     Returns: The features at t + tau, as z.
-    Raises: ImrError if fields is empty or not a sequence of callables.
+    Raises: ImrError if fields is empty or not a sequence of callables, or z is not floating.
 
     >>> import jax.numpy as jnp
     >>> double = lambda t, z, args: z
@@ -63,7 +64,7 @@ def strang_step(
     Args:
       fields, z, tau, t, args: as in `lie_step`.
     Returns: The features at t + tau, as z.
-    Raises: ImrError if fields is empty or not a sequence of callables.
+    Raises: ImrError if fields is empty or not a sequence of callables, or z is not floating.
 
     >>> import jax.numpy as jnp
     >>> double = lambda t, z, args: z
@@ -114,8 +115,10 @@ def split_step(
     check_fields(fields)
     stages, substeps = _check_stages(stages, len(fields)), _check_substeps(substep, len(fields))
     clocks = [t] * len(fields)
+    z = as_arrays("z", z)
     for index, share in stages:
-        z = substeps[index](fields[index], z, share * tau, clocks[index], args)
+        # A step in parameters of another precision is in that of z.
+        z = cast_like(substeps[index](fields[index], z, share * tau, clocks[index], args), z)
         clocks[index] = clocks[index] + share * tau
     return z
 

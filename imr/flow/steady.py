@@ -1,5 +1,6 @@
 """The steady state of a flow, with an implicit derivative."""
 
+from functools import partial
 from typing import Any
 
 import diffrax as dfx
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from imr._checks import check_finite
-from imr._module import as_pytree
+from imr._module import as_pytree, numbers_as_leaves
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
-from imr.flow.integrate import Path, integrate
-from imr.flow.solve import Flow, check_shapes, checked, measured
+from imr.flow.integrate import Path, check_step, integrate
+from imr.flow.solve import Flow, check_shapes, finished, measured
+from imr.flow.state import StateField, as_arrays, as_state, state_dtype
 
 
 def solve_to_steady_state(
@@ -56,14 +58,17 @@ def solve_to_steady_state(
     >>> round(jax.grad(limit)(jnp.array([3.0])).item(), 4)
     1.0
     """
+    z0 = as_arrays("z0", z0)
     check_finite("z0", z0)
     if not callable(field):
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
-    field = as_pytree(field)
-    check_shapes(field, 0.0, z0, args, loss)
-    path = _steady_state(field, z0, args, solver, rtol, atol, max_steps)
+    check_step(rtol, atol, None)
+    field, args = as_pytree(field), numbers_as_leaves(args)
+    check_shapes(field, z0, args, loss)
+    rtol, atol = numbers_as_leaves((rtol, atol))
+    path = _steady_state(field, as_state(z0), args, solver, rtol, atol, max_steps)
     flow = measured(field, path, args, loss, saved=False)
-    return checked(flow, throw)
+    return finished(flow, z0, throw)
 
 
 @eqx.filter_jit
@@ -76,8 +81,10 @@ def _steady_state(field, z0, args, solver, rtol, atol, max_steps) -> Path:
 @eqx.filter_custom_vjp
 def _relaxed(field_and_args, z0, solver, rtol, atol, max_steps) -> Path:
     field, args = field_and_args
+    dtype = state_dtype(z0)
     return integrate(
-        jax.tree_util.Partial(_autonomous, field), z0, t0=0.0, t1=jnp.inf, ts=None, args=args,
+        jax.tree_util.Partial(_autonomous, field), z0, t0=jnp.zeros((), dtype),
+        t1=jnp.full((), jnp.inf, dtype), args=args,
         solver=solver, rtol=rtol, atol=atol, max_steps=max_steps, steady=True,
     )  # fmt: skip
 
@@ -97,7 +104,7 @@ def _relaxed_backward(z, cotangent, perturbed, field_and_args, z0, solver, rtol,
 
     def still(z, leaves):
         field, args = eqx.combine(leaves, rest)
-        return _autonomous(field, jnp.zeros(()), z, args)
+        return StateField(partial(_autonomous, field))(jnp.zeros((), state_dtype(z)), z, args)
 
     _, transposed = jax.vjp(still, z, leaves)
     right = jax.tree.map(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_axis, check_count, check_rank, is_concrete, out_of_traces
+from imr._checks import as_numbers, check_axis, check_count, check_rank, is_concrete
 from imr._numerics import below, widen
 from imr._typing import Bias, BiasLike, ClassWeights, Scalar, ScalarLike, WeightsLike
 from imr.errors import ImrError
@@ -26,7 +26,8 @@ class Latent(RowModel):
 
     Args:
       theta: prototypes, shape (m, f).
-      group: g, the class of each prototype, integers from 0, shape (m,).
+      group: g, the class of each prototype, integers from 0, shape (m,). Under a trace one
+        that is out of range makes theta NaN, and a class without a prototype has the logit -inf.
       bias: b, of each prototype, shape (m,); None is zero.
       beta: inverse temperature, positive.
       num_classes: c; by default the largest entry of group and one. Needed under a trace.
@@ -57,6 +58,10 @@ class Latent(RowModel):
     ):
         self.theta, self.bias, self.beta = class_parameters(theta, bias, beta, "(m, f)")
         self.group, self.num_classes = _checked_group(group, self.theta.shape[0], num_classes)
+        if not is_concrete(self.group):
+            # What could not be refused here must show: sums by class leave it out.
+            out = (self.group < 0) | (self.group >= self.num_classes)
+            self.theta = jnp.where(out.any(), jnp.nan, self.theta)
 
     def span(self) -> ClassWeights:
         """theta, the prototypes."""
@@ -84,8 +89,7 @@ class Latent(RowModel):
 
 
 def _checked_group(group: Any, num_prototypes: int, num_classes: int | None):
-    with out_of_traces(group):
-        group = jnp.asarray(group)
+    group = as_numbers("group", group)
     check_rank("group", group, 1, "(m,)")
     check_axis("group", group.shape[0], "theta", num_prototypes, "prototypes")
     if not jnp.issubdtype(group.dtype, jnp.integer):

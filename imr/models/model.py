@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_floats,
     as_mask,
+    as_numbers,
     check_axis,
     check_features,
     check_finite,
-    check_floating,
     check_positive,
     check_rank,
+    out_of_traces,
 )
 from imr._module import Module
 from imr._numerics import log_sum_exp, matmul, softmax
@@ -45,8 +47,8 @@ class Model(Module):
 
     A subclass implements `__call__`, which is all that `imr.feature_loss`, `imr.gradient_field` and
     `imr.solve` need. For `imr.closed_field` it also implements `attention` and `label_term`. A model
-    that sees the features only through products with a few vectors subclasses `SpanModel` or
-    `RowModel` instead, and `imr.solve_reduced` works too.
+    that sees the features only through products with a few vectors says so by `span`: it subclasses
+    `SpanModel` or `RowModel`, and `imr.solve_reduced` works too.
     `imr/models/README.md` walks through one.
 
     Reference: arXiv 2509.04653, Section 2 and the Lemma.
@@ -82,6 +84,14 @@ class Model(Module):
         Raises: ImrError if the model has no closed form.
         """
         raise _no_closed_form(self)
+
+    def span(self) -> Float[Array, "m f"] | None:
+        """The vectors that the flow never leaves, shape (m, f); optional.
+
+        Returns: None, if they are all of the feature space or not known, as here. What
+          `imr.solve_reduced` needs of a model with a span besides is said in `SpanModel`.
+        """
+        return None
 
     def descent(self, z: Features, targets: Targets | None, **choices: Any) -> Features:
         """Label term less attention: minus the gradient of the cross-entropy.
@@ -167,16 +177,18 @@ class RowModel(SpanModel):
         """V, the vectors that span all gradients."""
 
     def _products(self, z: Features) -> Float[Array, "m n"]:
+        z = as_floats("z", z)
         check_features(z)
         v = self.span()
         check_axis("z", z.shape[1], "theta", v.shape[1], "features (its last axis)")
         return matmul(v, z.T)
 
     def __call__(self, z: Features) -> Float[Array, "n k"]:
-        logits = self.logits(self._products(z))
-        if logits.shape[1:] != z.shape[:1]:
+        y = self._products(z)
+        logits = self.logits(y)
+        if logits.shape[1:] != y.shape[1:]:
             raise ImrError(
-                f"{type(self).__name__}.logits must return shape (k, n) with n = {z.shape[0]}, on the "
+                f"{type(self).__name__}.logits must return shape (k, n) with n = {y.shape[1]}, on the "
                 f"side as the products that it takes; found shape {logits.shape}."
             )
         return logits.T
@@ -216,12 +228,13 @@ def class_parameters(
     theta: WeightsLike, bias: BiasLike | None, beta: ScalarLike, rows: str = "(k, f)"
 ) -> tuple[Array, Array | None, Array]:
     """theta, bias and beta as checked arrays; beta has at least the precision of float32."""
-    theta = jnp.asarray(theta)
+    theta = as_floats("theta", theta)
     check_rank("theta", theta, 2, rows)
-    check_floating("theta", theta)
     check_finite("theta", theta)
+    if theta.shape[0] == 0:
+        raise ImrError(f"theta must have one or more rows; found shape {theta.shape}.")
     if bias is not None:
-        bias = jnp.asarray(bias)
+        bias = as_floats("bias", bias)
         check_rank("bias", bias, 1, f"({rows[1]},)")
         check_axis("bias", bias.shape[0], "theta", theta.shape[0], "classes (its first axis)")
         check_finite("bias", bias)
@@ -230,12 +243,22 @@ def class_parameters(
 
 def as_beta(beta: ScalarLike, like: Array) -> Scalar:
     """The inverse temperature as an array of the precision of the parameters, float32 or wider."""
-    check_rank("beta", beta, 0, "()")
-    check_finite("beta", beta)
-    check_positive("beta", beta)
-    return jnp.asarray(beta, jnp.promote_types(like.dtype, jnp.float32))
+    check_positive("beta", as_scalar("beta", beta, like))
+    return as_scalar("beta", beta, like)
+
+
+def as_scalar(name: str, value: ScalarLike, like: Array) -> Scalar:
+    """A finite number as an array of the precision of another, float32 or wider.
+
+    An array is a leaf: other values compile nothing new.
+    """
+    number = as_numbers(name, value)
+    check_rank(name, number, 0, "()")
+    check_finite(name, number)
+    with out_of_traces(number):
+        return jnp.asarray(number, jnp.promote_types(like.dtype, jnp.float32))
 
 
 def scaled(beta: Scalar, x: Array) -> Array:
-    """beta times x in the dtype of x, as if beta were a Python number."""
+    """A scalar times x in the dtype of x, as if it were a Python number."""
     return beta.astype(x.dtype) * x

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_floats,
     check_axis,
     check_features,
     check_finite,
-    check_floating,
     check_projection_pair,
     check_rank,
 )
@@ -53,12 +53,10 @@ class Quadratic(SpanModel):
     whole: ClassVar[bool] = False  # whether q is a whole theta, and the keys are Z itself
 
     def __init__(self, q: Any, k: Any = None, beta: ScalarLike = 1.0):
-        q = jnp.asarray(q)
-        k = None if k is None else jnp.asarray(k)
+        q, k = as_floats("q", q), None if k is None else as_floats("k", k)
         check_projection_pair(q, k)
-        for name, array in (("q", q), ("k", q if k is None else k)):
-            check_floating(name, array)
-            check_finite(name, array)
+        check_finite("q", q)
+        check_finite("k", k)
         self.q, self.k, self.beta = q, k, as_beta(beta, q)
 
     @classmethod
@@ -76,7 +74,7 @@ class Quadratic(SpanModel):
         >>> Quadratic.full(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.eye(2)).tolist()
         [[1.0, 2.0], [3.0, 4.0]]
         """
-        theta = jnp.asarray(theta)
+        theta = as_floats("theta", theta)
         check_rank("theta", theta, 2, "(f, f)")
         check_finite("theta", theta)
         if theta.shape[0] != theta.shape[1]:
@@ -126,7 +124,7 @@ class Quadratic(SpanModel):
 
         def one(queries, keys):
             keys = queries if keys is None else keys
-            return targets.mv(keys), targets.rmv(queries, z.shape[0])
+            return targets.mv(keys), targets.rmv(queries, queries.shape[0])
 
         return self._lifted(*self._over_heads(one, *self._projected(z)))
 
@@ -182,6 +180,7 @@ class Quadratic(SpanModel):
 
     def _projected(self, z):
         """Queries and keys, shape (n, r) or (h, n, r); None for keys that are the queries."""
+        z = as_floats("z", z)
         check_features(z)
         name = "theta" if self.whole else "q"
         check_axis("z", z.shape[1], name, self.q.shape[-2], "features")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
 
-from imr._checks import check_at_least, check_positive
+from imr._checks import check_at_least, check_positive, check_rngs
 from imr._numerics import matmul
 from imr._typing import Array, Features, Field
 from imr.flow.splitting import lie_step
@@ -32,6 +32,7 @@ class MLP(nnx.Module):
     def __init__(self, num_features: int, width: int, *, rngs: nnx.Rngs):
         check_at_least("num_features", num_features, 1)
         check_at_least("width", width, 1)
+        check_rngs(rngs)
         scale = num_features**-0.5
         self.w1 = nnx.Param(scale * jax.random.normal(rngs.params(), (num_features, width)))
         self.b1 = nnx.Param(jnp.zeros(width))
@@ -93,6 +94,7 @@ def _label_term(graph, params, t, z, args):
 
 def draw_theta(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
     """Class weights to start from, N(0, 0.01^2)."""
+    check_rngs(rngs)
     return nnx.Param(0.01 * jax.random.normal(rngs.params(), shape))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_counts
+from imr._checks import as_tokens, check_counts, check_rngs
 from imr.errors import ImrError
 
 # The initialisation of GPT-2.
@@ -100,6 +100,7 @@ class Transformer(nnx.Module):
     ):  # fmt: skip
         check_counts(num_tokens=num_tokens, length=length, layers=layers, heads=heads)
         check_counts(features=features, head_features=head_features, mlp_width=mlp_width)
+        check_rngs(rngs)
         self.num_tokens, self.length = num_tokens, length
         self.embedding = nnx.Embed(num_tokens, features, embedding_init=_SMALL, rngs=rngs)
         self.position = nnx.Param(_SMALL(rngs.params(), (length, features), jnp.float32))
