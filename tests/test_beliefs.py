@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import central_difference, error
 from test_processes import PROCESSES, laws_beyond
 
 from imr import beliefs, processes
@@ -13,6 +14,7 @@ from imr.processes.process import bare
 
 LN2 = np.log(2.0)
 MESS3 = PROCESSES["mess3"]
+METHODS = ("scan", "associative")
 
 
 @jax.jit
@@ -50,6 +52,44 @@ def test_t1_scan_is_associative_scan_is_tree(name):
     assert abs(tree.beliefs[both] - scan.beliefs[few][both]).max() < tolerance * scale
     log_p = scan.log_probability[few][both]
     assert abs(tree.log_probability[both] - log_p).max() < max(1e-9, tolerance)
+
+
+def with_transitions(process, t):
+    """The process with other transitions and, as they are independent of them, the same start."""
+    return jax.tree.unflatten(jax.tree.structure(process), [t, *jax.tree.leaves(process)[1:]])
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", ["zero_one_random", "mixture"])
+def test_gradients_in_transitions_that_are_zero(name):
+    """Of both filters, against central differences: a row that is zero has derivatives too."""
+    process = PROCESSES[name]
+    tokens = processes.sample(process, jax.random.key(1), 7).tokens
+
+    def log_probability(t, method):
+        run = beliefs.bayes_filter(with_transitions(process, t), tokens, method=method)
+        return run.log_probability[-1]
+
+    t = process.transitions
+    scan, tree = jax.jit(lambda t: [jax.grad(log_probability)(t, m) for m in METHODS])(t)
+    expected = jax.jit(lambda t: central_difference(lambda t: log_probability(t, "scan"), t))(t)
+    assert error(scan, expected) < 1e-8
+    assert error(tree, scan) < 1e-13
+    assert (np.asarray(expected)[np.asarray(t) == 0] != 0).any()
+
+
+def test_the_gradient_of_golden_mean_and_the_word_101():
+    process = bare(processes.golden_mean(0.5))
+
+    @jax.jit
+    @jax.grad
+    def slope(t):
+        changed = with_transitions(process, t)
+        run = beliefs.bayes_filter(changed, jnp.array([1, 0, 1]), method="associative")
+        return run.log_probability[-1]
+
+    expected = [[[0, 0], [1, 0]], [[3, 4], [0.5, 1]]]
+    np.testing.assert_allclose(slope(process.transitions), expected, atol=1e-14)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +229,74 @@ def test_smoothing_against_enumeration_of_state_paths():
     joint = np.einsum("i,ia,ab,bc,cd->abcd", pi, *t[tokens])
     expected = [joint.sum(tuple(j for j in range(4) if j != d)) / joint.sum() for d in range(4)]
     assert np.allclose(beliefs.smooth(process, tokens), expected, atol=1e-14)
+
+
+RAGGED = np.random.default_rng(0).integers(0, 3, (2, 2, 7))
+LENGTHS = np.array([[7, 3], [0, 3]], np.uint8)
+PADDED = np.where(np.arange(7) < LENGTHS[..., None], RAGGED, -9)  # never read
+
+
+@pytest.mark.laws
+def test_ragged_sequences_are_as_each_alone():
+    """Values and gradients; beyond its length a sequence repeats the last value."""
+
+    def every(t, tokens, lengths=None):
+        process = Process(t, np.full(3, 1 / 3))
+        runs = [beliefs.bayes_filter(process, tokens, lengths, method=m) for m in METHODS]
+        smoothed = beliefs.smooth(process, tokens, lengths)
+        return [*runs[0], *runs[1], smoothed]
+
+    def total(t, tokens, lengths=None):
+        """A number that depends on every entry of every result up to the lengths."""
+        weights = np.sin(np.arange(7.0) + 1)[: np.shape(tokens)[-1]]
+        if lengths is not None:
+            weights = weights * (np.arange(7) < lengths[..., None])
+        factors = [
+            x if x.ndim > np.ndim(tokens) else x[..., None] for x in every(t, tokens, lengths)
+        ]
+        return sum(jnp.sum(weights[..., None] * x[..., :1]) for x in factors)
+
+    t = MESS3.transitions
+    together = jax.jit(lambda t: (every(t, PADDED, LENGTHS), jax.grad(total)(t, PADDED, LENGTHS)))
+    results, slope = jax.tree.map(np.asarray, together(t))
+    alone = jax.jit(lambda t, x: (every(t, x), jax.grad(total)(t, x)))
+    slopes = np.zeros(t.shape)
+    for index, length in np.ndenumerate(LENGTHS):
+        if not length:
+            for found in results[:2]:
+                assert (found[index] == (1 / 3 if found.ndim > 3 else 0)).all()
+            continue
+        expected, part = jax.tree.map(np.asarray, alone(t, RAGGED[index][:length]))
+        for found, one in zip(results, expected, strict=True):
+            np.testing.assert_allclose(found[index][:length], one, atol=1e-14)
+            assert (found[index][length:] == found[index][length - 1]).all()
+        slopes += part
+    assert error(slope, slopes) < 1e-13
+
+
+def test_lengths_under_vmap_and_those_that_do_not_fit(unchecked):
+    run = jax.jit(jax.vmap(lambda x, n: beliefs.bayes_filter(MESS3, x, n).log_probability[-1]))
+    actual = run(RAGGED[0], LENGTHS[0])
+    expected = beliefs.bayes_filter(MESS3, RAGGED[0]).log_probability
+    np.testing.assert_allclose(actual, [expected[0, -1], expected[1, 2]], atol=1e-14)
+    for lengths, message in (([7], r"shape \(2,\).*found int64 of shape \(1,\)"), ([8, 1], "0 to 7; found 1 to 8"), ([1.0, 2.0], "must be integers"), ([[1], [2, 3]], "must be integers"), (3, r"of shape \(2,\)")):  # fmt: skip
+        with pytest.raises(ImrError, match=f"lengths .*{message}"):
+            beliefs.smooth(MESS3, RAGGED[0], lengths)
+    with pytest.raises(ImrError, match="tokens must lie in 0 to 2; found -9"):
+        beliefs.bayes_filter(MESS3, PADDED)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32, np.uint64, np.int64])
+def test_integers_of_every_width(dtype):
+    """300 symbols, of which narrow integers can name some: none is taken for another."""
+    t = np.random.default_rng(0).dirichlet(np.ones(300))[:, None, None]
+    tokens = np.array([[5, 127, 0]])
+    run = jax.jit(lambda x: beliefs.bayes_filter(Process(t), x).log_probability)
+    expected = np.cumsum(np.log(t[tokens, 0, 0]), 1)
+    np.testing.assert_allclose(run(tokens.astype(dtype)), expected, rtol=1e-12)
+    if np.iinfo(dtype).max > 2**31:
+        far = np.array([[5, 2**32 + 1 if np.iinfo(dtype).max > 2**32 else 2**32 - 1, 0]], dtype)
+        assert np.isneginf(run(far)[0, 1:]).all()
 
 
 @pytest.mark.laws

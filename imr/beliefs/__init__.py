@@ -13,9 +13,9 @@ from imr.beliefs.filter import Filtered as Filtered
 from imr.beliefs.filter import bayes_filter as bayes_filter
 from imr.beliefs.filter import is_forbidden as is_forbidden
 from imr.beliefs.filter import next_token_probabilities as next_token_probabilities
-from imr.beliefs.filter import smooth as smooth
 from imr.beliefs.fit import Fit as Fit
 from imr.beliefs.fit import fit_process as fit_process
+from imr.beliefs.smoother import smooth as smooth
 from imr.beliefs.tables import Fixed as Fixed
 from imr.beliefs.words import MOST_WORDS as MOST_WORDS
 from imr.beliefs.words import Level as Level

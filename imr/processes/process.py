@@ -122,6 +122,14 @@ def check_process(process: Any) -> None:
         raise ImrError(f"process must be an imr.Process; found a {type(process).__name__}.{hint}")
 
 
+def check_hidden(process: Any) -> None:
+    """Raises an `ImrError` unless it is a hidden Markov process."""
+    check_process(process)
+    if process.generalised:
+        kind = "a generalised one, whose beliefs are no probabilities of states"
+        raise ImrError(f"process must be hidden Markov; found {kind}.")
+
+
 def bare(process: Process) -> Process:
     """The process without names: processes of one shape then share jitted programs."""
     leaves, _ = jax.tree.flatten(process)
