@@ -34,6 +34,11 @@ def out_of_traces(x: Any) -> AbstractContextManager:
     return jax.ensure_compile_time_eval() if is_concrete(x) else nullcontext()
 
 
+def numpy_of(*values: Any) -> Any:
+    """numpy where all the values are concrete, and jax.numpy where one is traced."""
+    return np if is_concrete(values) else jnp
+
+
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:
     """Demands an array of that many axes; `shape` says what they are."""
     if jnp.ndim(array) != rank:
@@ -153,8 +158,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
         )
     if lengths is not None:
         lengths = as_lengths(lengths, tokens.shape[:-1], tokens.shape[-1])
-        lib = np if is_concrete(tokens, lengths) else jnp
-        tokens = lib.where(within(lengths, tokens.shape[-1]), tokens, 0)
+        tokens = numpy_of(tokens, lengths).where(within(lengths, tokens.shape[-1]), tokens, 0)
     if is_concrete(tokens) and np.size(tokens):
         low, high = np.min(np.asarray(tokens)), np.max(np.asarray(tokens))
         if low < 0 or high >= num_tokens:

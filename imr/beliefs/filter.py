@@ -11,7 +11,14 @@ from jaxtyping import Array, Bool, Float
 from imr._checks import as_sequences, check_choice, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
-from imr.processes.process import Process, bare, check_process, check_start, least_probability
+from imr.processes.process import (
+    Process,
+    bare,
+    check_process,
+    check_start,
+    least_probability,
+    rounding,
+)
 
 # Up to so many states a matrix for each sequence costs little; up to so many tokens a product with
 # the matrices of all of them is faster than one sequence after the other.
@@ -60,7 +67,8 @@ def bayes_filter(
     check_choice("method", method, ("scan", "associative"))
     tokens, lengths = as_sequences(tokens, lengths, process.num_tokens)
     right = process.right if is_concrete(initial, process) else None
-    check_start(initial, process.num_states, right, process.generalised)
+    tolerance = rounding(process.right, initial)
+    check_start(initial, process.num_states, right, process.generalised, tolerance)
     return Filtered(*_filter(bare(process), tokens, lengths, initial, method == "associative"))
 
 
