@@ -59,6 +59,35 @@ def with_transitions(process, t):
     return jax.tree.unflatten(jax.tree.structure(process), [t, *jax.tree.leaves(process)[1:]])
 
 
+def memory(function, *arguments):
+    """What a compiled function needs besides its arguments and results, in bytes."""
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("tokens", [2, 17])
+def test_memory_of_many_states_is_that_of_the_beliefs(tokens):
+    """No matrix for each sequence, in values or derivatives; few tokens and many go different ways."""
+    batch, length, states = 64, 10, 300
+    t = np.random.default_rng(0).dirichlet(np.ones(tokens * states), states)
+    t = t.reshape(states, tokens, states).swapaxes(0, 1)
+    process = jax.tree.map(jnp.asarray, Process(t.astype(np.float32)))
+    words = jnp.zeros((batch, length), jnp.int32)
+    belief, matrix = 4 * batch * states, 4 * states**2
+
+    def last(process, words):
+        return beliefs.bayes_filter(process, words).log_probability[:, -1].sum()
+
+    # Beliefs of all positions, as often as there are arrays of them, and copies of the transitions.
+    bound = 3 * length * belief + (1 + 2 * tokens) * matrix
+    assert 1.5 * bound < batch * matrix
+    for function in (last, beliefs.smooth, beliefs.viterbi):
+        assert memory(function, process, words) < bound
+    assert memory(jax.grad(last), process, words) < 1.5 * bound
+    control = jax.vmap(lambda word: process.transitions[word[0]] @ process.transitions[word[1]])
+    assert memory(control, words) > batch * matrix
+
+
 @pytest.mark.laws
 @pytest.mark.parametrize("name", ["zero_one_random", "mixture"])
 def test_gradients_in_transitions_that_are_zero(name):
@@ -231,6 +260,39 @@ def test_smoothing_against_enumeration_of_state_paths():
     assert np.allclose(beliefs.smooth(process, tokens), expected, atol=1e-14)
 
 
+@pytest.mark.laws
+@pytest.mark.parametrize("tokens", [3, 17])
+def test_many_states_go_the_same_way(tokens):
+    """As few states that do not lead to the others, in values and derivatives."""
+    random, few, many = np.random.default_rng(0), 5, 40
+    t = random.dirichlet(np.ones(tokens * few), few).reshape(few, tokens, few).swapaxes(0, 1)
+    large = np.zeros((tokens, many, many))
+    large[:, :few, :few] = t
+    large[0, few:, 0] = 1
+    words = random.integers(0, tokens, (4, 6))
+    start = random.dirichlet(np.ones(few))
+
+    @jax.jit
+    def every(t, start):
+        def total(t):
+            process = Process(t, start)
+            return beliefs.bayes_filter(process, words).log_probability[:, -1].sum()
+
+        process = Process(t, start)
+        return (
+            *beliefs.bayes_filter(process, words),
+            beliefs.smooth(process, words),
+            jax.grad(total)(t),
+        )
+
+    actual, log_p, smoothed, slope = every(large, np.pad(start, (0, many - few)))
+    expected = every(t, start)
+    for x, y in zip(
+        (actual[..., :few], log_p, smoothed[..., :few], slope[:, :few, :few]), expected, strict=True
+    ):
+        np.testing.assert_allclose(x, y, atol=1e-12)
+
+
 RAGGED = np.random.default_rng(0).integers(0, 3, (2, 2, 7))
 LENGTHS = np.array([[7, 3], [0, 3]], np.uint8)
 PADDED = np.where(np.arange(7) < LENGTHS[..., None], RAGGED, -9)  # never read
@@ -297,6 +359,60 @@ def test_integers_of_every_width(dtype):
     if np.iinfo(dtype).max > 2**31:
         far = np.array([[5, 2**32 + 1 if np.iinfo(dtype).max > 2**32 else 2**32 - 1, 0]], dtype)
         assert np.isneginf(run(far)[0, 1:]).all()
+
+
+def best_path(process, tokens):
+    """The algorithm of Viterbi in numpy, in probabilities: its states and log-probability."""
+    t, score, sources = np.asarray(process.transitions), np.asarray(process.initial), []
+    for d, x in enumerate(tokens):
+        moves = score[:, None] * t[x]
+        sources.append(moves.argmax(0))
+        score = moves.max(0) if d else moves.sum(0)
+    path = [int(score.argmax())]
+    for source in sources[:0:-1]:
+        path.append(int(source[path[-1]]))
+    return path[::-1], np.log(score.max())
+
+
+@pytest.mark.parametrize("name", laws_beyond(("sns",), ("sns", "leaky_rrxor", "mess3")))
+def test_viterbi_against_every_path(name):
+    process, length = PROCESSES[name], 5
+    tokens = processes.sample(process, jax.random.key(2), length).tokens
+    t, s = np.asarray(process.transitions), process.num_states
+    every = np.asarray(process.initial) @ t[tokens[0]]
+    for d in range(1, length):
+        every = every[..., None] * t[tokens[d]].reshape(*[1] * (d - 1), s, s)
+    actual = beliefs.viterbi(process, tokens)
+    np.testing.assert_allclose(actual.log_probability, np.log(every.max()), rtol=1e-13)
+    np.testing.assert_allclose(every[tuple(actual.states)], every.max(), rtol=1e-13)
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("states", [3, 40])
+def test_viterbi_of_ragged_sequences_under_jit_and_vmap(states):
+    """Few states and many go different ways; both are those of each sequence alone in numpy."""
+    random = np.random.default_rng(states)
+    t = random.dirichlet(np.full(3 * states, 0.3), states).reshape(states, 3, states)
+    process = Process(np.swapaxes(t, 0, 1))
+    actual = jax.jit(beliefs.viterbi)(process, PADDED, LENGTHS)
+    mapped = jax.jit(jax.vmap(beliefs.viterbi, (None, 0, 0)))(process, PADDED, LENGTHS)
+    for index, length in np.ndenumerate(LENGTHS):
+        states, log_p = best_path(process, RAGGED[index][:length]) if length else ([], 0.0)
+        for path in (actual, mapped):
+            assert path.states[index].tolist() == states + [-1] * (7 - length)
+            np.testing.assert_allclose(path.log_probability[index], log_p, rtol=1e-13)
+
+
+def test_viterbi_of_impossible_words_and_processes_without_states(unchecked):
+    path = beliefs.viterbi(processes.golden_mean(0.5), [[0, 1, 1, 0], [0, 1, 0, 0]])
+    assert path.states.tolist() == [[-1] * 4, [0, 1, 0, 0]]
+    assert np.isneginf(path.log_probability).tolist() == [True, False]
+    for call in (beliefs.viterbi, beliefs.smooth):
+        with pytest.raises(
+            ImrError, match="process must be hidden Markov; found a generalised one"
+        ):
+            call(PROCESSES["fanizza"], np.array([0]))
+    assert beliefs.viterbi(MESS3, np.zeros((2, 0), int)).states.shape == (2, 0)
 
 
 @pytest.mark.laws

@@ -22,7 +22,7 @@ from imr.processes.process import (
 
 # Up to so many states a matrix for each sequence costs little; up to so many tokens a product with
 # the matrices of all of them is faster than one sequence after the other.
-_FEW_STATES, _FEW_TOKENS = 32, 16
+FEW_STATES, _FEW_TOKENS = 32, 16
 
 
 class Filtered(NamedTuple):
@@ -111,7 +111,7 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
 def advance(vectors: Array, transitions: Array, tokens: Array) -> Array:
     """Rows (b, s) times the matrices (k, s, s) of their tokens (b,); zero for tokens out of range."""
     k, size = transitions.shape[:2]
-    if size <= _FEW_STATES:
+    if size <= FEW_STATES:
         return _advance_each(vectors, transitions, tokens)
     # A matrix for each row would fill the memory, in derivatives one for each position too.
     if k <= _FEW_TOKENS:
