@@ -300,40 +300,45 @@ PADDED = np.where(np.arange(7) < LENGTHS[..., None], RAGGED, -9)  # never read
 
 @pytest.mark.laws
 def test_ragged_sequences_are_as_each_alone():
-    """Values and gradients; beyond its length a sequence repeats the last value."""
+    """Beyond its length a sequence repeats the last value."""
 
-    def every(t, tokens, lengths=None):
-        process = Process(t, np.full(3, 1 / 3))
-        runs = [beliefs.bayes_filter(process, tokens, lengths, method=m) for m in METHODS]
-        smoothed = beliefs.smooth(process, tokens, lengths)
-        return [*runs[0], *runs[1], smoothed]
+    @jax.jit
+    def every(tokens, lengths=None):
+        runs = [beliefs.bayes_filter(MESS3, tokens, lengths, method=m) for m in METHODS]
+        return *runs[0], *runs[1], beliefs.smooth(MESS3, tokens, lengths)
 
-    def total(t, tokens, lengths=None):
-        """A number that depends on every entry of every result up to the lengths."""
-        weights = np.sin(np.arange(7.0) + 1)[: np.shape(tokens)[-1]]
-        if lengths is not None:
-            weights = weights * (np.arange(7) < lengths[..., None])
-        factors = [
-            x if x.ndim > np.ndim(tokens) else x[..., None] for x in every(t, tokens, lengths)
-        ]
-        return sum(jnp.sum(weights[..., None] * x[..., :1]) for x in factors)
-
-    t = MESS3.transitions
-    together = jax.jit(lambda t: (every(t, PADDED, LENGTHS), jax.grad(total)(t, PADDED, LENGTHS)))
-    results, slope = jax.tree.map(np.asarray, together(t))
-    alone = jax.jit(lambda t, x: (every(t, x), jax.grad(total)(t, x)))
-    slopes = np.zeros(t.shape)
+    results = every(PADDED, LENGTHS)
     for index, length in np.ndenumerate(LENGTHS):
         if not length:
-            for found in results[:2]:
-                assert (found[index] == (1 / 3 if found.ndim > 3 else 0)).all()
+            np.testing.assert_array_equal(results[0][index], np.tile(MESS3.initial, (7, 1)))
+            np.testing.assert_array_equal(results[1][index], np.zeros(7))
             continue
-        expected, part = jax.tree.map(np.asarray, alone(t, RAGGED[index][:length]))
-        for found, one in zip(results, expected, strict=True):
-            np.testing.assert_allclose(found[index][:length], one, atol=1e-14)
-            assert (found[index][length:] == found[index][length - 1]).all()
-        slopes += part
-    assert error(slope, slopes) < 1e-13
+        for found, one in zip(results, every(RAGGED[index][:length]), strict=True):
+            found = np.asarray(found)[index]
+            np.testing.assert_allclose(found[:length], one, atol=1e-14)
+            assert (found[length:] == found[length - 1]).all()
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("kind", [*METHODS, "smooth"])
+def test_gradients_of_ragged_sequences_are_the_sums_of_each_alone(kind):
+    """Of a number that depends on every entry up to the lengths."""
+
+    @jax.jit
+    @jax.grad
+    def slope(t, tokens, weights, lengths=None):
+        process = Process(t, np.full(3, 1 / 3))
+        if kind == "smooth":
+            result = beliefs.smooth(process, tokens, lengths)[..., 0]
+        else:
+            run = beliefs.bayes_filter(process, tokens, lengths, method=kind)
+            result = run.beliefs[..., 0] + run.log_probability
+        return jnp.sum(weights * result)
+
+    t, weights = MESS3.transitions, np.sin(np.arange(1.0, 8))
+    alone = [slope(t, RAGGED[i][:n], weights[:n]) for i, n in np.ndenumerate(LENGTHS) if n]
+    inside = weights * (np.arange(7) < LENGTHS[..., None])
+    assert error(slope(t, PADDED, inside, LENGTHS), sum(alone)) < 1e-13
 
 
 def test_lengths_under_vmap_and_those_that_do_not_fit(unchecked):
