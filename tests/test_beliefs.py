@@ -64,8 +64,10 @@ def memory(function, *arguments):
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.laws
-@pytest.mark.parametrize("tokens", [2, 17])
+@pytest.mark.parametrize(
+    "tokens",
+    [pytest.param(2, marks=pytest.mark.laws), pytest.param(17, marks=pytest.mark.acceptance)],
+)
 def test_memory_of_many_states_is_that_of_the_beliefs(tokens):
     """No matrix for each sequence, in values or derivatives; few tokens and many go different ways."""
     batch, length, states = 64, 10, 300
@@ -88,8 +90,13 @@ def test_memory_of_many_states_is_that_of_the_beliefs(tokens):
     assert memory(control, words) > batch * matrix
 
 
-@pytest.mark.laws
-@pytest.mark.parametrize("name", ["zero_one_random", "mixture"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("zero_one_random", marks=pytest.mark.laws),
+        pytest.param("mixture", marks=pytest.mark.acceptance),
+    ],
+)
 def test_gradients_in_transitions_that_are_zero(name):
     """Of both filters, against central differences: a row that is zero has derivatives too."""
     process = PROCESSES[name]
@@ -107,6 +114,7 @@ def test_gradients_in_transitions_that_are_zero(name):
     assert (np.asarray(expected)[np.asarray(t) == 0] != 0).any()
 
 
+@pytest.mark.laws
 def test_the_gradient_of_golden_mean_and_the_word_101():
     process = bare(processes.golden_mean(0.5))
 
@@ -260,7 +268,7 @@ def test_smoothing_against_enumeration_of_state_paths():
     assert np.allclose(beliefs.smooth(process, tokens), expected, atol=1e-14)
 
 
-@pytest.mark.laws
+@pytest.mark.acceptance
 @pytest.mark.parametrize("tokens", [3, 17])
 def test_many_states_go_the_same_way(tokens):
     """As few states that do not lead to the others, in values and derivatives."""

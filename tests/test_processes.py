@@ -228,6 +228,7 @@ def test_rates_below_the_rounding_of_the_diagonal_and_absorbing_states():
     np.testing.assert_allclose(slope[0, [0, 1], [1, 0]], [-2 / 9e-7, 1 / 9e-7], rtol=1e-5)
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_rounds_and_is_computed_in_float32(dtype):
     exact = NAMED["mess3"].transitions
@@ -296,11 +297,8 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("entropy", marks=pytest.mark.laws)]
-    + [pytest.param(name, marks=pytest.mark.acceptance) for name in list(FAMILIES)[1:]],
-)
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name", FAMILIES)
 def test_derivatives_in_the_parameters_of_processes(name):
     """Over a batch of parameters, against central differences."""
     function, at = FAMILIES[name], jnp.array([0.15, 0.3])
