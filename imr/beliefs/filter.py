@@ -214,14 +214,12 @@ def _associative(process, start, tokens):
     def combine(a, b):
         (a, log_a), (b, log_b) = a, b
         # The scale of a row is that of the likeliest row of b that it leads to.
-        alive = jnp.any(b != 0, axis=-1)[..., None, :]
-        scales = jnp.broadcast_to(log_b[..., None, :], a.shape)
-        reached = jnp.max(jnp.where((a != 0) & alive, scales, -jnp.inf), axis=-1)
-        any_row = jnp.max(jnp.where(alive, scales, -jnp.inf), axis=-1)
-        top = jnp.where(jnp.isneginf(reached), any_row, reached)
+        live = jnp.where(jnp.any(b != 0, axis=-1), log_b, -jnp.inf)
+        reached = jnp.max(jnp.where(a != 0, live[..., None, :], -jnp.inf), axis=-1)
+        top = jnp.where(jnp.isneginf(reached), jnp.max(live, axis=-1, keepdims=True), reached)
         top = jnp.where(jnp.isneginf(top), jnp.max(log_b, axis=-1, keepdims=True), top)
         # Rows that it does not lead to have a derivative, and may be likelier than all that it does.
-        weights = jnp.exp(jnp.minimum(scales - top[..., None], most))
+        weights = jnp.exp(jnp.minimum(log_b[..., None, :] - top[..., None], most))
         return rescale(matmul(a * weights, b), log_a + top)
 
     elements = rescale(matrices, jnp.zeros(matrices.shape[:-1], matrices.dtype))
