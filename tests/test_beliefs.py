@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import central_difference, error
 from test_processes import PROCESSES, laws_beyond
 
 from imr import beliefs, processes
@@ -13,6 +14,7 @@ from imr.processes.process import bare
 
 LN2 = np.log(2.0)
 MESS3 = PROCESSES["mess3"]
+METHODS = ("scan", "associative")
 
 
 @jax.jit
@@ -50,6 +52,81 @@ def test_t1_scan_is_associative_scan_is_tree(name):
     assert abs(tree.beliefs[both] - scan.beliefs[few][both]).max() < tolerance * scale
     log_p = scan.log_probability[few][both]
     assert abs(tree.log_probability[both] - log_p).max() < max(1e-9, tolerance)
+
+
+def with_transitions(process, t):
+    """The process with other transitions and, as they are independent of them, the same start."""
+    return jax.tree.unflatten(jax.tree.structure(process), [t, *jax.tree.leaves(process)[1:]])
+
+
+def memory(function, *arguments):
+    """What a compiled function needs besides its arguments and results, in bytes."""
+    return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [pytest.param(2, marks=pytest.mark.laws), pytest.param(17, marks=pytest.mark.acceptance)],
+)
+def test_memory_of_many_states_is_that_of_the_beliefs(tokens):
+    """No matrix for each sequence, in values or derivatives; few tokens and many go different ways."""
+    batch, length, states = 64, 10, 300
+    t = np.random.default_rng(0).dirichlet(np.ones(tokens * states), states)
+    t = t.reshape(states, tokens, states).swapaxes(0, 1)
+    process = jax.tree.map(jnp.asarray, Process(t.astype(np.float32)))
+    words = jnp.zeros((batch, length), jnp.int32)
+    belief, matrix = 4 * batch * states, 4 * states**2
+
+    def last(process, words):
+        return beliefs.bayes_filter(process, words).log_probability[:, -1].sum()
+
+    # Beliefs of all positions, as often as there are arrays of them, and copies of the transitions.
+    bound = 3 * length * belief + (1 + 2 * tokens) * matrix
+    assert 1.5 * bound < batch * matrix
+    for function in (last, beliefs.smooth, beliefs.viterbi):
+        assert memory(function, process, words) < bound
+    assert memory(jax.grad(last), process, words) < 1.5 * bound
+    control = jax.vmap(lambda word: process.transitions[word[0]] @ process.transitions[word[1]])
+    assert memory(control, words) > batch * matrix
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("zero_one_random", marks=pytest.mark.laws),
+        pytest.param("mixture", marks=pytest.mark.acceptance),
+    ],
+)
+def test_gradients_in_transitions_that_are_zero(name):
+    """Of both filters, against central differences: a row that is zero has derivatives too."""
+    process = PROCESSES[name]
+    tokens = processes.sample(process, jax.random.key(1), 7).tokens
+
+    def log_probability(t, method):
+        run = beliefs.bayes_filter(with_transitions(process, t), tokens, method=method)
+        return run.log_probability[-1]
+
+    t = process.transitions
+    scan, tree = jax.jit(lambda t: [jax.grad(log_probability)(t, m) for m in METHODS])(t)
+    expected = jax.jit(lambda t: central_difference(lambda t: log_probability(t, "scan"), t))(t)
+    assert error(scan, expected) < 1e-8
+    assert error(tree, scan) < 1e-13
+    assert (np.asarray(expected)[np.asarray(t) == 0] != 0).any()
+
+
+@pytest.mark.laws
+def test_the_gradient_of_golden_mean_and_the_word_101():
+    process = bare(processes.golden_mean(0.5))
+
+    @jax.jit
+    @jax.grad
+    def slope(t):
+        changed = with_transitions(process, t)
+        run = beliefs.bayes_filter(changed, jnp.array([1, 0, 1]), method="associative")
+        return run.log_probability[-1]
+
+    expected = [[[0, 0], [1, 0]], [[3, 4], [0.5, 1]]]
+    np.testing.assert_allclose(slope(process.transitions), expected, atol=1e-14)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +266,166 @@ def test_smoothing_against_enumeration_of_state_paths():
     joint = np.einsum("i,ia,ab,bc,cd->abcd", pi, *t[tokens])
     expected = [joint.sum(tuple(j for j in range(4) if j != d)) / joint.sum() for d in range(4)]
     assert np.allclose(beliefs.smooth(process, tokens), expected, atol=1e-14)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("tokens", [3, 17])
+def test_many_states_go_the_same_way(tokens):
+    """As few states that do not lead to the others, in values and derivatives."""
+    random, few, many = np.random.default_rng(0), 5, 40
+    t = random.dirichlet(np.ones(tokens * few), few).reshape(few, tokens, few).swapaxes(0, 1)
+    large = np.zeros((tokens, many, many))
+    large[:, :few, :few] = t
+    large[0, few:, 0] = 1
+    words = random.integers(0, tokens, (4, 6))
+    start = random.dirichlet(np.ones(few))
+
+    @jax.jit
+    def every(t, start):
+        def total(t):
+            process = Process(t, start)
+            return beliefs.bayes_filter(process, words).log_probability[:, -1].sum()
+
+        process = Process(t, start)
+        return (
+            *beliefs.bayes_filter(process, words),
+            beliefs.smooth(process, words),
+            jax.grad(total)(t),
+        )
+
+    actual, log_p, smoothed, slope = every(large, np.pad(start, (0, many - few)))
+    expected = every(t, start)
+    for x, y in zip(
+        (actual[..., :few], log_p, smoothed[..., :few], slope[:, :few, :few]), expected, strict=True
+    ):
+        np.testing.assert_allclose(x, y, atol=1e-12)
+
+
+RAGGED = np.random.default_rng(0).integers(0, 3, (2, 2, 7))
+LENGTHS = np.array([[7, 3], [0, 3]], np.uint8)
+PADDED = np.where(np.arange(7) < LENGTHS[..., None], RAGGED, -9)  # never read
+
+
+@pytest.mark.laws
+def test_ragged_sequences_are_as_each_alone():
+    """Beyond its length a sequence repeats the last value."""
+
+    @jax.jit
+    def every(tokens, lengths=None):
+        runs = [beliefs.bayes_filter(MESS3, tokens, lengths, method=m) for m in METHODS]
+        return *runs[0], *runs[1], beliefs.smooth(MESS3, tokens, lengths)
+
+    results = every(PADDED, LENGTHS)
+    for index, length in np.ndenumerate(LENGTHS):
+        if not length:
+            np.testing.assert_array_equal(results[0][index], np.tile(MESS3.initial, (7, 1)))
+            np.testing.assert_array_equal(results[1][index], np.zeros(7))
+            continue
+        for found, one in zip(results, every(RAGGED[index][:length]), strict=True):
+            found = np.asarray(found)[index]
+            np.testing.assert_allclose(found[:length], one, atol=1e-14)
+            assert (found[length:] == found[length - 1]).all()
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("kind", [*METHODS, "smooth"])
+def test_gradients_of_ragged_sequences_are_the_sums_of_each_alone(kind):
+    """Of a number that depends on every entry up to the lengths."""
+
+    @jax.jit
+    @jax.grad
+    def slope(t, tokens, weights, lengths=None):
+        process = Process(t, np.full(3, 1 / 3))
+        if kind == "smooth":
+            result = beliefs.smooth(process, tokens, lengths)[..., 0]
+        else:
+            run = beliefs.bayes_filter(process, tokens, lengths, method=kind)
+            result = run.beliefs[..., 0] + run.log_probability
+        return jnp.sum(weights * result)
+
+    t, weights = MESS3.transitions, np.sin(np.arange(1.0, 8))
+    alone = [slope(t, RAGGED[i][:n], weights[:n]) for i, n in np.ndenumerate(LENGTHS) if n]
+    inside = weights * (np.arange(7) < LENGTHS[..., None])
+    assert error(slope(t, PADDED, inside, LENGTHS), sum(alone)) < 1e-13
+
+
+def test_lengths_under_vmap_and_those_that_do_not_fit(unchecked):
+    run = jax.jit(jax.vmap(lambda x, n: beliefs.bayes_filter(MESS3, x, n).log_probability[-1]))
+    actual = run(RAGGED[0], LENGTHS[0])
+    expected = beliefs.bayes_filter(MESS3, RAGGED[0]).log_probability
+    np.testing.assert_allclose(actual, [expected[0, -1], expected[1, 2]], atol=1e-14)
+    for lengths, message in (([7], r"shape \(2,\).*found int64 of shape \(1,\)"), ([8, 1], "0 to 7; found 1 to 8"), ([1.0, 2.0], "must be integers"), ([[1], [2, 3]], "must be integers"), (3, r"of shape \(2,\)")):  # fmt: skip
+        with pytest.raises(ImrError, match=f"lengths .*{message}"):
+            beliefs.smooth(MESS3, RAGGED[0], lengths)
+    with pytest.raises(ImrError, match="tokens must lie in 0 to 2; found -9"):
+        beliefs.bayes_filter(MESS3, PADDED)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32, np.uint64, np.int64])
+def test_integers_of_every_width(dtype):
+    """300 symbols, of which narrow integers can name some: none is taken for another."""
+    t = np.random.default_rng(0).dirichlet(np.ones(300))[:, None, None]
+    tokens = np.array([[5, 127, 0]])
+    run = jax.jit(lambda x: beliefs.bayes_filter(Process(t), x).log_probability)
+    expected = np.cumsum(np.log(t[tokens, 0, 0]), 1)
+    np.testing.assert_allclose(run(tokens.astype(dtype)), expected, rtol=1e-12)
+    if np.iinfo(dtype).max > 2**31:
+        far = np.array([[5, 2**32 + 1 if np.iinfo(dtype).max > 2**32 else 2**32 - 1, 0]], dtype)
+        assert np.isneginf(run(far)[0, 1:]).all()
+
+
+def best_path(process, tokens):
+    """The algorithm of Viterbi in numpy, in probabilities: its states and log-probability."""
+    t, score, sources = np.asarray(process.transitions), np.asarray(process.initial), []
+    for d, x in enumerate(tokens):
+        moves = score[:, None] * t[x]
+        sources.append(moves.argmax(0))
+        score = moves.max(0) if d else moves.sum(0)
+    path = [int(score.argmax())]
+    for source in sources[:0:-1]:
+        path.append(int(source[path[-1]]))
+    return path[::-1], np.log(score.max())
+
+
+@pytest.mark.parametrize("name", laws_beyond(("sns",), ("sns", "leaky_rrxor", "mess3")))
+def test_viterbi_against_every_path(name):
+    process, length = PROCESSES[name], 5
+    tokens = processes.sample(process, jax.random.key(2), length).tokens
+    t, s = np.asarray(process.transitions), process.num_states
+    every = np.asarray(process.initial) @ t[tokens[0]]
+    for d in range(1, length):
+        every = every[..., None] * t[tokens[d]].reshape(*[1] * (d - 1), s, s)
+    actual = beliefs.viterbi(process, tokens)
+    np.testing.assert_allclose(actual.log_probability, np.log(every.max()), rtol=1e-13)
+    np.testing.assert_allclose(every[tuple(actual.states)], every.max(), rtol=1e-13)
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("states", [3, 40])
+def test_viterbi_of_ragged_sequences_under_jit_and_vmap(states):
+    """Few states and many go different ways; both are those of each sequence alone in numpy."""
+    random = np.random.default_rng(states)
+    t = random.dirichlet(np.full(3 * states, 0.3), states).reshape(states, 3, states)
+    process = Process(np.swapaxes(t, 0, 1))
+    actual = jax.jit(beliefs.viterbi)(process, PADDED, LENGTHS)
+    mapped = jax.jit(jax.vmap(beliefs.viterbi, (None, 0, 0)))(process, PADDED, LENGTHS)
+    for index, length in np.ndenumerate(LENGTHS):
+        states, log_p = best_path(process, RAGGED[index][:length]) if length else ([], 0.0)
+        for path in (actual, mapped):
+            assert path.states[index].tolist() == states + [-1] * (7 - length)
+            np.testing.assert_allclose(path.log_probability[index], log_p, rtol=1e-13)
+
+
+def test_viterbi_of_impossible_words_and_processes_without_states(unchecked):
+    path = beliefs.viterbi(processes.golden_mean(0.5), [[0, 1, 1, 0], [0, 1, 0, 0]])
+    assert path.states.tolist() == [[-1] * 4, [0, 1, 0, 0]]
+    assert np.isneginf(path.log_probability).tolist() == [True, False]
+    for call in (beliefs.viterbi, beliefs.smooth):
+        with pytest.raises(
+            ImrError, match="process must be hidden Markov; found a generalised one"
+        ):
+            call(PROCESSES["fanizza"], np.array([0]))
+    assert beliefs.viterbi(MESS3, np.zeros((2, 0), int)).states.shape == (2, 0)
 
 
 @pytest.mark.laws

@@ -163,6 +163,26 @@ def test_spectrum_and_heads():
     assert ((values.values[1] * v[None]).sum((-1, -2)) < 0).all()
 
 
+@pytest.mark.laws
+def test_slow_and_nearly_reducible_chains_under_vmap_in_float32():
+    """Processes made from arrays under vmap: as in float64, with rates of all orders from 1e-13 on."""
+    random, size = np.random.default_rng(0), 200
+    rates = np.exp(random.uniform(-30, 0, (size, 2, 3, 3)))
+    many = (rates / rates.sum((1, 3))[:, None, :, None]).astype(np.float32)
+    words = random.integers(0, 2, (size, 20))
+    run = jax.jit(jax.vmap(lambda t, x: constrained.constrained_beliefs(processes.Process(t), x)))
+    actual = np.asarray(run(many, words))
+    assert actual.dtype == np.float32
+    assert abs(actual.sum(-1) - 1).max() < 1e-5
+    for t, word, eta in zip(many.astype(float), words, actual, strict=True):
+        process = processes.Process(t)
+        v, matrix = np.asarray(constrained.token_vectors(process)), t.sum(0)
+        z = np.zeros(3)
+        for x, found in zip(word, eta, strict=True):
+            z = z @ matrix + v[x]
+            assert abs(np.asarray(process.stationary) + z - found).max() < 1e-5
+
+
 def test_tokens_out_of_range_under_a_trace_are_nan():
     for method in ("recursive", "kernel"):
         run = jax.jit(lambda x, m=method: constrained.constrained_beliefs(MESS3, x, method=m))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imr import processes
+from imr import beliefs, processes
 from imr.errors import ImrError
 from imr.processes import Process
 
@@ -208,6 +208,110 @@ def test_a_process_made_under_a_trace():
     )
 
 
+def test_rates_below_the_rounding_of_the_diagonal_and_absorbing_states():
+    """In float32 under a trace, as from values: .667 and .333, and what the start leads to."""
+    slow = np.array([[[1 - 1e-7, 1e-7], [2e-7, 1 - 2e-7]]], np.float32)
+    absorbing = np.array([[[1.0, 0, 0], [0, 1, 0], [0.25, 0.75, 0]]], np.float32)
+    start = np.array([0.5, 0.1, 0.4], np.float32)
+
+    @jax.jit
+    def made(slow, absorbing, start):
+        slope = jax.grad(lambda t: Process(t).stationary[0])(slow)
+        return Process(slow).stationary, Process(absorbing, start).stationary, slope
+
+    unique, average, slope = jax.tree.map(np.asarray, made(slow, absorbing, start))
+    assert unique.dtype == np.float32
+    np.testing.assert_allclose(unique, [2 / 3, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(Process(slow).stationary, [2 / 3, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(average, [0.6, 0.4, 0], atol=1e-6)
+    # d pi_0 = -pi_0 / (a + b) da + pi_1 / (a + b) db
+    np.testing.assert_allclose(slope[0, [0, 1], [1, 0]], [-2 / 9e-7, 1 / 9e-7], rtol=1e-5)
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_rounds_and_is_computed_in_float32(dtype):
+    exact = NAMED["mess3"].transitions
+    process = Process(exact.astype(dtype), np.full(3, 1 / 3, dtype))
+    assert process.transitions.dtype == process.stationary.dtype == dtype
+    np.testing.assert_allclose(
+        process.stationary.astype(float), 1 / 3, rtol=float(jnp.finfo(dtype).eps)
+    )
+    drawn = processes.sample(process, jax.random.key(0), 6).tokens
+    run = beliefs.bayes_filter(process, drawn)
+    assert run.beliefs.dtype == run.log_probability.dtype == jnp.float32
+    expected = beliefs.bayes_filter(NAMED["mess3"], drawn).log_probability
+    np.testing.assert_allclose(run.log_probability, expected, rtol=2 * float(jnp.finfo(dtype).eps))
+    with pytest.raises(ImrError, match=r"row 0 .* off by 0.0[12]"):
+        Process((1.02 * exact).astype(dtype))
+
+
+TRACED = {name: args for name, args in EXAMPLES.items() if args}
+
+
+def composed(weights, end):
+    """Compositions whose parameters and parts may be traced."""
+    first = processes.golden_mean(weights[0])
+    return {
+        "mixture": processes.mixture([first, processes.z1r(0.5)], weights, [[0, 1], [2, 0]]),
+        "conditional": processes.conditional_product(first, [NAMED["sns"], NAMED["sns"]]),
+        "begin": processes.with_begin_token(first),
+        "end": processes.with_end_token(first, end),
+        "ends": processes.with_end_token(first, end, restart=False),
+    }
+
+
+@pytest.mark.laws
+def test_named_and_composed_processes_of_traced_parameters_are_the_same():
+    def make(arguments, weights, end):
+        named = {name: getattr(processes, name)(*args) for name, args in arguments.items()}
+        return named | composed(weights, end)
+
+    arguments = {n: [np.asarray(a, float) for a in args] for n, args in TRACED.items()}
+    traced = jax.jit(make)(arguments, np.array([0.3, 0.7]), 0.2)
+    expected = {name: NAMED[name] for name in TRACED} | composed([0.3, 0.7], 0.2)
+    assert traced.keys() == expected.keys()
+    for name, process in expected.items():
+        for actual, leaf in zip(
+            jax.tree.leaves(traced[name]), jax.tree.leaves(process), strict=True
+        ):
+            np.testing.assert_allclose(actual, leaf, atol=1e-12, err_msg=name)
+        assert traced[name].tokens == process.tokens
+
+
+WORDS = np.array([[0, 1, 1, 0], [1, 1, 0, 1]])
+
+
+def likelihood(process):
+    return beliefs.bayes_filter(process, WORDS).log_probability[:, -1].mean()
+
+
+FAMILIES = {
+    "entropy": lambda a: beliefs.conditional_entropies(processes.mess3(a, 0.6), 2)[-1],
+    "likelihood": lambda a: likelihood(processes.mess3(a, 0.6)),
+    "mixture": lambda a: likelihood(
+        processes.mixture([processes.coin(a), processes.coin(0.7)], [a, 1 - a])
+    ),
+    "fanizza": lambda a: likelihood(processes.fanizza(2 + a, a)),
+    "post_quantum": lambda a: likelihood(processes.post_quantum(1 + a, a)),
+}
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name", FAMILIES)
+def test_derivatives_in_the_parameters_of_processes(name):
+    """Over a batch of parameters, against central differences."""
+    function, at = FAMILIES[name], jnp.array([0.15, 0.3])
+
+    @jax.jit
+    def both(at):
+        values = jax.vmap(jax.vmap(function))(jnp.stack([at + 1e-5, at - 1e-5]))
+        return jax.vmap(jax.grad(function))(at), (values[0] - values[1]) / 2e-5
+
+    slope, expected = both(at)
+    np.testing.assert_allclose(slope, expected, rtol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -248,7 +352,7 @@ def test_a_process_made_under_a_trace():
         (lambda: processes.conditional_product(NAMED["coin"], [NAMED["coin"]]), "2 processes"),
         (lambda: processes.with_end_token(NAMED["coin"], 1.0), r"\(0, 1\)"),
         (lambda: processes.sample(NAMED["coin"], jax.random.key(0), 0), "length"),
-        (lambda: jax.jit(processes.coin)(0.5), "outside of jax.jit"),
+        (lambda: jax.jit(processes.coin)(np.ones(2)), "p must have shape \\(\\), a number"),
     ],
 )  # fmt: skip
 def test_bad_input(make, message, unchecked):

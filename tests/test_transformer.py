@@ -146,6 +146,35 @@ def test_both_losses_have_the_same_mean_and_soft_ones_less_spread():
     assert soft.std() < 0.9 * hard.std()
 
 
+@pytest.mark.laws
+def test_positions_beyond_a_length_weigh_nothing():
+    """Loss and gradient of both kinds are those of the other positions, in numpy."""
+    table, lengths = np.random.default_rng(0).normal(size=(3, 3)), np.array([4, 1, 0, 2])
+    key = jax.random.key(4)
+
+    def loss(table, soft, lengths):
+        options = {"batch_size": 4, "length": 4, "soft": soft, "lengths": lengths}
+        return next_token_loss(lambda tokens: table[tokens], MESS3, key, **options)
+
+    @jax.jit
+    def both(table, lengths):
+        return [jax.value_and_grad(loss)(table, soft, lengths) for soft in (False, True)]
+
+    tokens = np.asarray(processes.sample(MESS3, jax.random.split(key, 4), 5).tokens)
+    beliefs = imr.bayes_filter(MESS3, tokens[:, :-1]).beliefs
+    q = np.exp(table) / np.exp(table).sum(1, keepdims=True)
+    at = np.arange(4) < lengths[:, None]
+    read = tokens[:, :-1][at]
+    targets = np.eye(3)[tokens[:, 1:][at]], np.asarray(next_token_probabilities(MESS3, beliefs))[at]
+    for (value, slope), p in zip(both(jnp.asarray(table), lengths), targets, strict=True):
+        assert abs(value + (p * np.log(q[read])).sum() / 7) < 1e-14
+        expected = np.zeros((3, 3))
+        np.add.at(expected, read, (q[read] - p) / 7)
+        np.testing.assert_allclose(slope, expected, atol=1e-14)
+    with pytest.raises(imr.ImrError, match="lengths must leave a position"):
+        loss(jnp.asarray(table), False, np.zeros(4, int))
+
+
 @pytest.mark.acceptance
 def test_a_small_net_learns_towards_bayes():
     """Two seeds in one program: from the unigram's KL to a hundredth of it."""

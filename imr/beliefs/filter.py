@@ -1,4 +1,4 @@
-"""Bayesian filter, predictions and smoother; for the alignment of positions see `imr.beliefs`."""
+"""Bayesian filter and predictions; for the alignment of positions see `imr.beliefs`."""
 
 import math
 from functools import partial
@@ -8,10 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import as_tokens, check_choice, is_concrete
+from imr._checks import as_sequences, check_choice, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
-from imr.processes.process import Process, bare, check_process, check_start, least_probability
+from imr.processes.process import (
+    Process,
+    bare,
+    check_process,
+    check_start,
+    least_probability,
+    rounding,
+)
+
+# Up to so many states a matrix for each sequence costs little; up to so many tokens a product with
+# the matrices of all of them is faster than one sequence after the other.
+FEW_STATES, _FEW_TOKENS = 32, 16
 
 
 class Filtered(NamedTuple):
@@ -22,8 +33,8 @@ class Filtered(NamedTuple):
 
 
 def bayes_filter(
-    process: Process, tokens: Any, *, method: Literal["scan", "associative"] = "scan",
-    initial: Any = None,
+    process: Process, tokens: Any, lengths: Any = None, *,
+    method: Literal["scan", "associative"] = "scan", initial: Any = None,
 ) -> Filtered:  # fmt: skip
     r"""Bayesian filter: $\eta_d = \eta_{d-1} T_{x_d} / (\eta_{d-1} T_{x_d} w)$, $\eta_0 = \mu$.
 
@@ -35,8 +46,11 @@ def bayes_filter(
     Args:
       process: the process.
       tokens: integers, shape (..., l).
-      method: "scan" processes one token after the other; "associative" multiplies matrices in a
-        tree, in O(log l) steps and s times the work.
+      lengths: of sequences that end before position l, shape (...). What stands beyond a length is
+        never read; beliefs and log-probabilities there repeat the last, or the start if there is
+        none.
+      method: "scan" processes one token after the other, in memory O(batch x states) besides the
+        result; "associative" multiplies matrices in a tree, in O(log l) steps and s times the work.
       initial: start distribution, shape (s,); None is `process.initial`.
     Raises: ImrError if an argument does not fit, or tokens are out of range.
 
@@ -51,10 +65,11 @@ def bayes_filter(
     """
     check_process(process)
     check_choice("method", method, ("scan", "associative"))
-    tokens = as_tokens(tokens, process.num_tokens)
+    tokens, lengths = as_sequences(tokens, lengths, process.num_tokens)
     right = process.right if is_concrete(initial, process) else None
-    check_start(initial, process.num_states, right, process.generalised)
-    return Filtered(*_filter(bare(process), tokens, initial, method == "associative"))
+    tolerance = rounding(process.right, initial)
+    check_start(initial, process.num_states, right, process.generalised, tolerance)
+    return Filtered(*_filter(bare(process), tokens, lengths, initial, method == "associative"))
 
 
 def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
@@ -93,87 +108,119 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     return _predict(bare(process), beliefs)
 
 
-def smooth(process: Process, tokens: Any) -> Float[Array, "*b l s"]:
-    r"""Distribution of the state after each token, given ALL tokens: $\gamma_d \propto \eta_d \circ \beta_d$.
+def advance(vectors: Array, transitions: Array, tokens: Array) -> Array:
+    """Rows (b, s) times the matrices (k, s, s) of their tokens (b,); zero for tokens out of range."""
+    k, size = transitions.shape[:2]
+    if size <= FEW_STATES:
+        return _advance_each(vectors, transitions, tokens)
+    # A matrix for each row would fill the memory, in derivatives one for each position too.
+    if k <= _FEW_TOKENS:
+        return jax.checkpoint(_advance_all)(vectors, transitions, tokens)
 
-    $\beta_l = 1$, $\beta_d = T_{x_{d+1}} \beta_{d+1}$, scaled to a largest entry of one.
+    @jax.checkpoint
+    def one(row):
+        vector, token = row
+        return _advance_each(vector[None], transitions, token[None])[0]
 
-    Args:
-      process: hidden Markov.
-      tokens: integers, shape (..., l).
-    Returns: Probabilities, shape (..., l, s); NaN at every position of a word of probability zero.
-    Raises: ImrError if the process is generalised: its beliefs are no probabilities of states.
-
-    >>> from imr.processes import even
-    >>> smooth(even(0.5), jnp.array([1, 1, 0])).round(4).tolist()
-    [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
-    """
-    check_process(process)
-    if process.generalised:
-        kind = "a generalised one, whose beliefs are no probabilities"
-        raise ImrError(f"process must be hidden Markov; found {kind}.")
-    return _smooth(bare(process), as_tokens(tokens, process.num_tokens))
+    return jax.lax.map(one, (vectors, tokens))
 
 
-def _matrices(process, tokens):
+def _advance_each(vectors, transitions, tokens):
+    return matmul(vectors[:, None, :], _matrices(transitions, tokens))[:, 0, :]
+
+
+def _advance_all(vectors, transitions, tokens):
+    """By one product with all matrices, where a row is zero at the tokens that it has not."""
+    k, size = transitions.shape[:2]
+    own = tokens[:, None] == jnp.arange(k)[None, :]
+    spread = jnp.where(own[..., None], vectors[:, None, :], 0)
+    return matmul(spread.reshape(-1, k * size), transitions.reshape(k * size, size))
+
+
+def _matrices(transitions, tokens):
     """T of each token; zero for tokens out of range, unchecked under a trace."""
-    return process.transitions.at[tokens].get(
-        mode="fill", fill_value=0, wrap_negative_indices=False
-    )
+    return transitions.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
-def _log(p):
+def log(p: Array) -> Array:
+    """Logarithm of probabilities; zero has -inf, and no derivative."""
     return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
 
-@partial(jax.jit, static_argnames="associative")
-def _filter(process, tokens, initial, associative):
+def forward(
+    process: Process, tokens: Array, lengths: Array | None, initial: Any = None,
+    associative: bool = False,
+) -> Filtered:  # fmt: skip
+    """The filter of tokens (b, l), where beliefs after impossible words are zero."""
     start = process.initial if initial is None else jnp.asarray(initial, process.initial.dtype)
-    flat = tokens.reshape(math.prod(tokens.shape[:-1]), tokens.shape[-1])
     least = least_probability(process, start.dtype)
+    first = jnp.tile(start[None, :], (len(tokens), 1)), jnp.zeros(len(tokens), start.dtype)
     if associative:
-        beliefs, log_probability = jax.vmap(partial(_associative, process, start))(flat)
+        beliefs, log_probability = jax.vmap(partial(_associative, process, start))(tokens)
     else:
 
         def step(carry, x):
             belief, log_probability = carry
-            matrix = _matrices(process, x)
-            belief = matmul(belief[:, None, :], matrix)[:, 0, :]
+            belief = advance(belief, process.transitions, x)
             p = matmul(belief, process.right)
             p = jnp.where(p > least, p, 0)
             # An impossible belief stays zero, so that derivatives of the others stay finite.
             belief = jnp.where((p > 0)[:, None], belief / jnp.where(p > 0, p, 1)[:, None], 0)
-            log_probability = log_probability + _log(p)
+            log_probability = log_probability + log(p)
             return (belief, log_probability), (belief, log_probability)
 
-        batch = len(flat)
-        carry = (jnp.tile(start[None, :], (batch, 1)), jnp.zeros(batch, start.dtype))
-        beliefs, log_probability = jax.lax.scan(step, carry, flat.T)[1]
+        beliefs, log_probability = jax.lax.scan(step, first, tokens.T)[1]
         beliefs, log_probability = jnp.swapaxes(beliefs, 0, 1), log_probability.T
+    if lengths is not None:
+        # Position 0 is the start, so that sequences without a token have a last belief too.
+        last = jnp.minimum(jnp.arange(1, tokens.shape[1] + 1)[None, :], lengths[:, None])
+        beliefs = jnp.concatenate([first[0][:, None], beliefs], 1)
+        log_probability = jnp.concatenate([first[1][:, None], log_probability], 1)
+        beliefs = jnp.take_along_axis(beliefs, last[..., None], 1)
+        log_probability = jnp.take_along_axis(log_probability, last, 1)
+    return Filtered(beliefs, log_probability)
+
+
+@partial(jax.jit, static_argnames="associative")
+def _filter(process, tokens, lengths, initial, associative):
+    flat, lengths = flatten(tokens, lengths)
+    beliefs, log_probability = forward(process, flat, lengths, initial, associative)
     beliefs = jnp.where(jnp.isneginf(log_probability)[..., None], jnp.nan, beliefs)
-    shape = tokens.shape
-    return beliefs.reshape(*shape, start.shape[0]), log_probability.reshape(shape)
+    return beliefs.reshape(*tokens.shape, beliefs.shape[-1]), log_probability.reshape(tokens.shape)
+
+
+def flatten(tokens: Array, lengths: Array | None) -> tuple[Array, Array | None]:
+    """Tokens (b, l) and lengths (b,) or None, of any number of leading axes."""
+    flat = tokens.reshape(math.prod(tokens.shape[:-1]), tokens.shape[-1])
+    return flat, None if lengths is None else jnp.reshape(lengths, -1)
 
 
 def _associative(process, start, tokens):
     """Beliefs of one sequence by prefix products, with a log scale for each row."""
     if tokens.shape[0] == 0:
         return jnp.zeros((0, *start.shape), start.dtype), jnp.zeros(0, start.dtype)
-    matrices = _matrices(process, tokens)
+    matrices = _matrices(process.transitions, tokens)
     # The start goes into the first matrix, so that unreachable states do not affect the scales.
     first = jnp.tile(matmul(start, matrices[0])[None, :], (start.shape[0], 1))
     matrices = matrices.at[0].set(first)
+    # A product is the same at any scales: they have no derivative.
+    most = 0.5 * math.log(float(jnp.finfo(start.dtype).max))
 
     def rescale(matrix, log_scale):
-        size = jnp.max(jnp.abs(matrix), axis=-1)
-        return matrix / jnp.where(size > 0, size, 1)[..., None], log_scale + _log(size)
+        size = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=-1))
+        size = jnp.where(size > 0, size, 1)
+        return matrix / size[..., None], log_scale + jnp.log(size)
 
     def combine(a, b):
         (a, log_a), (b, log_b) = a, b
-        reached = jnp.where(a != 0, log_b[..., None, :], -jnp.inf)
-        top = jnp.max(reached, axis=-1)
-        top = jnp.where(jnp.isneginf(top), 0, top)
-        return rescale(matmul(a * jnp.exp(reached - top[..., None]), b), log_a + top)
+        # The scale of a row is that of the likeliest row of b that it leads to.
+        live = jnp.where(jnp.any(b != 0, axis=-1), log_b, -jnp.inf)
+        reached = jnp.max(jnp.where(a != 0, live[..., None, :], -jnp.inf), axis=-1)
+        top = jnp.where(jnp.isneginf(reached), jnp.max(live, axis=-1, keepdims=True), reached)
+        top = jnp.where(jnp.isneginf(top), jnp.max(log_b, axis=-1, keepdims=True), top)
+        # Rows that it does not lead to have a derivative, and may be likelier than all that it does.
+        weights = jnp.exp(jnp.minimum(log_b[..., None, :] - top[..., None], most))
+        return rescale(matmul(a * weights, b), log_a + top)
 
     elements = rescale(matrices, jnp.zeros(matrices.shape[:-1], matrices.dtype))
     products, scales = jax.lax.associative_scan(combine, elements)
@@ -182,31 +229,10 @@ def _associative(process, start, tokens):
     alive = p > least_probability(process, start.dtype)
     # All continuations of an impossible word are impossible, even if cancellation says otherwise.
     alive = jnp.cumprod(alive, dtype=jnp.int32) > 0
-    log_probability = jnp.where(alive, _log(jnp.where(alive, p, 1)) + scales[:, 0], -jnp.inf)
-    return belief / jnp.where(alive, p, 1)[:, None], log_probability
+    log_probability = jnp.where(alive, log(jnp.where(alive, p, 1)) + scales[:, 0], -jnp.inf)
+    return jnp.where(alive[:, None], belief, 0) / jnp.where(alive, p, 1)[:, None], log_probability
 
 
 @jax.jit
 def _predict(process, beliefs):
     return matmul(beliefs, matmul(process.transitions, process.right).T)
-
-
-@jax.jit
-def _smooth(process, tokens):
-    forward = _filter(process, tokens, None, False)[0]
-    if tokens.shape[-1] == 0:
-        return forward
-
-    def step(message, x):
-        message = matmul(_matrices(process, x), message[..., None])[..., 0]
-        size = jnp.max(message, axis=-1, keepdims=True)
-        message = message / jnp.where(size > 0, size, 1)
-        return message, message
-
-    last = jnp.ones_like(forward[..., -1, :])
-    later = jnp.moveaxis(tokens[..., 1:], -1, 0)
-    messages = jax.lax.scan(step, last, later, reverse=True)[1]
-    messages = jnp.moveaxis(jnp.concatenate([messages, last[None]]), 0, -2)
-    both = forward * messages
-    # The messages of an impossible word are zero: 0 / 0 marks it as NaN.
-    return both / jnp.sum(both, axis=-1, keepdims=True)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from imr._checks import check_count, check_counts, check_positive, is_concrete
 from imr._numerics import matmul
 from imr.errors import ImrError
-from imr.processes.process import Process, bare, check_process, least_probability
+from imr.processes.process import Process, bare, check_process, least_probability, rounding
 
 # The most words that are enumerated.
 MOST_WORDS = 2**24
@@ -74,7 +74,8 @@ def mixed_states(
       depth: length of the longest words.
       merge: whether words of equal belief are replaced by the first of them, with the sum of their
         probabilities. If the mixed states are finite in number, any depth is then cheap.
-      tolerance: within which beliefs are equal; None is 1e-10, or 1e-5 for a process in float32.
+      tolerance: within which beliefs are equal; None is 1e-10, 1e-5 for a process in float32, and
+        the rounding of its transitions for one in half precision.
     Raises: ImrError if the process is traced, or there are more than 2^24 words.
 
     >>> from imr.processes import golden_mean
@@ -186,7 +187,8 @@ def _tolerance(process, tolerance):
     """The tolerance, by default above the rounding errors of the transition matrices."""
     check_process(process)
     if tolerance is None:
-        return 1e-10 if process.transitions.dtype == jnp.float64 else 1e-5
+        float64 = process.transitions.dtype == jnp.float64
+        return 1e-10 if float64 else rounding(process.transitions)
     check_positive("tolerance", tolerance)
     return tolerance
 

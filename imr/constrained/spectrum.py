@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Complex
 from imr._checks import is_concrete
 from imr.constrained.vectors import token_vectors
 from imr.errors import ImrError
-from imr.processes.process import Process, check_process
+from imr.processes.process import Process, check_process, rounding
 
 
 class Spectrum(NamedTuple):
@@ -56,7 +56,8 @@ def spectrum(process: Process) -> Spectrum:
         )
     with jax.ensure_compile_time_eval():  # the tokens may be traced
         weights = np.asarray(token_vectors(process), np.float64) @ right
-    precision = 1e-9 if process.transitions.dtype == jnp.float64 else 1e-5
+    float64 = process.transitions.dtype == jnp.float64
+    precision = 1e-9 if float64 else rounding(process.transitions)
     active = np.abs(weights).max(0) > precision
     dtype = jnp.result_type(process.transitions, jnp.complex64)
     arrays = (jnp.asarray(x, dtype) for x in (values, right, np.linalg.inv(right), weights))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_counts, check_key
+from imr._checks import as_lengths, check_counts, check_key, is_concrete, within
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
 from imr.errors import ImrError
@@ -17,7 +17,7 @@ from imr.processes.process import check_process
 
 def next_token_loss(
     model: Callable[[Array], Array], process: Process, key: Any, *, batch_size: int = 128,
-    length: int = 10, soft: bool = False,
+    length: int = 10, soft: bool = False, lengths: Any = None,
 ) -> Scalar:  # fmt: skip
     r"""Mean cross-entropy, in nats, of a model's predictions along freshly sampled sequences.
 
@@ -31,6 +31,10 @@ def next_token_loss(
       key: random key of this batch.
       batch_size, length: B sequences of l positions; l + 1 tokens are drawn.
       soft: whether the targets are Bayes predictions.
+      lengths: numbers of positions of sequences that end before, shape (b,), not all zero. Positions
+        beyond them weigh nothing: the mean is over the others. The model must be causal, as it reads
+        token 0 there.
+    Raises: ImrError if an argument does not fit.
 
     >>> from imr.processes import mess3
     >>> def uniform(tokens):
@@ -42,12 +46,21 @@ def next_token_loss(
     check_process(process)
     check_key(key)
     tokens = sample(process, jax.random.split(key, batch_size), length + 1).tokens
+    weights = None
+    if lengths is not None:
+        lengths = as_lengths(lengths, (batch_size,), length)
+        if is_concrete(lengths) and not lengths.any():
+            raise ImrError("lengths must leave a position to take the mean over; found zeros only.")
+        weights = within(lengths, length)
+        tokens = jnp.where(within(lengths + 1, length + 1), tokens, 0)
     log_q = jax.nn.log_softmax(_logits(model, process, tokens[:, :-1]), axis=-1)
     if soft:
-        beliefs = bayes_filter(process, tokens[:, :-1]).beliefs
+        beliefs = bayes_filter(process, tokens[:, :-1], lengths).beliefs
         p = jax.lax.stop_gradient(next_token_probabilities(process, beliefs))
-        return -jnp.mean(jnp.sum(p.astype(log_q.dtype) * log_q, axis=-1))
-    return -jnp.mean(jnp.take_along_axis(log_q, tokens[:, 1:, None], axis=-1))
+        losses = -jnp.sum(p.astype(log_q.dtype) * log_q, axis=-1)
+    else:
+        losses = -jnp.take_along_axis(log_q, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.mean(losses, where=weights)
 
 
 def exact_kl(

@@ -1,11 +1,15 @@
-"""Composed processes: mixtures, products of factors, begin and end tokens."""
+"""Composed processes: mixtures, products of factors, begin and end tokens.
+
+Processes and probabilities may be traced, by `jax.grad` or `jax.vmap`; values are then not checked.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from imr._checks import as_number, is_concrete
+from imr._checks import as_parameter, is_concrete, numpy_of
+from imr._typing import ScalarLike
 from imr.errors import ImrError
 from imr.processes.process import Process
 
@@ -32,21 +36,27 @@ def mixture(
     """
     processes = list(processes)
     _check_hidden("processes", processes)
-    count = len(processes)
-    weights = np.full(count, 1 / count) if weights is None else np.asarray(weights, np.float64)
-    if weights.shape != (count,) or weights.min() < 0 or abs(weights.sum() - 1) > 1e-6:
+    count, lib = len(processes), numpy_of(processes, weights)
+    weights = lib.full(count, 1 / count) if weights is None else lib.asarray(weights, float)
+    if weights.shape != (count,) or (is_concrete(weights) and not _is_distribution(weights)):
         raise ImrError(f"weights must be {count} probabilities that sum to 1; found {weights}.")
     maps = _token_maps(vocabulary, processes)
     tokens, size = _token_names(maps, processes), sum(p.num_states for p in processes)
-    transitions = np.zeros((len(tokens), size, size))
-    at = 0
+    at, transitions = 0, 0
     for m, p in zip(maps, processes, strict=True):
-        block = slice(at, at + p.num_states)
-        transitions[m, block, block] = np.asarray(p.transitions)
-        at += p.num_states
-    initial = [w * np.asarray(p.initial) for w, p in zip(weights, processes, strict=True)]
+        around = (at, size - at - p.num_states)
+        # A matrix of zeros for the tokens that the process does not have.
+        padded = lib.pad(lib.asarray(p.transitions), ((0, 1), around, around))
+        own = np.full(len(tokens), p.num_tokens)
+        own[m] = np.arange(p.num_tokens)
+        transitions, at = transitions + padded[own], at + p.num_states
+    initial = [w * lib.asarray(p.initial) for w, p in zip(weights, processes, strict=True)]
     states = [f"{i}:{name}" for i, p in enumerate(processes) for name in p.states]
-    return Process(transitions, np.concatenate(initial), tokens=tokens, states=states)
+    return Process(transitions, lib.concatenate(initial), tokens=tokens, states=states)
+
+
+def _is_distribution(weights):
+    return weights.min() >= 0 and abs(weights.sum() - 1) <= 1e-6
 
 
 def _token_maps(vocabulary, processes):
@@ -123,13 +133,13 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
             f"seconds must be {first.num_tokens} processes, one for each token of first, of the "
             f"same shape; found {len(seconds)} of shapes {sorted(shapes)}."
         )
-    lead = np.asarray(first.transitions)
-    follow = np.stack([np.asarray(p.transitions) for p in seconds])
-    (k, s, _), (_, m, r, _) = lead.shape, follow.shape
-    transitions = np.einsum("xij,xyab->xyiajb", lead, follow).reshape(k * m, s * r, s * r)
+    lib = numpy_of(first, seconds)
+    lead = lib.asarray(first.transitions)[:, None, :, None, :, None]
+    follow = lib.stack([lib.asarray(p.transitions) for p in seconds])[:, :, None, :, None, :]
+    (k, m), (s, r) = (lead.shape[0], follow.shape[1]), (lead.shape[2], follow.shape[3])
     return Process(
-        transitions,
-        np.kron(np.asarray(first.initial), np.asarray(seconds[0].initial)),
+        (lead * follow).reshape(k * m, s * r, s * r),
+        lib.kron(lib.asarray(first.initial), lib.asarray(seconds[0].initial)),
         tokens=[f"{x},{y}" for x in first.tokens for y in seconds[0].tokens],
         states=[f"{x},{y}" for x in first.states for y in seconds[0].states],
     )
@@ -150,17 +160,17 @@ def with_begin_token(process: Process, name: str = "BOS") -> Process:
     ('0', '1', 'BOS')
     """
     _check_hidden("process", [process])
-    k, s = process.num_tokens, process.num_states
-    transitions = np.zeros((k + 1, s + 1, s + 1))
-    transitions[:k, :s, :s] = np.asarray(process.transitions)
-    transitions[k, s, :s] = np.asarray(process.initial)
+    lib, s = numpy_of(process), process.num_states
+    begin = lib.pad(lib.asarray(process.initial)[None, None, :], ((0, 0), (s, 0), (0, 1)))
+    transitions = lib.pad(lib.asarray(process.transitions), ((0, 0), (0, 1), (0, 1)))
     return Process(
-        transitions, np.eye(s + 1)[s], tokens=(*process.tokens, name), states=(*process.states, name)
+        lib.concatenate([transitions, begin]), np.eye(s + 1)[s],
+        tokens=(*process.tokens, name), states=(*process.states, name),
     )  # fmt: skip
 
 
 def with_end_token(
-    process: Process, probability: float, name: str = "EOS", *, restart: bool = True
+    process: Process, probability: ScalarLike, name: str = "EOS", *, restart: bool = True
 ) -> Process:
     """Ends the sequence with the given probability at each step, by an end token, number k.
 
@@ -177,15 +187,16 @@ def with_end_token(
     [0.25, 0.25, 0.5]
     """
     _check_hidden("process", [process])
-    probability = as_number("probability", probability, "(0, 1)")
-    k, s = process.num_tokens, process.num_states
-    size = s if restart else s + 1
-    transitions = np.zeros((k + 1, size, size))
-    transitions[:k, :s, :s] = (1 - probability) * np.asarray(process.transitions)
-    start = np.pad(np.asarray(process.initial), (0, size - s))
-    transitions[k] = probability * (start if restart else np.eye(size)[s])[None, :]
+    probability = as_parameter("probability", probability, "(0, 1)")
+    lib, s = numpy_of(process, probability), process.num_states
+    more = 0 if restart else 1
+    start = lib.pad(lib.asarray(process.initial), (0, more))
+    goes_on = lib.pad(lib.asarray(process.transitions), ((0, 0), (0, more), (0, more)))
+    ends = probability * (start if restart else np.eye(s + 1)[s])[None, :]
+    ends = lib.broadcast_to(ends, (s, s + more))
     if not restart:
-        transitions[k, s, s] = 1
+        ends = lib.concatenate([ends, np.eye(s + 1)[s:]])
+    transitions = lib.concatenate([(1 - probability) * goes_on, ends[None]])
     states = process.states if restart else (*process.states, name)
     return Process(transitions, start, tokens=(*process.tokens, name), states=states)
 
@@ -193,7 +204,5 @@ def with_end_token(
 def _check_hidden(name, processes):
     if not processes:
         raise ImrError(f"{name} must hold at least one process; found none.")
-    if not is_concrete(processes):
-        raise ImrError(f"{name} must be concrete; compose processes outside of jax.jit.")
     if any(p.generalised for p in processes):
         raise ImrError(f"{name} must be hidden Markov; found a generalised process.")

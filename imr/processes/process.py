@@ -8,11 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from imr._checks import check_finite, is_concrete
+from imr._numerics import widen
 from imr.errors import ImrError
+from imr.processes.stationary import closed_classes, long_run, null_vectors, traced_long_run
 
 _LEAVES = ("transitions", "stationary", "initial", "right")
 # The rows of float32 matrices sum to one only up to rounding.
 _TOLERANCE = 1e-5
+
+
+def rounding(*arrays: Any) -> float:
+    """How far probabilities that are rounded to the dtypes of these arrays may be from a sum of one."""
+    dtypes = [jnp.result_type(x) for x in arrays if isinstance(x, jax.Array | np.ndarray)]
+    floating = [x for x in dtypes if jnp.issubdtype(x, jnp.floating)]
+    return max([_TOLERANCE, *(float(jnp.finfo(x).eps) for x in floating)])
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -22,7 +31,9 @@ class Process:
     $T_{x,i,j} = P(\text{emit } x, \text{go to } j \mid i)$, $A = \sum_x T_x$, $\pi A = \pi$,
     $P(x_1 \dots x_d) = \mu T_{x_1} \cdots T_{x_d} w$ with $A w = w$; w is all ones unless the
     process is generalised. Distributions are row vectors. A process is a pytree with static names.
-    Under a trace values are not checked, and the stationary distribution is assumed to be unique.
+    Under a trace values are not checked, and the stationary distribution is assumed to be unique
+    unless a start is given. In half precision sums need to be one up to its rounding only; beliefs,
+    samples and entropies are then computed in float32.
 
     Args:
       transitions: shape (k, s, s).
@@ -75,7 +86,7 @@ class Process:
         tokens, states = _names("tokens", tokens, shape[0]), _names("states", states, shape[1])
         vars(self).update(tokens=tokens, states=states, generalised=bool(generalised))
         if is_concrete(transitions, initial):
-            computed = _concrete(np.asarray(transitions, np.float64), initial, self)
+            computed = _concrete(transitions, initial, self)
         else:
             computed = _traced(jnp.asarray(transitions), initial, self.generalised)
         leaves = (jnp.asarray(x, dtype) for x in (transitions, *computed))
@@ -122,9 +133,20 @@ def check_process(process: Any) -> None:
         raise ImrError(f"process must be an imr.Process; found a {type(process).__name__}.{hint}")
 
 
+def check_hidden(process: Any) -> None:
+    """Raises an `ImrError` unless it is a hidden Markov process."""
+    check_process(process)
+    if process.generalised:
+        kind = "a generalised one, whose beliefs are no probabilities of states"
+        raise ImrError(f"process must be hidden Markov; found {kind}.")
+
+
 def bare(process: Process) -> Process:
-    """The process without names: processes of one shape then share jitted programs."""
-    leaves, _ = jax.tree.flatten(process)
+    """The process to compute with: not in half precision, and without names.
+
+    Processes of one shape then share jitted programs.
+    """
+    leaves = map(widen, jax.tree.leaves(process))
     return Process.tree_unflatten(((), (), process.generalised), leaves)
 
 
@@ -153,7 +175,7 @@ def _names(what, names, count):
     return names
 
 
-def check_start(initial, size, right=None, generalised=False):
+def check_start(initial, size, right=None, generalised=False, tolerance=_TOLERANCE):
     """Checks the shape of a start distribution, and its values if the right vector is given."""
     if initial is None:
         return
@@ -166,12 +188,12 @@ def check_start(initial, size, right=None, generalised=False):
     check_finite("initial", initial)
     initial = np.asarray(initial, np.float64)
     total = float(initial @ np.asarray(right, np.float64))
-    if not generalised and (initial.min() < 0 or abs(total - 1) > _TOLERANCE):
+    if not generalised and (initial.min() < 0 or abs(total - 1) > tolerance):
         raise ImrError(
             f"initial must hold probabilities that sum to 1; the smallest is {initial.min():g} "
             f"and the sum {total:g}."
         )
-    if abs(total - 1) > _TOLERANCE:
+    if abs(total - 1) > tolerance:
         rule = "normalised by the right eigenvector, initial @ right = 1"
         raise ImrError(f"initial must be {rule}; found {total:g}.")
 
@@ -179,13 +201,15 @@ def check_start(initial, size, right=None, generalised=False):
 def _concrete(transitions, initial, process):
     """Stationary, initial and right vectors in float64; the values are checked first."""
     check_finite("transitions", transitions)
+    tolerance = rounding(transitions, initial)
+    transitions = np.asarray(transitions, np.float64)
     initial = None if initial is None else np.asarray(initial, np.float64)
     vectors = _generalised_vectors if process.generalised else _hidden_vectors
-    stationary, right = vectors(transitions, initial, process)
+    stationary, right = vectors(transitions, initial, process, tolerance)
     return stationary, stationary if initial is None else initial, right
 
 
-def _hidden_vectors(transitions, initial, process):
+def _hidden_vectors(transitions, initial, process, tolerance):
     """Stationary and right vector of a hidden Markov process."""
     if transitions.min() < 0:
         x, i, j = np.unravel_index(np.argmin(transitions), transitions.shape)
@@ -197,38 +221,27 @@ def _hidden_vectors(transitions, initial, process):
     matrix = transitions.sum(0)
     excess = matrix.sum(1) - 1
     i = int(np.argmax(np.abs(excess)))
-    if abs(excess[i]) > _TOLERANCE:
+    if abs(excess[i]) > tolerance:
         raise ImrError(
             f"transitions out of each state must sum to 1 over tokens and next states; row {i} "
             f"(state {process.states[i]!r}) sums to {excess[i] + 1:.9g}, off by {excess[i]:.3g}."
         )
-    # If entries have few digits, a deficit of the row sum would look like a way out of a class.
-    matrix = matrix / matrix.sum(1, keepdims=True)
-    eye, ones = np.eye(len(matrix)), np.ones(len(matrix))
-    check_start(initial, len(matrix), ones)
-    if (classes := _closed_classes(matrix)) == 1:
-        equations = np.concatenate([matrix.T - eye, ones[None]])
-        stationary = np.linalg.lstsq(equations, np.append(0 * ones, 1.0), rcond=None)[0]
-    elif initial is None:
+    ones = np.ones(len(matrix))
+    check_start(initial, len(matrix), ones, tolerance=tolerance)
+    if initial is None and (classes := closed_classes(matrix)) > 1:
         raise ImrError(
             f"the chain is reducible: it has {classes} closed classes of states, hence no unique "
             "stationary distribution. Give the start distribution as initial=..."
         )
-    else:
-        u, _, vh = np.linalg.svd(matrix - eye)
-        left, rights = u[:, -classes:].T, vh[-classes:].T
-        stationary = (initial @ rights) @ np.linalg.solve(left @ rights, left)
-    # Transient states come out as rounding errors of either sign.
-    stationary = np.where(stationary > 1e-14, stationary, 0.0)
-    return stationary / stationary.sum(), ones
+    return long_run(matrix, ones / len(matrix) if initial is None else initial), ones
 
 
-def _generalised_vectors(transitions, initial, process):
+def _generalised_vectors(transitions, initial, process, tolerance):
     """Stationary and right vector of a generalised process."""
     matrix = transitions.sum(0)
     u, scales, vh = np.linalg.svd(matrix - np.eye(len(matrix)))
     fixed, values = np.sum(scales < 1e-7 * max(1.0, scales[0])), np.linalg.eigvals(matrix)
-    if scales[-1] > _TOLERANCE or fixed > 1 or np.abs(values).max() > 1 + _TOLERANCE:
+    if scales[-1] > tolerance or fixed > 1 or np.abs(values).max() > 1 + tolerance:
         raise ImrError(
             "the sum of the transitions of a generalised process must have the eigenvalue 1 "
             f"once and none above it; found the eigenvalues {np.round(values, 6).tolist()}. "
@@ -237,10 +250,10 @@ def _generalised_vectors(transitions, initial, process):
     right = vh[-1]
     total = right.sum()
     right = right * (len(right) / total if abs(total) > 1e-9 else 1.0)
-    check_start(initial, len(matrix), right, generalised=True)
+    check_start(initial, len(matrix), right, True, tolerance)
     stationary = u[:, -1] / (u[:, -1] @ right)
     chances = (stationary if initial is None else initial) @ transitions @ right
-    if chances.min() < -_TOLERANCE or chances.max() > 1 + _TOLERANCE:
+    if chances.min() < -tolerance or chances.max() > 1 + tolerance:
         raise ImrError(
             "words of one token of a generalised process must have probabilities in [0, 1]; "
             f"found {np.round(chances, 6).tolist()}."
@@ -248,27 +261,19 @@ def _generalised_vectors(transitions, initial, process):
     return stationary, right
 
 
-def _closed_classes(matrix):
-    """The number of closed classes, from the states that each state can reach."""
-    reached = (matrix > 0) | np.eye(len(matrix), dtype=bool)
-    for _ in range(int(np.ceil(np.log2(max(len(matrix), 2))))):
-        reached = (reached.astype(np.float32) @ reached.astype(np.float32)) > 0
-    closed = ~np.any(reached & ~reached.T, axis=1)
-    return len(np.unique(reached[closed], axis=0))
-
-
 def _traced(transitions, initial, generalised):
-    """Stationary, initial and right vectors under a trace; the stationary one is assumed unique."""
-    size = transitions.shape[1]
-    matrix, ones = transitions.sum(0), jnp.ones(size, transitions.dtype)
-    right = ones
+    """Stationary, initial and right vectors under a trace."""
+    size, matrix = transitions.shape[1], transitions.sum(0)
     if generalised:
-        right = jnp.linalg.svd(matrix - jnp.eye(size, dtype=matrix.dtype))[2][-1]
-        right = right * (size / right.sum())
-    # pi (I - A + w w^T) = w^T if pi w = 1. The derivative of this solve is stable; that of a least
-    # squares solution by singular values is not.
-    square = jnp.eye(size, dtype=matrix.dtype) - matrix + jnp.outer(right, right)
-    stationary = jnp.linalg.solve(square.T, right)
+        left, right = null_vectors(matrix)
+        total = right.sum()
+        right = right * jnp.where(jnp.abs(total) > 1e-9, size / total, 1)
+        stationary = left / jnp.dot(left, right)
+    else:
+        # From any start, if the stationary distribution is unique.
+        right = jnp.ones(size, matrix.dtype)
+        start = right / size if initial is None else jnp.asarray(initial, matrix.dtype)
+        stationary = traced_long_run(matrix, start)
     return stationary, stationary if initial is None else jnp.asarray(initial), right
 
 

@@ -7,18 +7,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from imr._checks import check_count, check_key
+from imr._checks import as_lengths, check_count, check_key, within
 from imr.processes.process import Process, bare, check_process
 
 
 class Sample(NamedTuple):
-    """Sampled tokens, and the hidden states AFTER them; None for a generalised process."""
+    """Sampled tokens, and the hidden states AFTER them; None for a generalised process.
+
+    Both are -1 beyond the length of a sequence.
+    """
 
     tokens: Int[Array, "*keys length"]
     states: Int[Array, "*keys length"] | None
 
 
-def sample(process: Process, key: Any, length: int) -> Sample:
+def sample(process: Process, key: Any, length: int, lengths: Any = None) -> Sample:
     r"""Draws tokens and the hidden states they lead to: $x_d, j_d \sim T_{\cdot, j_{d-1}, \cdot}$.
 
     The state before the first token is drawn from `process.initial`. A generalised process has no
@@ -28,6 +31,8 @@ def sample(process: Process, key: Any, length: int) -> Sample:
       process: the process.
       key: a random key, or an array of keys of any shape, one for each sequence.
       length: number of tokens.
+      lengths: numbers of tokens of sequences that end before, of the shape of the keys. Beyond them
+        tokens and states are -1: `imr.bayes_filter` and others take the same `lengths`.
 
     >>> from imr.processes import coin
     >>> sample(coin(1.0), jax.random.key(0), 3).tokens.tolist()
@@ -38,8 +43,11 @@ def sample(process: Process, key: Any, length: int) -> Sample:
     check_key(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
+    if lengths is not None:
+        lengths = as_lengths(lengths, key.shape, length)
+    process = bare(process)
     uniforms = _uniforms(key, length + 1, process.transitions.dtype)
-    return _sample(bare(process), uniforms)
+    return _sample(process, uniforms, lengths)
 
 
 # Separate from `_sample`, so that it is compiled once for all processes.
@@ -50,11 +58,15 @@ def _uniforms(key, count, dtype):
 
 
 @jax.jit
-def _sample(process, uniforms):
+def _sample(process, uniforms, lengths):
     draw = partial(_sample_one, process)
     for _ in uniforms.shape[1:]:
         draw = jax.vmap(draw)
-    return draw(uniforms)
+    drawn = draw(uniforms)
+    if lengths is None:
+        return drawn
+    inside = within(lengths, uniforms.shape[-1] - 1)
+    return jax.tree.map(lambda x: jnp.where(inside, x, -1), drawn)
 
 
 def _sample_one(process, uniforms):
