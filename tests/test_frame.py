@@ -133,7 +133,10 @@ def test_phases_may_be_nested():
             assert current_phase() == "train"
         assert current_phase() == "evaluate"
     assert current_phase() is None
-    with pytest.raises(ImrError, match="name must be one of data, train"), phase("lunch"):
+    with (
+        pytest.raises(ImrError, match="name must be one of data, regression, train"),
+        phase("lunch"),
+    ):
         pass
 
 
