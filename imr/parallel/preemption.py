@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def stop_on_signals(wait: bool = False) -> Iterator[None]:
             yield
             return
         handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        with _second_ends():
+        with _second_ends(), _swallowed_without_words():
             _installed = True
             try:
                 for number, handler in handlers.items():
@@ -77,6 +78,24 @@ def _ask(number: int, frame: object) -> None:
     if not _waits and not jax.distributed.is_initialized():
         _agreed = _asked
         raise Preempted("stopped", _asked)
+
+
+@contextmanager
+def _swallowed_without_words() -> Iterator[None]:
+    """Within it nothing is printed where `Preempted` is raised in a callback that cannot pass it on.
+
+    The next `stop_if_asked` raises it again.
+    """
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not Preempted:
+            before(unraisable)
+
+    before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
