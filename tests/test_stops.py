@@ -2,10 +2,13 @@
 
 import gc
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -46,8 +49,15 @@ def measure(config, run, data):
         return regression.result() + trained
 
 
+class Figure:
+    def savefig(self, file, **options):
+        del options
+        file.write(bytes(30_000))
+
+
 def report(config, run, results):
     del config
+    run.save_figure("figure", Figure(), x=results)
     run.finish({"sum": results}, "| a |")
 
 
@@ -85,16 +95,11 @@ def end_of(folder):
     }
     for path in sorted((folder / "checkpoints").iterdir()):
         holds, state = read_newest(path)
-        leaves = sorted((str(k), np.asarray(v).tobytes()) for k, v in flat(state))
-        files[path.name] = repr((holds, leaves)).encode()
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        arrays = [(jax.tree_util.keystr(at), np.asarray(leaf).tobytes()) for at, leaf in leaves]
+        files[path.name] = repr((holds, arrays))
     assert not [path for path in folder.rglob("*") if "tmp" in path.name or path.name == ".removed"]
     return files
-
-
-def flat(tree, at=()):
-    if not isinstance(tree, dict):
-        return [(at, tree)]
-    return [leaf for key, value in tree.items() for leaf in flat(value, (*at, key))]
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +179,91 @@ def test_a_stop_that_is_swallowed_comes_again(capsys):
             begun.append("figures")
     assert not begun
     assert not capsys.readouterr().err
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a file system in memory, with options such as its size."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mount(*options):
+        words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder]
+        if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system")
+        return folder
+
+    yield mount
+    while os.path.ismount(folder):
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def refused(capsys, folder):
+    """Whether a run ends with code 2 and one line that names the path and what to do."""
+    code = PROBE.main(["--out", str(folder)])
+    (*_, line) = capsys.readouterr().err.splitlines() or [""]
+    if code == 2:
+        assert line.startswith("error: ")
+        assert str(folder)[:100] in line
+        assert "room" in line or "--out" in line or "run the same command again" in line
+    return code == 2
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("lacks", ["room", "inodes"])
+def test_a_full_disk(unbroken, mounted, capsys, lacks):
+    """In whatever file it gets full; nothing is lost once there is room."""
+    disk, failures = mounted("size=1m" if lacks == "room" else "nr_inodes=100"), 0
+    for left in range(1 if lacks == "room" else 2, 60, 3):
+        filler = disk / "filler"
+        if lacks == "room":
+            free = os.statvfs(disk).f_bavail - left
+            filler.write_bytes(bytes(free * os.statvfs(disk).f_bsize))
+        else:
+            filler.mkdir()
+            for number in range(os.statvfs(disk).f_ffree - left):
+                (filler / str(number)).touch()
+        folder = disk / "run"
+        failed = refused(capsys, folder)
+        failures += failed
+        filler.unlink() if lacks == "room" else shutil.rmtree(filler)
+        assert PROBE.main(["--out", str(folder)]) == 0
+        assert end_of(folder) == unbroken
+        shutil.rmtree(folder)
+    assert failures > 5
+
+
+@pytest.mark.acceptance
+def test_a_disk_that_cannot_be_written(unbroken, mounted, capsys):
+    disk = mounted("size=1m")
+    assert PROBE.main(["--out", str(disk / "done")]) == 0
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert refused(capsys, disk / "run")
+    # What is finished can be read.
+    assert PROBE.main(["--out", str(disk / "done")]) == 0
+    assert end_of(disk / "done") == unbroken
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", ["train", "evaluate", "figures", "summary"])
+def test_a_folder_that_is_removed_under_a_run(tmp_path, monkeypatch, capsys, name):
+    folder = tmp_path / "run"
+
+    def remove(phase):
+        if phase == name and folder.exists():
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(phases, "HOOKS", [remove])
+    assert refused(capsys, folder)
+
+
+@pytest.mark.parametrize("length", [250, 4000, 4040, 5000])
+def test_a_path_that_is_too_long(tmp_path, capsys, length):
+    path = tmp_path / ("x" * 300 if length == 250 else "/".join(["x" * 99] * (length // 100)))
+    try:
+        assert refused(capsys, path)
+    finally:
+        shutil.rmtree(tmp_path / ("x" * 99), ignore_errors=True)
 
 
 @pytest.mark.acceptance

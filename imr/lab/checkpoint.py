@@ -166,9 +166,11 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
     json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("config", "record")}
+    # A folder that cannot be made is then an error at once, for which no thread waits in vain.
+    now = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     return ocp.CheckpointManager(
         directory, item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
-        options=ocp.CheckpointManagerOptions(**options),
+        options=ocp.CheckpointManagerOptions(async_options=now, **options),
     )  # fmt: skip
 
 
