@@ -151,12 +151,14 @@ def states(folder):
 
 
 def test_the_second_process_in_a_folder_is_refused(tmp_path, start):
-    held = lock(tmp_path)
-    found, words = codes(start(IMAGES, tmp_path))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = lock(folder)
+    found, words = codes(start(IMAGES, folder))
     held.close()
     assert found == [2]
-    assert f"error: {tmp_path} is in use by process {os.getpid()} on" in words
-    assert not (tmp_path / "config.json").exists()
+    assert f"error: {folder} is in use by process {os.getpid()} on" in words
+    assert not (folder / "config.json").exists()
 
 
 def test_a_second_signal_ends_a_process_at_once(tmp_path):
