@@ -123,7 +123,7 @@ def test_kills_at_random_moments(tmp_path, start, command):
         flags = ()
         known = len(seen)
         while process.poll() is None and len(seen) < known + changes:
-            time.sleep(0.002)
+            time.sleep(0.01)
             seen |= states(folder)
         time.sleep(pause)
         process.kill()
