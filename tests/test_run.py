@@ -35,6 +35,12 @@ def opened(path, config=None, **flags):
     return run.open_run("probe", config or Config(), out=path, **flags)
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes most of the time of opening a folder."""
+    monkeypatch.setattr(run, "_provenance", dict)
+
+
 # Configurations
 
 
@@ -185,6 +191,7 @@ def test_a_run_killed_in_its_first_moment_can_be_opened(tmp_path):
     assert opened(tmp_path).path == tmp_path
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_empty_config_is_replaced_on_demand(tmp_path):
     """A machine that loses power leaves such files."""
     folder = opened(tmp_path)
@@ -196,6 +203,7 @@ def test_an_empty_config_is_replaced_on_demand(tmp_path):
     opened(tmp_path)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("renames", range(6))
 def test_a_kill_in_overwrite_leaves_a_run_that_can_be_opened(tmp_path, monkeypatch, renames):
     folder = opened(tmp_path)
@@ -217,7 +225,8 @@ def test_a_kill_in_overwrite_leaves_a_run_that_can_be_opened(tmp_path, monkeypat
     monkeypatch.setattr(shutil, "rmtree", until_killed(remove))
     with pytest.raises(KeyboardInterrupt):
         opened(tmp_path, overwrite=True)
-    monkeypatch.undo()
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(shutil, "rmtree", remove)
     again = opened(tmp_path)
     # All of the old run, or one that has not finished, without metrics that lack their checkpoints.
     assert again.finished == (renames == 0)
@@ -225,6 +234,7 @@ def test_a_kill_in_overwrite_leaves_a_run_that_can_be_opened(tmp_path, monkeypat
     assert not (tmp_path / ".removed").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_overwrite_resumes_what_a_scheduler_repeats(tmp_path, capsys):
     folder = opened(tmp_path, overwrite=True)
     folder.metrics().append(1, loss=1.0)
@@ -247,6 +257,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.usefixtures("quick")
 def test_one_process_at_a_time(tmp_path):
     opened(tmp_path).close()
     other = subprocess.Popen(

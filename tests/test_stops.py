@@ -257,6 +257,7 @@ def test_a_folder_that_is_removed_under_a_run(tmp_path, monkeypatch, capsys, nam
     assert refused(capsys, folder)
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("length", [250, 4000, 4040, 5000])
 def test_a_path_that_is_too_long(tmp_path, capsys, length):
     path = tmp_path / ("x" * 300 if length == 250 else "/".join(["x" * 99] * (length // 100)))
