@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import http.server
+import os
 import struct
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -291,6 +293,16 @@ def test_download_then_cache(server, tmp_path):
     second = data.load_images("mnist", cache_dir=tmp_path)
     assert len(server.asked) == 4
     np.testing.assert_array_equal(first.train_images, second.train_images)
+
+
+def test_what_a_killed_download_has_left_is_removed(server, tmp_path):
+    server.serve("a", idx_files())
+    now = time.time()
+    for name, age in (("tmpabcd_123", 4000), ("tmp9876_xyz", 10)):  # the other may be in progress
+        write(tmp_path / "mnist", {name: b"half"})
+        os.utime(tmp_path / "mnist" / name, (now - age, now - age))
+    data.load_images("mnist", cache_dir=tmp_path)
+    assert listing(tmp_path) == sorted([*NAMES, "tmp9876_xyz"])
 
 
 def test_download_from_second_mirror(server, tmp_path):

@@ -37,6 +37,8 @@ class Config(flags.RunFlags):
     """The most of something."""
     scale: Annotated[float, at_least(1)] = 1.0
     """A length."""
+    weights: tuple[float, ...] = (0.0,)
+    """Weights."""
     data_dir: Path | None = None
     """Where the data are."""
 
@@ -103,6 +105,7 @@ def test_the_lines_of_a_claim_are_it_and_its_controls():
         ({"rate": 1.0}, "--rate must be above 0 and below 1; found 1.0. The default is 0.1."),
         ({"rate": float("nan")}, "--rate must be above 0 and below 1; found nan"),
         ({"scale": float("inf")}, "--scale must be at least 1 and finite; found inf"),
+        ({"weights": (1.0, float("inf"))}, "--weights must be finite; found (1.0, inf)"),
         ({"sizes": (3, 1)}, "--sizes must be at least 2; found (3, 1)"),
         ({"limit": 0}, "--limit must be at least 1; found 0."),
         ({"seed": -1}, "--seed must be at least 0; found -1. The default is 0."),
@@ -133,7 +136,10 @@ def test_phases_may_be_nested():
             assert current_phase() == "train"
         assert current_phase() == "evaluate"
     assert current_phase() is None
-    with pytest.raises(ImrError, match="name must be one of data, train"), phase("lunch"):
+    with (
+        pytest.raises(ImrError, match="name must be one of data, regression, train"),
+        phase("lunch"),
+    ):
         pass
 
 

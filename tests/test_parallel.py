@@ -192,8 +192,8 @@ def test_preemption_saves_though_nothing_is_due(tmp_path):
 @pytest.mark.acceptance
 def test_a_signal_that_nobody_looked_at_still_ends_the_process():
     code = (
-        "import os, signal\nfrom imr.parallel import stop_on_sigterm\n"
-        "with stop_on_sigterm():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('within')\n"
+        "import os, signal\nfrom imr.parallel import stop_on_signals\n"
+        "with stop_on_signals(wait=True):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('within')\n"
         "print('after')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +33,12 @@ class Config(RunFlags):
 
 def opened(path, config=None, **flags):
     return run.open_run("probe", config or Config(), out=path, **flags)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without what takes most of the time of opening a folder."""
+    monkeypatch.setattr(run, "_provenance", dict)
 
 
 # Configurations
@@ -157,7 +165,9 @@ def test_overwrite_removes_what_a_run_writes_and_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("text", [None, "{", '{"config": 1}', "[]", '{"name": "npm"}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", '{"config": 1}', "[]", '{"name": "npm"}', "\x00\xff"]
+)
 def test_a_foreign_folder_is_never_touched(tmp_path, overwrite, text):
     (tmp_path / "thesis.tex").write_text("years of work")
     if text is not None:
@@ -166,7 +176,7 @@ def test_a_foreign_folder_is_never_touched(tmp_path, overwrite, text):
         opened(tmp_path, overwrite=overwrite)
     assert str(tmp_path) in str(caught.value)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    assert not (tmp_path / "checkpoints").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", "config.json"}
 
 
 def test_a_folder_that_cannot_be_is_an_error_of_ours(tmp_path):
@@ -179,6 +189,89 @@ def test_a_folder_that_cannot_be_is_an_error_of_ours(tmp_path):
 def test_a_run_killed_in_its_first_moment_can_be_opened(tmp_path):
     (tmp_path / "config.json.tmp").write_text("{")
     assert opened(tmp_path).path == tmp_path
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_empty_config_is_replaced_on_demand(tmp_path):
+    """A machine that loses power leaves such files."""
+    folder = opened(tmp_path)
+    folder.metrics().append(1, loss=1.0)
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(RunError, match=r"config.json is empty; replace that run with --overwrite"):
+        opened(tmp_path)
+    assert opened(tmp_path, overwrite=True).metrics().rows() == []
+    opened(tmp_path)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("renames", range(6))
+def test_a_kill_in_overwrite_leaves_a_run_that_can_be_opened(tmp_path, monkeypatch, renames):
+    folder = opened(tmp_path)
+    folder.metrics().append(1, loss=1.0)
+    (folder.checkpoints / "1").mkdir()
+    folder.finish({"rows": []}, "old")
+    done, replace, remove = [], os.replace, shutil.rmtree
+
+    def until_killed(call):
+        def one(*paths):
+            if len(done) == renames:
+                raise KeyboardInterrupt
+            done.append(paths)
+            call(*paths)
+
+        return one
+
+    monkeypatch.setattr(os, "replace", until_killed(replace))
+    monkeypatch.setattr(shutil, "rmtree", until_killed(remove))
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path, overwrite=True)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    again = opened(tmp_path)
+    # All of the old run, or one that has not finished, without metrics that lack their checkpoints.
+    assert again.finished == (renames == 0)
+    assert renames == 0 or (again.checkpoints / "1").exists() == (renames < 3)
+    assert not (tmp_path / ".removed").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_overwrite_resumes_what_a_scheduler_repeats(tmp_path, capsys):
+    folder = opened(tmp_path, overwrite=True)
+    folder.metrics().append(1, loss=1.0)
+    folder.resume_in_spite_of_overwrite()
+    assert opened(tmp_path, overwrite=True).metrics().rows() == [{"step": 1, "loss": 1.0}]
+    assert "is resumed, in spite of --overwrite" in capsys.readouterr().err
+    assert opened(tmp_path, overwrite=True).metrics().rows() == []
+    folder.resume_in_spite_of_overwrite()
+    opened(tmp_path, Config(rate=0.2), overwrite=True)
+    assert not (tmp_path / ".resume").exists()
+
+
+LOCKER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("process 3 on earth", file=file, flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_process_at_a_time(tmp_path):
+    opened(tmp_path).close()
+    other = subprocess.Popen(
+        [sys.executable, "-c", LOCKER, tmp_path / ".lock"], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with other:
+        assert other.stdout.readline() == "held\n"
+        for overwrite in (False, True):
+            words = rf"{tmp_path} is in use by process 3 on earth; wait .* --out"
+            with pytest.raises(RunError, match=words):
+                opened(tmp_path, overwrite=overwrite)
+        other.kill()
+    opened(tmp_path).close()
 
 
 def test_finish_and_summary(tmp_path):
@@ -205,7 +298,7 @@ def test_finish_is_all_or_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         source.rename(target)
 
-    monkeypatch.setattr(run.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         folder.finish({"rows": []}, "table")
     assert (tmp_path / "table.md").exists()
@@ -258,37 +351,35 @@ def test_a_half_written_last_line_is_dropped(tmp_path):
     assert folder.metrics().rows() == []
 
 
-def test_rewind_drops_later_lines_with_the_same_tags(tmp_path):
+def test_reset_replaces_the_lines_with_the_same_tags(tmp_path):
     folder = opened(tmp_path)
     one, two = folder.metrics(data="one"), folder.metrics(data="two")
     for step in (1, 2, 3):
         one.append(step, loss=0.0)
         two.append(step, loss=0.0)
-    one.rewind(1)
-    assert [row["step"] for row in one.rows()] == [1]
+    kept = one.rows()[:1]
+    one.reset(kept)
+    assert one.rows() == kept
     assert [row["step"] for row in two.rows()] == [1, 2, 3]
     one.append(2, loss=1.0)
-    two.append(4, loss=1.0)
     assert [row["step"] for row in one.rows()] == [1, 2]
-    folder.metrics().rewind(2, data="two")
-    assert [(row["data"], row["step"]) for row in folder.metrics().rows()] == [
-        ("one", 1),
-        ("two", 1),
-        ("two", 2),
-        ("one", 2),
-    ]
-    folder.metrics().rewind(0)
+    two.reset()
+    assert [row["data"] for row in folder.metrics().rows()] == ["one", "one"]
+    assert len(folder.metrics().rows(step=2)) == 1
+    folder.metrics().reset()
     assert folder.metrics().rows() == []
 
 
-def test_rewind_of_no_file_and_of_a_damaged_one(tmp_path):
+def test_a_damaged_metrics_file(tmp_path):
     folder = opened(tmp_path)
-    folder.metrics().rewind(0)
+    folder.metrics().reset()
     assert folder.metrics().rows() == []
     for text in ("nonsense\n", "3\n", '{"loss": 1}\n'):
         (tmp_path / "metrics.jsonl").write_text(text)
-        with pytest.raises(RunError, match=r"metrics.jsonl is damaged.*--overwrite"):
-            folder.metrics().rewind(0)
+        with pytest.raises(RunError, match=r"metrics.jsonl is damaged; delete that file"):
+            folder.metrics(data="one").reset()
+        folder.metrics().reset()  # all lines go, whatever they are
+        assert folder.metrics().rows() == []
 
 
 # Tables

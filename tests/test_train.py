@@ -14,9 +14,10 @@ from flax import nnx
 import imr
 from imr.lab import train
 from imr.lab.architecture import build, describe
-from imr.lab.checkpoint import Checkpoints
+from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.flags import RunFlags
 from imr.lab.folder import open_run
+from imr.lab.metrics import Metrics
 from imr.lab.nets import graph_of, initialiser, read_nets
 from imr.nn import Classifier, PatchBlock, Transformer
 from imr.processes import mess3
@@ -159,6 +160,38 @@ def test_checkpoints_save_when_due_and_at_the_end(tmp_path):
         checkpoints.save(25, state, force=True)  # a second time is no error
     with Checkpoints(tmp_path, {}, every=10) as checkpoints:
         assert checkpoints.restore(state)["x"].tolist() == [25.0] * 3
+
+
+def test_halves_of_checkpoints_are_removed(tmp_path):
+    """What orbax leaves when it is killed, while it writes one or removes one."""
+    state = {"x": np.zeros(3)}
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    for half in (".removed/1/state", "3.orbax-checkpoint-tmp/state"):
+        (tmp_path / half).mkdir(parents=True)
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        assert checkpoints.restore(state) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_a_checkpoint_brings_its_lines_of_metrics_back(tmp_path):
+    state, lines = {"x": np.zeros(3)}, Metrics(tmp_path / "metrics.jsonl", net="a")
+    with Checkpoints(tmp_path / "c", {}, lines=lines) as checkpoints:
+        assert checkpoints.restore(state) is None
+        lines.append(1, loss=0.5)
+        checkpoints.save(1, state)
+        lines.append(2, loss=0.25)  # of a step that is lost
+    for text in (
+        (tmp_path / "metrics.jsonl").read_text(),
+        "",
+        '{"step": 1, "net": "a", "loss": 9.0}\n',
+    ):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        with Checkpoints(tmp_path / "c", {}, lines=lines) as checkpoints:
+            checkpoints.restore(state)
+        assert lines.rows() == [{"step": 1, "net": "a", "loss": 0.5}]
 
 
 # The loop of the experiments
@@ -337,13 +370,32 @@ class TestErrors:
         ):
             checkpoints.restore({"x": jnp.zeros((2, 3), jnp.float32)})
 
+    def test_altered_or_truncated(self, tmp_path):
+        """Orbax and its file format notice few of the bits that flip."""
+        like = {"x": jnp.cos(jnp.arange(4096.0)).reshape(64, 64)}
+        with Checkpoints(tmp_path, {}) as checkpoints:
+            checkpoints.save(1, like)
+        largest = max((tmp_path / "1").rglob("*"), key=lambda path: path.stat().st_size)
+        data = bytearray(largest.read_bytes())
+        data[len(data) // 2] ^= 1
+        for bad in (data, data[: len(data) // 2]):
+            largest.write_bytes(bad)
+            for read in (
+                lambda: Checkpoints(tmp_path, {}).restore(like),
+                lambda: read_newest(tmp_path),
+            ):
+                with pytest.raises(
+                    imr.RunError, match=r"checkpoint 1 in .* cannot be read: .*Move"
+                ):
+                    read()
+
     def test_steps_that_do_not_divide(self, problem):
         with pytest.raises(imr.ImrError, match="num_steps must be a whole number of chunks"):
             problem.fit(problem.fresh(), STEPS + 1)
 
     def test_folder_that_cannot_be(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(imr.RunError, match="cannot be made"):
+        with pytest.raises(imr.RunError, match=r"file/c cannot be used.*--out"):
             Checkpoints(tmp_path / "file" / "c", {})
 
     def test_no_checkpoint(self, tmp_path):

@@ -1,6 +1,5 @@
 """What is measured: accuracy at every iteration, and how far it lies beyond regression's frontier."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
@@ -14,10 +13,12 @@ from experiments.images import figures
 from experiments.images.config import REGRESSION, Config, level_name
 from experiments.images.models import build, fit_penalties, groups, schedule, train_model
 from imr import cross_entropy
+from imr.lab.beside import beside
 from imr.lab.console import say
 from imr.lab.data import ImageData, add_noise, held_back_split
 from imr.lab.folder import RunFolder
 from imr.lab.nets import graph_of
+from imr.lab.phases import phase
 from imr.regression import fit_noisy_regression
 
 
@@ -62,16 +63,15 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
     keys = [jax.random.key(config.seed + s) for s in range(config.seeds)]
 
     def regress(noise):
-        with jax.enable_x64(False):  # a setting of each thread
+        with phase("regression"), jax.enable_x64(False):  # a setting of each thread
             found = measure_regression(config, noise, arrays, test, keys, data)
         say(row_words(config, found[0]))
         return found
 
     results = []
     # Regression keeps one core busy and training little more: side by side they take the time of one.
-    pool = ThreadPoolExecutor(1)
-    try:
-        regressions = [pool.submit(regress, noise) for noise in config.train_noise]
+    with beside() as thread:
+        regressions = [thread.submit(regress, noise) for noise in config.train_noise]
         for name, depth in product(config.models, config.iterations):
             model = build(config, name, depth, data)
             states = train_model(config, run, name, depth, model, arrays, keys)
@@ -84,8 +84,6 @@ def measure(config: Config, run: RunFolder, data: ImageData) -> Results:
             path = figures.draw_strip(config, run, name, depth, states_of_image, data)
             say(f"figure: {path}")
         of_noise, of_curves, of_rows = zip(*(one.result() for one in regressions), strict=True)
-    finally:  # a run that is stopped waits for the fit at hand alone
-        pool.shutdown(wait=False, cancel_futures=True)
     curves = dict(zip(config.train_noise, of_curves, strict=True))
     return Results(data, [*of_noise, *results], curves, [*chain(*of_rows)])
 

@@ -1,7 +1,6 @@
 """From claims to the rows of the table."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from experiments.theorems import closed_forms, fields, flows, splitting
 from experiments.theorems.config import Config
 from experiments.theorems.problems import Problem, make_problems
+from imr.lab.beside import beside
 from imr.lab.claims import Claim, Verdict
 from imr.lab.console import Progress
 from imr.lab.flags import flag_error
@@ -38,7 +38,6 @@ def chosen(config: Config) -> tuple[Claim, ...]:
 def measure(config: Config, run: RunFolder, claims: Sequence[Claim]) -> Results:
     """Checks every claim, and writes each row to the metrics as soon as it is there."""
     metrics = run.metrics()
-    metrics.rewind(-1)  # of a run that was cut off: it starts afresh
     results = Results([], {})
     with Progress(len(claims), "theorems", "claim") as progress:
         for done, (claim, measured) in enumerate(evaluate(claims, make_problems(config)), start=1):
@@ -56,12 +55,12 @@ def evaluate(claims: Sequence[Claim], problems: Problem) -> Iterator[tuple[Claim
     def result(claim, program):
         return claim, jax.tree.map(np.asarray, program.result()(problems))
 
-    with ThreadPoolExecutor(1) as pool:
+    with beside() as thread:
         waiting: list[tuple[Claim, Any]] = []
         for claim in claims:
             # Traced here, while the one before it compiles there.
             lowered = jax.jit(jax.vmap(claim.measure)).lower(problems)
-            waiting.append((claim, pool.submit(lowered.compile)))
+            waiting.append((claim, thread.submit(lowered.compile)))
             if len(waiting) == 2:
                 yield result(*waiting.pop(0))
         yield result(*waiting.pop())

@@ -57,7 +57,6 @@ def measure(config: Config, run: RunFolder) -> Results:
 def write_metrics(config: Config, run: RunFolder, setting: Setting, betas, ts, flows) -> None:
     """The mean over seeds at every time, for the inverse temperatures that are shown."""
     metrics = run.metrics(**setting._asdict())
-    metrics.rewind(-1)  # of a run that was broken off
     m = flows.measures
     for b in nearest(betas, config.shown):
         for step, time in enumerate([0.0, *ts]):

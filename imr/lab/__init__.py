@@ -3,8 +3,9 @@
 from imr._lazy import load_on_use
 
 SUBMODULES = (
-    "architecture", "bounds", "cache", "checkpoint", "claims", "console", "data", "experiment", "flags",
-    "folder", "idx", "nets", "phases", "plotting", "seeds", "train",
+    "architecture", "as_json", "beside", "bounds", "cache", "checkpoint", "claims", "console", "data",
+    "experiment", "files", "flags", "folder", "idx", "lock", "metrics", "nets", "phases", "plotting",
+    "seeds", "train",
 )  # fmt: skip
 
 __getattr__ = load_on_use(__name__, SUBMODULES)

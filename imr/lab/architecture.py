@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from imr.errors import RunError
-from imr.lab.folder import json_ready
+from imr.lab.as_json import json_ready
 
 # Whose public names may stand in a description; nothing else is ever looked up or called.
 MODULES = ("imr.nn", "imr.processes")

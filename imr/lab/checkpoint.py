@@ -2,80 +2,98 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from imr._typing import PyTree
-from imr.errors import RunError
-from imr.parallel import Preempted, preempted, stop_on_sigterm
+from imr.errors import ImrError, RunError
+from imr.lab.files import using
+from imr.lab.metrics import Metrics
+from imr.parallel import Preempted, agreed, is_first, preempted, stop_on_signals
 
+# Old checkpoints are moved there before they are removed, so that none is ever there by half.
+_REMOVED = ".removed"
 _REMEDY = "Move or delete that checkpoint folder, or choose another output folder."
 
 
 class Checkpoints:
     """Numbered states of one run in a folder; the newest is the one to resume from.
 
-    Saving is asynchronous and atomic: a process killed at any moment leaves whole checkpoints only.
-    Within the `with` statement SIGTERM has the next `save` save, wait and raise `Preempted`.
+    Saving is asynchronous and atomic: a process killed at any moment leaves whole checkpoints, and
+    halves that the next one removes. A checkpoint holds a checksum of all that is in it. Within the
+    `with` statement SIGTERM and SIGINT have the next `save` save, wait and raise `Preempted`.
 
     Args:
       directory: is made if it is missing.
       config: JSON-ready description of the run; a checkpoint of another one is refused.
-      every: steps between saves; `save` may be called at any step and decides.
+      every: `save` may be called at any step, and saves the first one in a new folder and those that
+        this number divides.
       keep: how many to keep.
+      lines: lines of metrics that belong to the state: saved and restored with it.
     Raises: RunError if the folder cannot be made.
     """
 
     def __init__(
-        self, directory: str | Path, config: Mapping[str, Any], *, every: int = 1, keep: int = 1
-    ):
-        self.directory = Path(directory).resolve()
+        self, directory: str | Path, config: Mapping[str, Any], *, every: int = 1, keep: int = 1,
+        lines: Metrics | None = None,
+    ):  # fmt: skip
+        self.directory, self.lines = Path(directory).resolve(), lines
         # As it will come back: JSON has no tuples.
         self.config = json.loads(json.dumps(config))
-        try:
+        with using(self.directory, " for checkpoints"):
             self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"checkpoint folder {self.directory} cannot be made: {error}."
-            ) from error
-        options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self.directory, item_handlers=handlers, options=options
-        )
+            if is_first():
+                _sweep(self.directory)
+        agreed(True)  # none looks at the folder before it is swept
+        self._manager = _manager(self.directory, save_interval_steps=every, max_to_keep=keep)
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
-        Raises: Preempted if SIGTERM has asked for it; the state is then saved, due or not.
+        Raises:
+          Preempted: if a signal has asked for it; the state is then saved, due or not.
+          RunError: if this checkpoint or the one before cannot be written.
         """
         stop = preempted()
-        if not ((force or stop) and self._manager.latest_step() == step):
-            config = ocp.args.JsonSave(self.config)
-            args = ocp.args.Composite(state=ocp.args.StandardSave(_raw(state)), config=config)
-            self._manager.save(step, args=args, force=force or stop)
+        with self._writing():
+            there = self._manager.latest_step() == step
+            if ((force or stop) and not there) or self._manager.should_save(step):
+                raw, rows = _raw(state), self.lines.rows() if self.lines else []
+                record = {"lines": rows, "sha256": _digest(raw, self.config, rows)}
+                args = ocp.args.Composite(
+                    state=ocp.args.StandardSave(raw), config=ocp.args.JsonSave(self.config),
+                    record=ocp.args.JsonSave(record),
+                )  # fmt: skip
+                self._settle()
+                self._manager.save(step, args=args, force=True)
+            if stop:
+                self._settle()
         if stop:
-            self._manager.wait_until_finished()
-            raise Preempted(f"stopped at step {step}, which is saved in {self.directory}")
+            raise Preempted(f"stopped at step {step}, which is saved in {self.directory}", stop)
 
     def restore(self, like: PyTree) -> PyTree | None:
-        """The newest state, or None if there is none.
+        """The newest state, with its lines of metrics; None, and no lines, if there is none.
 
         Args:
           like: a state of the same structure, shapes and dtypes.
-        Raises: RunError if it is of another configuration, shape or dtype, or cannot be read.
+        Raises: RunError if it is of another configuration, shape or dtype, or damaged.
         """
         step = self._manager.latest_step()
         if step is None:
+            if self.lines is not None:
+                self.lines.reset()
             return None
         where, raw = f"checkpoint {step} in {self.directory}", _raw(like)
         with _reading(where):
-            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
+            saved = _read(self._manager, step, config=ocp.args.JsonRestore())["config"]
             names = sorted(saved.keys() | self.config.keys())
             pairs = [(k, saved.get(k), self.config.get(k)) for k in names]
             words = ", ".join(f"{k} is {a!r} there and {b!r} here" for k, a, b in pairs if a != b)
@@ -89,43 +107,113 @@ class Checkpoints:
                 if a != b:
                     raise RunError(f"{where} has {a} at {path}; this run has {b}. {_REMEDY}")
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
-            restored = self._read(step, state=ocp.args.StandardRestore(target))["state"]
+            restored, rows = _verified(self._manager, step, self.config, target)
+        if self.lines is not None:
+            self.lines.reset(rows)
         return jax.tree.map(
             lambda x, y: jax.random.wrap_key_data(y, impl=jax.random.key_impl(x)) if _is_key(x) else y,
             like, restored,
         )  # fmt: skip
 
-    def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
-
     def __enter__(self) -> "Checkpoints":
         self._exits = contextlib.ExitStack()
-        self._exits.enter_context(stop_on_sigterm())
+        self._exits.enter_context(stop_on_signals(wait=True))
+        self._exits.enter_context(self._writing())
         # Called last to first: saves in flight end before the folder is let go.
         self._exits.callback(self._manager.close)
-        self._exits.callback(self._manager.wait_until_finished)
+        self._exits.callback(self._settle)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._exits.close()
 
+    def _settle(self) -> None:
+        """Waits for the save in flight, and removes what it has replaced."""
+        self._manager.wait_until_finished()
+        if is_first():
+            _sweep(self.directory)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever orbax raises within is a RunError of ours."""
+        try:
+            yield
+        except ImrError:
+            raise
+        except Exception as error:
+            raise RunError(
+                f"no checkpoint can be written to {self.directory} ({_short(error)}); make room there, "
+                "if that is missing, and run again, without --overwrite, to resume."
+            ) from error
+
 
 def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and newest state, in nested dictionaries of arrays, of a folder of `Checkpoints`.
 
-    Raises: RunError if there is no checkpoint, or it cannot be read.
+    Raises: RunError if there is no checkpoint, or it is damaged.
     """
     directory = Path(directory).resolve()
     if not directory.is_dir():
         raise RunError(f"{directory} holds no checkpoint: there is no such folder.")
-    with Checkpoints(directory, {}) as checkpoints:
-        step = checkpoints._manager.latest_step()
+    with contextlib.closing(_manager(directory, read_only=True)) as manager:
+        step = manager.latest_step()
         if step is None:
             raise RunError(f"{directory} holds no checkpoint.")
-        items = {"state": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
         with _reading(f"checkpoint {step} in {directory}"):
-            newest = checkpoints._read(step, **items)
-    return newest["config"], newest["state"]
+            config = _read(manager, step, config=ocp.args.JsonRestore())["config"]
+            return config, _verified(manager, step, config)[0]
+
+
+def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("config", "record")}
+    # A folder that cannot be made is then an error at once, for which no thread waits in vain.
+    now = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.CheckpointManager(
+        directory, item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
+        options=ocp.CheckpointManagerOptions(async_options=now, **options),
+    )  # fmt: skip
+
+
+def _sweep(directory: Path) -> None:
+    """Removes halves of checkpoints, which orbax renames once they are complete, and old ones."""
+    for entry in list(directory.iterdir()):
+        if entry.name == _REMOVED or "orbax-checkpoint-tmp" in entry.name:
+            shutil.rmtree(entry)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, **items: Any) -> Mapping[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(**items))
+
+
+def _verified(
+    manager: ocp.CheckpointManager, step: int, config: Mapping[str, Any], *target: PyTree
+) -> tuple[Any, list[dict[str, Any]]]:
+    """State and lines of a checkpoint, which are those that its checksum was made of."""
+    items = {"state": ocp.args.StandardRestore(*target), "record": ocp.args.JsonRestore()}
+    newest = _read(manager, step, **items)
+    state, record = newest["state"], newest["record"]
+    if record["sha256"] not in (None, _digest(state, config, record["lines"])):
+        raise ValueError("its checksum differs")
+    return state, record["lines"]
+
+
+def _digest(state: PyTree, config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str | None:
+    """A checksum of a checkpoint; None for a state of which this process holds a part alone."""
+    digest = sha256(json.dumps([config, rows], sort_keys=True).encode())
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for path, leaf in sorted((_name(path), leaf) for path, leaf in leaves):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if not leaf.is_fully_replicated:
+                return None
+            leaf = leaf.addressable_data(0)
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _short(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) < 300 else f"{words[:300]}..."
 
 
 @contextlib.contextmanager
@@ -136,17 +224,19 @@ def _reading(where: str) -> Iterator[None]:
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"{where} cannot be read: {error}. {_REMEDY}") from error
+        raise RunError(f"{where} cannot be read: {_short(error)}. {_REMEDY}") from error
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
     """Shapes and dtypes by path; orbax keeps a named tuple or a state as a dictionary."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"):
-            f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}"
-        for path, leaf in leaves
-    }  # fmt: skip
+        _name(path): f"shape {tuple(leaf.shape)} and dtype {leaf.dtype}" for path, leaf in leaves
+    }
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_key(x: Any) -> bool:

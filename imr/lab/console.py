@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from imr.errors import missing_package
-from imr.lab.folder import json_ready
+from imr.lab.as_json import json_ready
 from imr.parallel import is_first
 
 _PLAIN_SECONDS = 15.0

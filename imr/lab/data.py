@@ -1,5 +1,7 @@
 """Labelled images: digits, MNIST and Fashion-MNIST, from a folder or by download, and noise."""
 
+import contextlib
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +191,7 @@ def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
     root = pooch.os_cache("imr") if cache_dir is None else Path(cache_dir).expanduser()
     # One folder a data set: the files of MNIST and of Fashion-MNIST bear the same names.
     folder = Path(root) / name
+    _remove_partial(folder)
     paths = []
     for stem, md5 in zip(_STEMS, source.md5, strict=True):
         file, failures = f"{stem}.gz", []
@@ -211,6 +214,14 @@ def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
                 "four files into a folder and pass it as data_dir (--data-dir)."
             ) from (failures[-1][1] if failures else None)
     return paths
+
+
+def _remove_partial(folder: Path) -> None:
+    """Removes what killed downloads have left: files of pooch's that nobody has written to for an hour."""
+    for path in folder.glob("tmp????????"):
+        with contextlib.suppress(OSError):  # another process may do the same
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float) -> Array:

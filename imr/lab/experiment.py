@@ -2,11 +2,12 @@
 
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 import jax
 
@@ -16,7 +17,14 @@ from imr.lab.console import optional_package, say
 from imr.lab.flags import C, check_bounds, resolve_paths
 from imr.lab.folder import RunFolder, open_run
 from imr.lab.phases import phase
-from imr.parallel import Preempted, agreed, initialize_from_environment, is_first
+from imr.parallel import (
+    Preempted,
+    agreed,
+    initialize_from_environment,
+    is_first,
+    stop_if_asked,
+    stop_on_signals,
+)
 
 
 @dataclass(frozen=True)
@@ -60,20 +68,30 @@ class Experiment(Generic[C]):
         with compilation_cache(config.compilation_cache), jax.enable_x64(self.float64):
             with phase("data"):
                 data = () if self.data is None else (self.data(actual),)
-            run = open_run(self.name, config, out=config.out, overwrite=config.overwrite)
-            if agreed(run.finished):
-                say(f"This configuration has already run; its results, from {run.path}:")
-            else:
-                with phase("evaluate"):
-                    results = self.measure(actual, run, *data)
-                with phase("figures"):
-                    self.report(actual, run, results)
-        if is_first():
-            print((run.path / "table.md").read_text(encoding="utf-8"))
-            for figure in sorted(run.figures.glob("*.png")):
-                print(f"figure: {figure}")
-            print(f"every row, as data: {run.path / 'summary.json'}")
-        return 0 if self.verdict is None else self.verdict(run.summary())
+            with open_run(self.name, config, out=config.out, overwrite=config.overwrite) as run:
+                if agreed(run.finished):
+                    say(f"This configuration has already run; its results, from {run.path}:")
+                else:
+                    self._carry_out(config, actual, run, *data)
+                if is_first():
+                    print((run.path / "table.md").read_text(encoding="utf-8"))
+                    for figure in sorted(run.figures.glob("*.png")):
+                        print(f"figure: {figure}")
+                    print(f"every row, as data: {run.path / 'summary.json'}")
+                return 0 if self.verdict is None else self.verdict(run.summary())
+
+    def _carry_out(self, config: C, actual: C, run: RunFolder, *data: Any) -> None:
+        # Checkpoints bring back the lines of what they have trained; all else is measured again.
+        run.metrics().reset()
+        try:
+            with phase("evaluate"):
+                results = self.measure(actual, run, *data)
+            with phase("figures"):
+                self.report(actual, run, results)
+        except Preempted as stopped:
+            if config.overwrite and stopped.signal == signal.SIGTERM:
+                run.resume_in_spite_of_overwrite()
+            raise
 
 
 def run_main(
@@ -87,19 +105,33 @@ def run_main(
       config_type: a dataclass; each field is a flag, described by its docstring or comment.
       argv: the flags, those of the process by default.
       description: the head of `--help`; the docstring of main by default.
-    Returns: The exit code: main's, or 0, or 2 after an `ImrError`, or 130 after an interrupt, or
-      `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM in training, which saves the state.
+    Returns: The exit code: main's, or 0, or 2 after an error of imr or of the file system, or, if it
+      was stopped in whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after
+      SIGINT. With the flags of the process a run that was stopped ends it with that code.
     Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
+    config = None
     try:
         tyro = optional_package("tyro")
         config = tyro.cli(config_type, description=description or inspect.getdoc(main), args=argv)
+        preempted_code = _preempted_code()
         initialize_from_environment()
-        code = main(config)
+        with stop_on_signals():  # only now, for jax.distributed takes SIGTERM for itself
+            code = main(config)
+            stop_if_asked()
     except Preempted as stopped:
-        say(f"{stopped}: run the same command again to resume")
-        return int(os.environ.get("IMR_PREEMPTED_CODE", "0"))
-    except ImrError as error:
+        by_hand = stopped.signal == signal.SIGINT
+        without = (
+            ", without --overwrite," if by_hand and getattr(config, "overwrite", False) else ""
+        )
+        say(f"{stopped}: run the same command again{without} to resume")
+        code = 130 if by_hand else preempted_code
+        if argv is None:
+            # At once: the interpreter would wait for the threads that compute on.
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()
+            _end(code)
+    except (ImrError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         _leave(2)
         return 2
@@ -108,15 +140,26 @@ def run_main(
             traceback.print_exc()
             _leave(1)
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before there was anything to stop
         sys.stderr.write("\ninterrupted: run the same command again to resume\n")
         return 130
     return code or 0
 
 
+def _preempted_code() -> int:
+    code = os.environ.get("IMR_PREEMPTED_CODE", "0")
+    if not code.isdecimal() or int(code) > 255:
+        raise ImrError(f"IMR_PREEMPTED_CODE must be an exit code from 0 to 255; found {code!r}.")
+    return int(code)
+
+
 def _leave(code: int) -> None:
     """Ends a process of several at once: others would wait for it as soon as they have to agree."""
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -21,7 +21,11 @@ CONTROL = ("out", "overwrite", "compilation_cache")
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """The flags that every experiment has; its Config extends them, often by `seeds`."""
+    """The flags that every experiment has, which its Config extends.
+
+    Experiments that repeat what they draw add `seeds`, the number of seeds, with a default of their
+    own: there is none that fits all, and some, of a given net or of times, repeat nothing.
+    """
 
     seed: Annotated[int, at_least(0)] = 0
     """The first of the seeds."""
@@ -40,19 +44,20 @@ C = TypeVar("C", bound=RunFlags)
 
 
 def check_bounds(config: Any) -> None:
-    """Refuses a configuration in which a flag breaks a `Bound` of its field, or is not finite."""
+    """Refuses a configuration in which a flag breaks a `Bound` of its field, or is a float that is not
+    finite, with a bound or without."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         metadata = getattr(hints[field.name], "__metadata__", ())
         bounds = [each for each in metadata if isinstance(each, Bound)]
         value = getattr(config, field.name)
         for number in value if isinstance(value, tuple) else (value,):
-            if not bounds or number is None:
+            if number is None or not (bounds or isinstance(number, float)):
                 continue
             if math.isfinite(number) and all(bound.holds(number) for bound in bounds):
                 continue
             words = [bound.words for bound in bounds]
-            words += ["finite"] if isinstance(number, float) and len(bounds) == 1 else []
+            words += ["finite"] if isinstance(number, float) and len(bounds) < 2 else []
             known = field.default not in (dataclasses.MISSING, None, ())
             remedy = f"The default is {field.default}." if known else ""
             raise flag_error(field.name, f"must be {' and '.join(words)}", value, remedy)

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import enum
 import importlib
 import importlib.metadata
+import io
 import json
-import math
 import os
 import platform
 import shutil
@@ -21,42 +20,22 @@ import jax
 import numpy as np
 
 from imr.errors import ImrError, RunError
+from imr.lab.as_json import json_ready
+from imr.lab.console import say
+from imr.lab.files import using, write_whole
 from imr.lab.flags import CONTROL
+from imr.lab.lock import LOCK_FILE, Lock, lock
+from imr.lab.metrics import Metrics
 from imr.lab.phases import phase
 from imr.parallel import agreed, is_first
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
-_MADE = ("summary.json", "table.md", "metrics.jsonl", "figures", "checkpoints", "config.json")
+# What a run writes beside config.json, in the order in which it is taken away.
+_MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume")
+_REMOVED = ".removed"
+# What a process killed while it opened the folder leaves in it.
+_LEFT = (LOCK_FILE, _REMOVED, "config.json.tmp")
 _ABSENT = "(absent)"
-
-
-def json_ready(name: str, value: Any, spell: bool = False) -> Any:
-    """The value as JSON has it; what is not finite becomes null, or its name with `spell`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(f"{name}.{key}", entry, spell) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(name, entry, spell) for entry in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return json_ready(name, np.asarray(value).tolist(), spell)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value) if spell else None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ImrError(f"{name} must be JSON-ready; found a {type(value).__name__}. Convert it first.")
-
-
-def _write(path: Path, value: Any) -> None:
-    """Writes the whole file or nothing: a text as it is, anything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=2, allow_nan=False) + "\n"
-    half = path.with_name(path.name + ".tmp")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -110,16 +89,31 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a run folder, flat; a RunError for any other program's."""
+def _read_config(path: Path, overwrite: bool) -> dict[str, Any] | None:
+    """The config.json of a run folder, flat; None for an empty folder.
+
+    Raises: RunError for another program's.
+    """
+    names = {entry.name for entry in path.iterdir()} - {*_LEFT}
+    if not names:
+        return None
     remedy = "so it is left alone; choose another folder with --out"
+    file = path / "config.json"
     try:
-        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        # A machine that lost power may have left it empty.
+        if not text and {name.removesuffix(".tmp") for name in names} <= {"config.json", *_MADE}:
+            if overwrite:
+                return {}
+            raise RunError(f"{file} is empty; replace that run with --overwrite.")
+        record = json.loads(text)
         return {"experiment": record["experiment"], **record["config"]}
     except FileNotFoundError:
         raise RunError(f"{path} holds files but no run of imr, {remedy}.") from None
+    except RunError:
+        raise
     except (ValueError, KeyError, TypeError):
-        raise RunError(f"{path}/config.json is damaged or not from imr, {remedy}.") from None
+        raise RunError(f"{file} is damaged or not from imr, {remedy}.") from None
 
 
 def open_run(
@@ -134,9 +128,10 @@ def open_run(
       config: a dataclass instance; see `config_dict`.
       out: the folder, `runs/<name>/<config_hash>` by default.
       overwrite: whether an earlier run there, of any configuration, is removed first: only what
-        a run writes, and only if config.json says that imr wrote it.
+        a run writes, and only if config.json says that imr wrote it. A run that was itself begun
+        with it, and stopped by SIGTERM, is resumed: who repeats a command then is a scheduler.
     Raises: RunError if the folder holds a run of another configuration, or is not empty and no run
-      folder, or cannot be written.
+      folder, or cannot be written, or another process is at work in it.
     """
     path = Path("runs", name, config_hash(config)) if out is None else Path(out).expanduser()
     path = path.absolute()
@@ -155,46 +150,90 @@ def open_run(
 
 
 def _open(path: Path, name: str, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
-    try:
+    now = {"experiment": name, **settings}
+    with using(path, " as a run folder"):
         path.mkdir(parents=True, exist_ok=True)
-        # A run killed in its first moments leaves a half-written file alone.
-        used = any(entry.name != "config.json.tmp" for entry in path.iterdir())
-        if used:
-            now, there = {"experiment": name, **settings}, _read_config(path)
-            pairs = [(k, there.get(k, _ABSENT), now.get(k, _ABSENT)) for k in {**now, **there}]
-            differ = "; ".join(f"{k}: {a!r} there, {b!r} now" for k, a, b in pairs if a != b)
-            if differ and not overwrite:
-                raise RunError(
-                    f"{path} holds a run of another configuration ({differ}); choose another "
-                    "folder with --out, or replace that run with --overwrite."
-                )
-        if overwrite:
-            # What a run writes and nothing else; config.json last, so that it stays ours.
-            for entry in (path / made for made in _MADE):
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink(missing_ok=True)
-        if overwrite or not used:
+        there = _check(path, now, overwrite)
+        whole = there and not overwrite and not (path / _REMOVED).exists()
+        if whole and (run := RunFolder(path)).finished:
+            return run  # to be read only, which needs no lock
+        held = lock(path)
+        there = _check(path, now, overwrite)  # another process may have let go of it just now
+        resume = path / ".resume"
+        if overwrite and there == now and resume.exists():
+            say(f"{path} was stopped by SIGTERM and is resumed, in spite of --overwrite")
+            overwrite = False
+        resume.unlink(missing_ok=True)
+        _remove(path, _MADE if overwrite else ())
+        if overwrite or there is None:
             record = {"experiment": name, "config": settings, **_provenance()}
-            _write(path / "config.json", record)
-        return RunFolder(path)
-    except OSError as error:
+            write_whole(path / "config.json", _text(record))
+        return RunFolder(path, held)
+
+
+def _check(path: Path, now: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The configuration in the folder; a RunError if it is in the way of the one of now."""
+    there = _read_config(path, overwrite)
+    if there is None or overwrite:
+        return there
+    pairs = [(k, there.get(k, _ABSENT), now.get(k, _ABSENT)) for k in {**now, **there}]
+    if differ := "; ".join(f"{k}: {a!r} there, {b!r} now" for k, a, b in pairs if a != b):
         raise RunError(
-            f"{path} cannot be used as a run folder ({error.strerror}); choose another with --out."
-        ) from error
+            f"{path} holds a run of another configuration ({differ}); choose another "
+            "folder with --out, or replace that run with --overwrite."
+        )
+    return there
+
+
+def _remove(path: Path, names: tuple[str, ...]) -> None:
+    """Removes parts of a run, and what an earlier call that was killed has left.
+
+    Each is renamed first, in an order such that whatever is left at any moment can be resumed.
+    """
+    removed = path / _REMOVED
+    if removed.exists():
+        shutil.rmtree(removed)
+    there = [name for name in names if os.path.lexists(path / name)]
+    if there:
+        removed.mkdir()
+        for name in there:
+            os.replace(path / name, removed / name)
+        shutil.rmtree(removed)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 class RunFolder:
     """The folder of one run, made by `open_run`; its `figures` and `checkpoints` are absolute, too.
 
-    Of several processes the first one writes.
+    Of several processes the first one writes, and holds the lock until `close`, which is also the end
+    of a `with` statement.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: Lock | None = None) -> None:
         self.path, self.figures, self.checkpoints = path, path / "figures", path / "checkpoints"
-        self.figures.mkdir(exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
+        self._lock = held
+        with using(path, " as a run folder"):
+            self.figures.mkdir(exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        """Lets other processes write into the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def resume_in_spite_of_overwrite(self) -> None:
+        """Has the next `open_run` with `overwrite`, of this configuration, resume this run."""
+        if is_first():
+            write_whole(self.path / ".resume", "")
 
     @property
     def finished(self) -> bool:
@@ -210,15 +249,19 @@ class RunFolder:
         except (OSError, ValueError):
             raise RunError(f"{self.path} has not finished; run the same again to resume.") from None
 
-    def metrics(self, **tags: Any) -> "Metrics":
+    def metrics(self, **tags: Any) -> Metrics:
         """The metrics file; the tags stand on every line written through the result."""
         return Metrics(self.path / "metrics.jsonl" if is_first() else Path(os.devnull), **tags)
 
     def save_figure(self, name: str, figure: Any, **arrays: Any) -> None:
         """Writes figures/NAME.png and the arrays it shows to NAME.npz."""
         if is_first():
-            figure.savefig(self.figures / f"{name}.png", dpi=150)
-            np.savez_compressed(self.figures / f"{name}.npz", **arrays)
+            # In memory first, whole or not at all.
+            image, data = io.BytesIO(), io.BytesIO()
+            figure.savefig(image, dpi=150, format="png")
+            np.savez_compressed(data, **arrays)
+            write_whole(self.figures / f"{name}.npz", data.getvalue())
+            write_whole(self.figures / f"{name}.png", image.getvalue())
 
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.
@@ -230,52 +273,6 @@ class RunFolder:
         with phase("summary"):
             ready = json_ready("summary", summary)
             if is_first():
-                _write(self.path / "table.md", table.rstrip("\n") + "\n")
-                _write(self.path / "summary.json", ready)
+                write_whole(self.path / "table.md", table.rstrip("\n") + "\n")
+                write_whole(self.path / "summary.json", _text(ready))
             agreed(True)  # none goes on before all is there
-
-
-class Metrics:
-    """A file of flat JSON objects, one a line, `step` first; made by `RunFolder.metrics`.
-
-    A last line that a killed process left half-written is cut off. The tags stand on every line and
-    say which lines `rows` and `rewind` mean.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
-        self.path, self.tags = Path(path), json_ready("tags", tags)
-        data = self.path.read_bytes() if self.path.is_file() else b""  # os.devnull is no file
-        if data and not data.endswith(b"\n"):
-            os.truncate(self.path, data.rfind(b"\n") + 1)
-
-    def append(self, step: int | np.integer | jax.Array, **values: Any) -> None:
-        """Writes a line, there for any reader on return; do it before that step's checkpoint."""
-        row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
-        for key, value in row.items():
-            if isinstance(value, list | dict):
-                raise ImrError(f"metrics.{key} must be a scalar; found {value!r}. Split it.")
-        # Opened anew for each line, since `rewind` puts a new file in the place of the old one.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-
-    def rows(self, **tags: Any) -> list[dict[str, Any]]:
-        """The lines that carry the tags of this object, and those given, in the order written."""
-        return [row for row in self._rows() if self._carries(row, tags)]
-
-    def rewind(self, step: int, **tags: Any) -> None:
-        """Drops the lines with these tags that come after `step`, all at once or not at all."""
-        if self.path == Path(os.devnull):
-            return
-        kept = [r for r in self._rows() if r["step"] <= step or not self._carries(r, tags)]
-        _write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def _rows(self) -> list[dict[str, Any]]:
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        try:
-            return [{"step": row["step"], **row} for row in map(json.loads, text.splitlines())]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{self.path} is damaged; run again with --overwrite.") from None
-
-    def _carries(self, row: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
-        tags = {**self.tags, **json_ready("tags", tags)}
-        return all(key in row and row[key] == value for key, value in tags.items())

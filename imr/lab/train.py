@@ -183,8 +183,8 @@ def fit_run(
       metrics: from the losses of a chunk, shape (runs, steps), to lines of metrics.
     Returns: The states at the end, on this process's devices.
     Raises:
-      RunError: if the checkpoint is of another training or cannot be read.
-      Preempted: after SIGTERM, with the state saved.
+      RunError: if the checkpoint is of another training, or cannot be read or written.
+      Preempted: after SIGTERM or SIGINT, with the state saved.
     """
     from imr.lab.checkpoint import Checkpoints  # orbax takes a second to import
 
@@ -193,11 +193,14 @@ def fit_run(
     chunk = make_chunk(training.loss, training.optimizer, training.schedule, mesh=mesh)
     hyper, data = replicate((training.hyper, training.data), mesh)
     lines = run.metrics(**tags)
-    with phase("train"), Checkpoints(run.checkpoints / name, holds, every=every) as checkpoints:
+    folder = run.checkpoints / name
+    with (
+        phase("train"),
+        Checkpoints(folder, holds, every=every, lines=lines) as checkpoints,
+    ):
         restored = checkpoints.restore(states)
         states = states if restored is None else restored
         start = int(states.step[0])
-        lines.rewind(start)
         with Progress(steps, label, initial=start) as progress:
 
             def on_chunk(step, states, losses):

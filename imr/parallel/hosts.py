@@ -1,11 +1,8 @@
-"""Several processes: joining them, agreement, preemption."""
+"""Several processes: joining them, and agreement."""
 
 import os
-import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -14,10 +11,6 @@ from imr._checks import check_count, check_positive
 from imr.errors import ImrError
 
 _VARIABLES = ("IMR_COORDINATOR", "IMR_NUM_PROCESSES", "IMR_PROCESS_ID")
-
-
-class Preempted(Exception):
-    """Training was asked to stop and has saved its state; the same command resumes it."""
 
 
 def initialize(
@@ -122,48 +115,17 @@ def agreed(flag: bool) -> bool:
     Args:
       flag: of this process.
     """
+    return bool(largest(bool(flag)))
+
+
+def largest(value: int) -> int:
+    """The largest of the values of all processes, which must call this together.
+
+    Args:
+      value: of this process.
+    """
     if jax.process_count() == 1:
-        return bool(flag)
+        return int(value)
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(bool(flag)))))
-
-
-_asked_to_stop = _answered = False
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """A context in which SIGTERM asks training to save and stop; a second one ends the process.
-
-    If nobody has called `preempted` after the signal, it is sent again on leaving the context.
-    """
-    global _asked_to_stop, _answered
-
-    def ask(number, frame):
-        global _asked_to_stop
-        _asked_to_stop = True
-        signal.signal(signal.SIGTERM, before)
-
-    _asked_to_stop = _answered = False
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        signal.signal(signal.SIGTERM, ask)
-    except ValueError:  # not in the main thread, where signals cannot be handled
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        unheard, _asked_to_stop = _asked_to_stop and not _answered, False
-        if unheard:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def preempted() -> bool:
-    """Whether any process was asked to stop; all processes must call this together."""
-    global _answered
-    stop = agreed(_asked_to_stop)
-    _answered = _answered or stop
-    return stop
+    return int(np.max(multihost_utils.process_allgather(np.asarray(value, np.int32))))

@@ -1,0 +1,67 @@
+"""The lock of a run folder: one program at a time writes into it."""
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from imr.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where run folders are not locked
+    fcntl = None
+
+LOCK_FILE = ".lock"
+
+
+class Lock:
+    """An advisory lock on a folder, held until `close`; one that is no longer used closes itself.
+
+    The system lets go of it when the process ends in whatever way. The file that carries it stays.
+    Where the file system knows no locks, there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(self._file, 200, 0).decode(errors="replace").strip() or "another process"
+            self.close()
+            raise RunError(
+                f"{folder} is in use by {who}; wait for its end, or choose another folder with --out."
+            ) from None
+        except OSError:
+            return
+        with contextlib.suppress(OSError):  # only words; a full disk has no room for them
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Lets go of the folder; a second time is no error."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()
+
+
+_held: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
+
+
+def lock(folder: Path) -> Lock:
+    """The lock of a folder, the same for all who ask for it in this process.
+
+    Raises: RunError if another process holds it.
+    """
+    folder = folder.resolve()
+    there = _held.get(folder)
+    if there is None or there._file is None:
+        there = _held[folder] = Lock(folder)
+    return there

@@ -1,0 +1,70 @@
+"""The metrics file of a run."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from imr.errors import ImrError, RunError
+from imr.lab.as_json import json_ready
+from imr.lab.files import using, write_whole
+
+
+class Metrics:
+    """A file of flat JSON objects, one a line, `step` first; made by `RunFolder.metrics`.
+
+    A last line that a killed process left half-written is cut off. The tags stand on every line and
+    say which lines `rows` and `reset` mean.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
+        self.path, self.tags = Path(path), json_ready("tags", tags)
+        with using(self.path):
+            data = self.path.read_bytes() if self.path.is_file() else b""  # os.devnull is no file
+            if data and not data.endswith(b"\n"):
+                os.truncate(self.path, data.rfind(b"\n") + 1)
+
+    def append(self, step: int | np.integer | jax.Array, **values: Any) -> None:
+        """Writes a line, there for any reader on return; do it before that step's checkpoint."""
+        row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
+        for key, value in row.items():
+            if isinstance(value, list | dict):
+                raise ImrError(f"metrics.{key} must be a scalar; found {value!r}. Split it.")
+        # Opened anew for each line, since `reset` puts a new file in the place of the old one.
+        with using(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+    def rows(self, **tags: Any) -> list[dict[str, Any]]:
+        """The lines that carry the tags of this object, and those given, in the order written."""
+        return [row for row in self._rows() if self._carries(row, tags)]
+
+    def reset(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Puts these rows in the place of all lines with the tags, all at once or not at all."""
+        if self.path == Path(os.devnull):
+            return
+        # Without tags all lines go, also those of a damaged file.
+        others = [row for row in self._rows() if not self._carries(row, {})] if self.tags else []
+        write_whole(self.path, "".join(map(_line, [*others, *rows])))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            with using(self.path):
+                text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            return [{"step": row["step"], **row} for row in map(json.loads, text.splitlines())]
+        except RunError:
+            raise
+        except (ValueError, KeyError, TypeError):
+            remedy = "delete that file and run the same command again, which writes it anew"
+            raise RunError(f"{self.path} is damaged; {remedy}.") from None
+
+    def _carries(self, row: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
+        tags = {**self.tags, **json_ready("tags", tags)}
+        return all(key in row and row[key] == value for key, value in tags.items())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

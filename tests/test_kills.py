@@ -1,0 +1,181 @@
+"""Whole experiments, broken off by signals in every phase and by kill -9 at random moments.
+
+However often a run is broken off, the same command ends it with the same bits.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imr.lab.lock import lock
+from imr.lab.phases import PHASES
+from tests.test_parallel import free_port
+from tests.test_stops import end_of
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("IMR_TEST_KILLS", "5"))  # of each experiment
+
+IMAGES = ("images", "--smoke", "--models", "attention")
+BELIEFS = ("beliefs", "--smoke")
+
+pytestmark = pytest.mark.acceptance
+
+SCRIPT = """
+import os, sys, threading
+name, wanted, nth, delay, number = sys.argv.pop(), sys.argv.pop(), *map(float, sys.argv.pop().split())
+from imr.lab import phases
+
+def hook(phase):
+    global nth
+    nth -= phase == wanted
+    if nth == 0:
+        nth = -1
+        kill = lambda: os.kill(os.getpid(), int(number))
+        threading.Timer(delay, kill).start() if delay else kill()
+
+phases.HOOKS.append(hook)
+from importlib import import_module
+raise SystemExit(import_module(f"experiments.{name}.__main__").EXPERIMENT.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A folder of compiled programs that all runs share."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture
+def start(tmp_path, programs):
+    """Starts processes of an experiment, the last of which a signal may reach in a phase."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMR_", "XLA_FLAGS"))}
+    kept |= {"PYTHONPATH": str(ROOT), "IMR_COMPILATION_CACHE": str(programs)}
+    kept |= {"IMR_PREEMPTED_CODE": "75", "JAX_PLATFORMS": "cpu"}
+    logs = (tmp_path / f"{number}.log" for number in range(1000))
+
+    def start(command, folder, *flags, count=1, phase="", nth=1, delay=0.0, number=signal.SIGTERM):
+        port, processes = free_port(), []
+        for i in range(count):
+            joined = {
+                "IMR_COORDINATOR": f"127.0.0.1:{port}", "IMR_NUM_PROCESSES": str(count),
+                "IMR_PROCESS_ID": str(i),
+            }  # fmt: skip
+            when = phase if i == count - 1 else ""
+            words = [*command[1:], "--out", folder, *flags, f"{nth} {delay} {int(number)}", when]
+            with next(logs).open("w") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", SCRIPT, *words, command[0]], stdout=log, stderr=log,
+                    env=kept | (joined if count > 1 else {}),
+                )  # fmt: skip
+            process.log = Path(log.name)
+            processes.append(process)
+        return processes
+
+    return start
+
+
+def codes(processes):
+    """The exit codes, and what the processes have said."""
+    found = [process.wait(timeout=400) for process in processes]
+    return found, "\n".join(process.log.read_text() for process in processes)
+
+
+def end(processes):
+    found, words = codes(processes)
+    assert found == [0] * len(processes), words
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_in_each_phase(tmp_path, start, count):
+    end(start(IMAGES, tmp_path / "unbroken", count=count))
+    folder, random = tmp_path / "run", np.random.default_rng(count)
+    for at, name in enumerate(PHASES):
+        # Figures and the summary take less time than a delay.
+        delay = float(random.uniform(0, 2)) if at % 2 and name != "summary" else 0.0
+        number = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)[at % 3]
+        found, words = codes(
+            start(IMAGES, folder, count=count, phase=name, delay=delay, number=number)
+        )
+        assert found == [75 if number == signal.SIGTERM else 130] * count, (name, delay, words)
+        assert "to resume" in words
+        assert "Traceback" not in words
+        if folder.exists():
+            folder = folder.rename(tmp_path / f"moved {at}")
+    end(start(IMAGES, folder, count=count))
+    assert end_of(folder) == end_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("command", [IMAGES, BELIEFS], ids=lambda command: command[0])
+def test_kills_at_random_moments(tmp_path, start, command):
+    """Between any two changes of a file: of a checkpoint, a figure, the summary, in --overwrite."""
+    end(start(command, tmp_path / "unbroken"))
+    unbroken, folder = end_of(tmp_path / "unbroken"), tmp_path / "run"
+    random, kills, ends, flags = np.random.default_rng(KILLS), 0, 0, ()
+    while kills < KILLS:
+        (process,) = start(command, folder, *flags)
+        seen, changes, pause = states(folder), random.integers(1, 60), random.uniform(0, 0.1)
+        flags = ()
+        known = len(seen)
+        while process.poll() is None and len(seen) < known + changes:
+            time.sleep(0.01)
+            seen |= states(folder)
+        time.sleep(pause)
+        process.kill()
+        if process.wait() != 0:
+            assert process.returncode == -signal.SIGKILL, process.log.read_text()
+            kills += 1
+        else:
+            ends += 1
+            assert end_of(folder) == unbroken
+            flags = ("--overwrite",)
+    end(start(command, folder))
+    assert end_of(folder) == unbroken
+    print(f"{kills} kills, {ends + 1} ends")
+
+
+def states(folder):
+    """Every file of a folder with the time of its last change."""
+    found = set()
+    for at, _, names in os.walk(folder):  # which passes over folders that are gone by now
+        for name in names:
+            with contextlib.suppress(OSError):
+                path = os.path.join(at, name)
+                found.add((path, os.lstat(path).st_mtime_ns))
+    return found
+
+
+def test_the_second_process_in_a_folder_is_refused(tmp_path, start):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = lock(folder)
+    found, words = codes(start(IMAGES, folder))
+    held.close()
+    assert found == [2]
+    assert f"error: {folder} is in use by process {os.getpid()} on" in words
+    assert not (folder / "config.json").exists()
+
+
+def test_a_second_signal_ends_a_process_at_once(tmp_path):
+    """Also where it runs a compiled program, during which Python handles no signal."""
+    code = (
+        "import jax, jax.numpy as jnp\nfrom imr.parallel import stop_on_signals\n"
+        "with stop_on_signals():\n    print('begun', flush=True)\n"
+        "    jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x), jnp.ones(1000)).block_until_ready()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(2)
+        process.terminate()
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 128 + signal.SIGINT
