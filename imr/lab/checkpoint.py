@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from imr._files import read_json
 from imr._typing import PyTree
 from imr.errors import RunError
 from imr.parallel import Preempted, preempted, stop_on_sigterm
 
+_JSON = ("_CHECKPOINT_METADATA", "config/metadata", "state/_METADATA", "state/_sharding")
 _REMEDY = "Move or delete that checkpoint folder, or choose another output folder."
 
 
@@ -28,7 +30,7 @@ class Checkpoints:
       config: JSON-ready description of the run; a checkpoint of another one is refused.
       every: steps between saves; `save` may be called at any step and decides.
       keep: how many to keep.
-    Raises: RunError if the folder cannot be made.
+    Raises: RunError if the folder cannot be made, or a checkpoint there is damaged.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Checkpoints:
             ) from error
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self.directory, item_handlers=handlers, options=options
-        )
+        with _reading(f"a checkpoint in {self.directory}"):
+            _check_json(self.directory)
+            self._manager = ocp.CheckpointManager(
+                self.directory, item_handlers=handlers, options=options
+            )
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> None:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
@@ -126,6 +130,13 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with _reading(f"checkpoint {step} in {directory}"):
             newest = checkpoints._read(step, **items)
     return newest["config"], newest["state"]
+
+
+def _check_json(directory: Path) -> None:
+    """Refuses JSON of a size or depth that no process of ours writes, for orbax reads any."""
+    for step in (entry for entry in directory.iterdir() if entry.name.isdigit()):
+        for path in filter(Path.is_file, map(step.joinpath, _JSON)):
+            read_json(path)
 
 
 @contextlib.contextmanager

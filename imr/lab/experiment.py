@@ -10,6 +10,7 @@ from typing import Any, Generic
 
 import jax
 
+from imr._files import read_bytes
 from imr.errors import ImrError
 from imr.lab.cache import compilation_cache
 from imr.lab.console import optional_package, say
@@ -69,7 +70,7 @@ class Experiment(Generic[C]):
                 with phase("figures"):
                     self.report(actual, run, results)
         if is_first():
-            print((run.path / "table.md").read_text(encoding="utf-8"))
+            print(read_bytes(run.path / "table.md").decode(errors="replace"))
             for figure in sorted(run.figures.glob("*.png")):
                 print(f"figure: {figure}")
             print(f"every row, as data: {run.path / 'summary.json'}")

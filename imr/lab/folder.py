@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imr._files import parse_json, read_bytes, read_json
 from imr.errors import ImrError, RunError
 from imr.lab.flags import CONTROL
 from imr.lab.phases import phase
@@ -28,6 +29,7 @@ from imr.parallel import agreed, is_first
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 _MADE = ("summary.json", "table.md", "metrics.jsonl", "figures", "checkpoints", "config.json")
 _ABSENT = "(absent)"
+_LARGEST_METRICS = 2**28  # bytes
 
 
 def json_ready(name: str, value: Any, spell: bool = False) -> Any:
@@ -114,7 +116,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """The config.json of a run folder, flat; a RunError for any other program's."""
     remedy = "so it is left alone; choose another folder with --out"
     try:
-        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        record = read_json(path / "config.json")
         return {"experiment": record["experiment"], **record["config"]}
     except FileNotFoundError:
         raise RunError(f"{path} holds files but no run of imr, {remedy}.") from None
@@ -206,7 +208,7 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """What `finish` wrote; a RunError if the run has not finished."""
         try:
-            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            return read_json(self.path / "summary.json")
         except (OSError, ValueError):
             raise RunError(f"{self.path} has not finished; run the same again to resume.") from None
 
@@ -270,9 +272,12 @@ class Metrics:
         _write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _rows(self) -> list[dict[str, Any]]:
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        data = read_bytes(self.path, _LARGEST_METRICS) if self.path.exists() else b""
         try:
-            return [{"step": row["step"], **row} for row in map(json.loads, text.splitlines())]
+            rows = [parse_json(line, self.path) for line in data.splitlines()]
+            if any(type(row["step"]) is not int for row in rows):
+                raise TypeError
+            return [{"step": row["step"], **row} for row in rows]
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{self.path} is damaged; run again with --overwrite.") from None
 
