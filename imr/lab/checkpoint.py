@@ -129,6 +129,8 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         items = {"state": ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
         with _reading(f"checkpoint {step} in {directory}"):
             newest = checkpoints._read(step, **items)
+            if not isinstance(newest["config"], dict):
+                raise TypeError("its configuration is no JSON object")
     return newest["config"], newest["state"]
 
 

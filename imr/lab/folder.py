@@ -202,13 +202,17 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end: summary.json is there, and whole."""
         with contextlib.suppress(RunError):
-            return isinstance(self.summary(), dict) and (self.path / "table.md").is_file()
+            self.summary()
+            return (self.path / "table.md").is_file()
         return False
 
     def summary(self) -> dict[str, Any]:
         """What `finish` wrote; a RunError if the run has not finished."""
         try:
-            return read_json(self.path / "summary.json")
+            value = read_json(self.path / "summary.json")
+            if isinstance(value, dict):
+                return value
+            raise ValueError
         except (OSError, ValueError):
             raise RunError(f"{self.path} has not finished; run the same again to resume.") from None
 

@@ -60,8 +60,7 @@ def read_nets(directory: str | Path) -> SavedNets:
 
     holds, state = read_newest(directory)
     remedy = "Train again, with --overwrite."
-    names = holds if isinstance(holds, dict) else ()
-    if missing := [name for name in ("architecture", "runs") if name not in names]:
+    if missing := [name for name in ("architecture", "runs") if name not in holds]:
         words = f"its {' and '.join(missing)}, as those of this version of imr do"
         raise RunError(f"the checkpoint in {directory} does not say {words}. {remedy}")
     call: Any = build(holds["architecture"])
