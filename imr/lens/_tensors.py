@@ -14,7 +14,7 @@ from imr.lens._files import json_in, path_in
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _INDEX = "model.safetensors.index.json"
-_LARGEST_HEADER = 2**24  # bytes; a tensor takes about 100
+_LARGEST_HEADER = 2**20  # bytes; a tensor takes about 100
 
 
 class Tensors:
@@ -25,16 +25,17 @@ class Tensors:
             self._library: Any = importlib.import_module("safetensors")
         except ImportError as error:
             raise missing_package("safetensors", "lens") from error
-        self._file_of: dict[str, Path] = {}
+        # Open as long as this object lives: to open one is to read its whole header.
+        self._file_of: dict[str, Any] = {}
         for path, listed in _files(folder).items():
-            with self._open(path) as file:
-                names = set(file.keys())
+            file = self._open(path)
+            names = set(file.keys())
             for name in sorted(names ^ (names if listed is None else listed)):
                 has, places = ("has", "does not place") if name in names else ("lacks", "places")
                 raise DataError(
-                    f"{path} {has} tensor {name}, which {_INDEX} {places} there. Download both again."
+                    f"{path} {has} tensor {name:.200}, which {_INDEX} {places} there. Download both again."
                 )
-            self._file_of.update(dict.fromkeys(names, path))
+            self._file_of.update(dict.fromkeys(names, file))
         self.prefix = ""
 
     def _open(self, path: Path) -> Any:
@@ -71,16 +72,16 @@ class Tensors:
         name = (self.prefix if prefix is None else prefix) + name
         if name not in self._file_of:
             raise DataError(f"tensor {name} is missing from the checkpoint.")
-        with self._open(self._file_of[name]) as file:
-            view = file.get_slice(name)
-            if (dtype := view.get_dtype()) not in _FLOATS:
-                raise DataError(
-                    f"tensor {name} has dtype {dtype}: quantised weights are not read. Convert them to "
-                    "a floating dtype first."
-                )
-            if (found := tuple(view.get_shape())) != shape:
-                raise DataError(f"tensor {name} must have shape {shape}; found {found}.")
-            array = np.asarray(jnp.asarray(file.get_tensor(name), jnp.float32))
+        file = self._file_of[name]
+        view = file.get_slice(name)
+        if (dtype := view.get_dtype()) not in _FLOATS:
+            raise DataError(
+                f"tensor {name} has dtype {dtype}: quantised weights are not read. Convert them to "
+                "a floating dtype first."
+            )
+        if (found := tuple(view.get_shape())) != shape:
+            raise DataError(f"tensor {name} must have shape {shape}; found {found}.")
+        array = np.asarray(jnp.asarray(file.get_tensor(name), jnp.float32))
         if not np.isfinite(array).all():
             raise DataError(f"tensor {name} holds values that are not finite.")
         return array
