@@ -68,15 +68,16 @@ def test_mutations_of_checkpoints(tmp_path):
 @pytest.mark.fuzz
 @pytest.mark.parametrize("kind", mutations.KINDS)
 def test_ten_thousand_mutations(kind):
-    """A minute for each kind, four for models, and half an hour for checkpoints."""
-    command = [sys.executable, "-W", "error", "-m", "tests.mutations", kind, "10000", "1"]
+    """In two processes, since jax keeps what it has traced: seconds, but minutes for models and nets."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "RUST_BACKTRACE": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert found["faults"] == []
-    assert found["accepted"] > 0
-    assert found["refused"] > 1000
+    for seed in ("1", "2"):
+        command = [sys.executable, "-W", "error", "-m", "tests.mutations", kind, "5000", seed]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads(done.stdout)
+        assert found["faults"] == []
+        assert found["accepted"] > 0
+        assert found["refused"] > 500
 
 
 # IDX
@@ -178,7 +179,7 @@ def test_texts(tmp_path):
 def test_lines_of_metrics_that_are_refused(tmp_path, line):
     kind = mutations.metrics(tmp_path)
     kind.path.write_bytes(kind.path.read_bytes() + line + b"\n")
-    with pytest.raises(RunError, match=r"metrics.jsonl is damaged.*--overwrite"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged"):
         kind.read()
 
 
