@@ -15,7 +15,7 @@ from imr._typing import PyTree
 from imr.errors import RunError
 from imr.parallel import Preempted, preempted, stop_on_sigterm
 
-_JSON = ("_CHECKPOINT_METADATA", "config/metadata", "state/_METADATA", "state/_sharding")
+_JSON = ("config/metadata", "state/_METADATA", "state/_sharding")
 _REMEDY = "Move or delete that checkpoint folder, or choose another output folder."
 
 
@@ -48,7 +48,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         with _reading(f"a checkpoint in {self.directory}"):
-            _check_json(self.directory)
+            for step in (entry for entry in self.directory.iterdir() if entry.name.isdigit()):
+                _check_json(step, "_CHECKPOINT_METADATA")
             self._manager = ocp.CheckpointManager(
                 self.directory, item_handlers=handlers, options=options
             )
@@ -100,6 +101,7 @@ class Checkpoints:
         )  # fmt: skip
 
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
+        _check_json(self.directory / str(step), *_JSON)
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def __enter__(self) -> "Checkpoints":
@@ -134,11 +136,10 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return newest["config"], newest["state"]
 
 
-def _check_json(directory: Path) -> None:
+def _check_json(folder: Path, *names: str) -> None:
     """Refuses JSON of a size or depth that no process of ours writes, for orbax reads any."""
-    for step in (entry for entry in directory.iterdir() if entry.name.isdigit()):
-        for path in filter(Path.is_file, map(step.joinpath, _JSON)):
-            read_json(path)
+    for path in filter(Path.is_file, map(folder.joinpath, names)):
+        read_json(path)
 
 
 @contextlib.contextmanager
