@@ -6,6 +6,7 @@ shapes and dtypes are: bad values then come out as NaN, or as a result code wher
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from reprlib import repr as shortened
 from typing import Any
 
 import jax
@@ -170,8 +171,8 @@ def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
         )
     try:
         value = complex(value)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be a number; found {value!r}.") from None
+    except (TypeError, ValueError, OverflowError):  # an integer above any float
+        raise ImrError(f"{name} must be a number; found {shortened(value)}.") from None
     if value.imag:
         raise ImrError(f"{name} must be real; found {value:g}.")
     value, (low, high) = value.real, map(float, interval[1:-1].split(","))

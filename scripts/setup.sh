@@ -20,6 +20,23 @@ say() {
   printf '%s\n' "$*" >&2
 }
 
+# Stops unless the value of a flag has the form of an extended regular expression, from end to end.
+# need FLAG VALUE EXPRESSION WORDS
+need() {
+  # Ranges of letters mean ASCII alone.
+  local LC_ALL=C
+  [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4; found $(printf '%q' "$2")."
+}
+
+# Succeeds if the flags of an experiment name its run folder.
+names_out() {
+  local word
+  for word in "$@"; do
+    case "$word" in --out | --out=*) return 0 ;; esac
+  done
+  return 1
+}
+
 # Succeeds if a Python runs and is new enough.
 is_new_enough() {
   "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1

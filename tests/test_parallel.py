@@ -283,7 +283,7 @@ def test_placement_and_what_is_local():
         (["slurm/launch", "--nodes", "2", "--gpus-per-node", "4", "--dry-run", "--", "-m", "x",
           "--out", "/s/r"], 0, ("#SBATCH --ntasks-per-node=4", "srun", "--out /s/r", "requeue")),
         (["slurm/launch", "--dry-run", "--", "-m", "x"], 2, ("a folder that all nodes share",)),
-        (["slurm/launch", "--nodes", "0", "--", "-m", "x"], 2, ("at least 1; found '0'",)),
+        (["slurm/launch", "--nodes", "0", "--", "-m", "x"], 2, ("at least 1; found 0",)),
         (["local", "two"], 2, ("number of processes",)),
         (["local", "2"], 2, ("say what to run",)),
     ],

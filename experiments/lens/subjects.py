@@ -64,8 +64,12 @@ def _nets_of_run(config: Config, folder: Path) -> list[Subject]:
     for each in folders:
         nets = read_nets(each)
         net = nets.net(0)
+        if not isinstance(nets.holds.get("net"), str):
+            raise DataError(
+                f"{each} does not say which net it holds. Train again, with --overwrite."
+            )
         if isinstance(net, Transformer):
-            found += _of_nets(config, nets, lens.model_from_transformer, _words(config, nets))
+            found += _of_nets(config, nets, lens.model_from_transformer, _words(config, nets, net))
         elif isinstance(net, Classifier) and getattr(net.blocks[0], "phi", None) is not None:
             found += _of_nets(config, nets, _patch_heads, [])
         else:
@@ -83,7 +87,7 @@ def _of_nets(
 ) -> Iterator[Subject]:
     """Every net of a checkpoint, before and after its training."""
     trained = ", ".join(
-        ["trained", nets.holds["targets"]] if "targets" in nets.holds else ["trained"]
+        ["trained", f"{nets.holds['targets']}"] if "targets" in nets.holds else ["trained"]
     )
     for kind, params in (("untrained", nets.untrained()), (trained, nets.params)):
         for index, run in enumerate(nets.runs[: 1 if config.smoke else None]):
@@ -92,11 +96,20 @@ def _of_nets(
             yield Subject(name, weights(nets.net(index, params)), tokens)
 
 
-def _words(config: Config, nets: SavedNets) -> list[np.ndarray]:
+def _words(config: Config, nets: SavedNets, net: Transformer) -> list[np.ndarray]:
     """Sequences of the process that the nets were trained on."""
     keys = jax.random.split(jax.random.key(config.seed), config.limit)
-    length = nets.holds["architecture"]["arguments"]["length"]
-    return list(np.asarray(sample(build(nets.holds["process"])(), keys, length).tokens))
+    try:
+        process = build(nets.holds["process"])()
+        if process.num_tokens != net.num_tokens:
+            raise ValueError(f"it has {process.num_tokens} tokens, but the net {net.num_tokens}")
+    # A function of imr.processes may raise anything if its arguments are of the wrong kind.
+    except Exception as error:
+        raise DataError(
+            f"a checkpoint of {config.run_dir} does not say what process its net has learned: "
+            f"{str(error).rstrip('.')}. Train again, with --overwrite."
+        ) from error
+    return list(np.asarray(sample(process, keys, net.length).tokens))
 
 
 def _patch_heads(net: Classifier) -> lens.TransformerWeights:

@@ -9,6 +9,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from reprlib import repr as shortened
 from typing import Any
 
 from imr.errors import RunError
@@ -68,12 +69,12 @@ def build(description: Mapping[str, Any]) -> Callable[..., Any]:
         function = getattr(importlib.import_module(module), name) if known else None
         if not callable(function) or not getattr(function, "__module__", "").startswith(module):
             raise AttributeError(name)
+        return partial(function, **{k: _built(v) for k, v in arguments.items()})
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"description must name a class of imr.nn or a function of imr.processes and its "
-            f"arguments; found {description!r}."
+            f"arguments; found {shortened(description)}."
         ) from error
-    return partial(function, **{k: _built(v) for k, v in arguments.items()})
 
 
 def _built(value: Any) -> Any:

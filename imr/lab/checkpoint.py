@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from imr._files import read_json
 from imr._typing import PyTree
 from imr.errors import ImrError, RunError
 from imr.lab.files import using
@@ -21,6 +22,7 @@ from imr.parallel import Preempted, agreed, is_first, preempted, stop_on_signals
 
 # Old checkpoints are moved there before they are removed, so that none is ever there by half.
 _REMOVED = ".removed"
+_JSON = ("config/metadata", "record/metadata", "state/_METADATA", "state/_sharding")
 _REMEDY = "Move or delete that checkpoint folder, or choose another output folder."
 
 
@@ -38,7 +40,7 @@ class Checkpoints:
         this number divides.
       keep: how many to keep.
       lines: lines of metrics that belong to the state: saved and restored with it.
-    Raises: RunError if the folder cannot be made.
+    Raises: RunError if the folder cannot be made, or a checkpoint there is damaged.
     """
 
     def __init__(
@@ -161,6 +163,8 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise RunError(f"{directory} holds no checkpoint.")
         with _reading(f"checkpoint {step} in {directory}"):
             config = _read(manager, step, config=ocp.args.JsonRestore())["config"]
+            if not isinstance(config, dict):
+                raise TypeError("its configuration is no JSON object")
             return config, _verified(manager, step, config)[0]
 
 
@@ -168,10 +172,19 @@ def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
     json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("config", "record")}
     # A folder that cannot be made is then an error at once, for which no thread waits in vain.
     now = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    return ocp.CheckpointManager(
-        directory, item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
-        options=ocp.CheckpointManagerOptions(async_options=now, **options),
-    )  # fmt: skip
+    with _reading(f"a checkpoint in {directory}"):
+        for step in (entry for entry in directory.iterdir() if entry.name.isdigit()):
+            _check_json(step, "_CHECKPOINT_METADATA")
+        return ocp.CheckpointManager(
+            directory, item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
+            options=ocp.CheckpointManagerOptions(async_options=now, **options),
+        )  # fmt: skip
+
+
+def _check_json(folder: Path, *names: str) -> None:
+    """Refuses JSON of a size or depth that no process of ours writes, for orbax reads any."""
+    for path in filter(Path.is_file, map(folder.joinpath, names)):
+        read_json(path)
 
 
 def _sweep(directory: Path) -> None:
@@ -182,6 +195,7 @@ def _sweep(directory: Path) -> None:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, **items: Any) -> Mapping[str, Any]:
+    _check_json(Path(manager.directory) / str(step), *_JSON)
     return manager.restore(step, args=ocp.args.Composite(**items))
 
 

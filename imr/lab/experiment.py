@@ -11,6 +11,7 @@ from typing import Any, Generic, NoReturn
 
 import jax
 
+from imr._files import read_bytes
 from imr.errors import ImrError
 from imr.lab.cache import compilation_cache
 from imr.lab.console import optional_package, say
@@ -74,7 +75,7 @@ class Experiment(Generic[C]):
                 else:
                     self._carry_out(config, actual, run, *data)
                 if is_first():
-                    print((run.path / "table.md").read_text(encoding="utf-8"))
+                    print(read_bytes(run.path / "table.md").decode(errors="replace"))
                     for figure in sorted(run.figures.glob("*.png")):
                         print(f"figure: {figure}")
                     print(f"every row, as data: {run.path / 'summary.json'}")

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imr._files import parse_json, read_bytes, read_json
 from imr.errors import ImrError, RunError
 from imr.lab.as_json import json_ready
 from imr.lab.console import say
@@ -100,13 +101,13 @@ def _read_config(path: Path, overwrite: bool) -> dict[str, Any] | None:
     remedy = "so it is left alone; choose another folder with --out"
     file = path / "config.json"
     try:
-        text = file.read_text(encoding="utf-8")
+        data = read_bytes(file)
         # A machine that lost power may have left it empty.
-        if not text and {name.removesuffix(".tmp") for name in names} <= {"config.json", *_MADE}:
+        if not data and {name.removesuffix(".tmp") for name in names} <= {"config.json", *_MADE}:
             if overwrite:
                 return {}
             raise RunError(f"{file} is empty; replace that run with --overwrite.")
-        record = json.loads(text)
+        record = parse_json(data, file)
         return {"experiment": record["experiment"], **record["config"]}
     except FileNotFoundError:
         raise RunError(f"{path} holds files but no run of imr, {remedy}.") from None
@@ -239,13 +240,17 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end: summary.json is there, and whole."""
         with contextlib.suppress(RunError):
-            return isinstance(self.summary(), dict) and (self.path / "table.md").is_file()
+            self.summary()
+            return (self.path / "table.md").is_file()
         return False
 
     def summary(self) -> dict[str, Any]:
         """What `finish` wrote; a RunError if the run has not finished."""
         try:
-            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            value = read_json(self.path / "summary.json")
+            if isinstance(value, dict):
+                return value
+            raise ValueError
         except (OSError, ValueError):
             raise RunError(f"{self.path} has not finished; run the same again to resume.") from None
 

@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from imr._files import parse_json, read_bytes
 from imr.errors import ImrError, RunError
 from imr.lab.as_json import json_ready
 from imr.lab.files import using, write_whole
+
+_LARGEST = 2**28  # bytes
 
 
 class Metrics:
@@ -53,8 +56,11 @@ class Metrics:
     def _rows(self) -> list[dict[str, Any]]:
         try:
             with using(self.path):
-                text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-            return [{"step": row["step"], **row} for row in map(json.loads, text.splitlines())]
+                data = read_bytes(self.path, _LARGEST) if self.path.exists() else b""
+            rows = [parse_json(line, self.path) for line in data.splitlines()]
+            if any(type(row["step"]) is not int for row in rows):
+                raise TypeError
+            return [{"step": row["step"], **row} for row in rows]
         except RunError:
             raise
         except (ValueError, KeyError, TypeError):

@@ -63,17 +63,39 @@ def read_nets(directory: str | Path) -> SavedNets:
     if missing := [name for name in ("architecture", "runs") if name not in holds]:
         words = f"its {' and '.join(missing)}, as those of this version of imr do"
         raise RunError(f"the checkpoint in {directory} does not say {words}. {remedy}")
-    call = build(holds["architecture"])
+    call: Any = build(holds["architecture"])
     try:
+        runs = _checked_runs(holds["runs"])
+        _check_count(call.keywords, len(jax.tree.leaves(state)))
         params = nnx.state(nnx.eval_shape(lambda: call(rngs=nnx.Rngs(0))), nnx.Param)
+        shapes = [(len(runs), *x.shape) for x in jax.tree.leaves(params)]
         nnx.replace_by_pure_dict(params, nnx.restore_int_paths(_values(state["params"])))
-        count = len(holds["runs"])
-        if any(x.shape[:1] != (count,) for x in jax.tree.leaves(params)):
-            raise ValueError(f"parameters are not those of {count} runs")
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"does not hold what it says: {error}"
+        if shapes != [x.shape for x in jax.tree.leaves(params)]:
+            raise ValueError(f"parameters are not those of {len(runs)} runs")
+    # A class of imr.nn may raise anything if its arguments are of the wrong kind.
+    except Exception as error:
+        what = f"does not hold what it says: {str(error).rstrip('.')}"
         raise RunError(f"the checkpoint in {directory} {what}. {remedy}") from error
-    return SavedNets(holds, call, holds["runs"], params)
+    return SavedNets(holds, call, runs, params)
+
+
+def _checked_runs(runs: Any) -> list[dict[str, Any]]:
+    """Descriptions of runs: names and numbers, and a seed that jax takes."""
+    numbers = [number for run in runs for number in run.values()]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("runs must be described by numbers")
+    for run in runs:
+        jax.random.key(run["seed"])
+    return runs
+
+
+def _check_count(arguments: Mapping[str, Any], leaves: int) -> None:
+    """Refuses more layers than there are arrays, for making the layers would take as long."""
+    most = max(
+        arguments.get("layers", 1), 1 if arguments.get("tied", True) else arguments["iterations"]
+    )
+    if most > max(leaves, 64):  # a few layers may share their arrays
+        raise ValueError(f"{most} layers have more than its {leaves} arrays")
 
 
 def _values(tree: Any) -> Any:

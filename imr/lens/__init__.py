@@ -21,9 +21,9 @@ from imr.lens.model import TransformerWeights as TransformerWeights
 from imr.lens.model import fold_norms as fold_norms
 from imr.lens.texts import Pieces as Pieces
 from imr.lens.texts import read_texts as read_texts
-from imr.lens.texts import read_tokenizer as read_tokenizer
 from imr.lens.texts import sample_texts as sample_texts
 from imr.lens.texts import tokenize as tokenize
+from imr.lens.tokenizer import read_tokenizer as read_tokenizer
 from imr.lens.weights import Fits as Fits
 from imr.lens.weights import Score as Score
 from imr.lens.weights import Spectra as Spectra

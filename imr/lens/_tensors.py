@@ -1,16 +1,20 @@
 """The tensors of a model folder."""
 
 import importlib
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from imr._files import open_file, parse_json
 from imr.errors import DataError, missing_package
+from imr.lens._files import json_in, path_in
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+_INDEX = "model.safetensors.index.json"
+_LARGEST_HEADER = 2**20  # bytes; a tensor takes about 100
 
 
 class Tensors:
@@ -21,16 +25,24 @@ class Tensors:
             self._library: Any = importlib.import_module("safetensors")
         except ImportError as error:
             raise missing_package("safetensors", "lens") from error
-        self._file_of: dict[str, Path] = {}
-        for path in _files(folder):
-            with self._open(path) as file:
-                self._file_of.update(dict.fromkeys(file.keys(), path))
+        # Open as long as this object lives: to open one is to read its whole header.
+        self._file_of: dict[str, Any] = {}
+        for path, listed in _files(folder).items():
+            file = self._open(path)
+            names = set(file.keys())
+            for name in sorted(names ^ (names if listed is None else listed)):
+                has, places = ("has", "does not place") if name in names else ("lacks", "places")
+                raise DataError(
+                    f"{path} {has} tensor {name:.200}, which {_INDEX} {places} there. Download both again."
+                )
+            self._file_of.update(dict.fromkeys(names, file))
         self.prefix = ""
 
     def _open(self, path: Path) -> Any:
-        if not path.is_file():
-            raise DataError(f"{path} is missing, which model.safetensors.index.json names.")
         try:
+            if not path.is_file():
+                raise DataError(f"{path} is missing, which {_INDEX} names.")
+            _check_header(path)
             return self._library.safe_open(path, framework="flax")
         except (self._library.SafetensorError, OSError) as error:
             raise DataError(f"{path} is damaged or no safetensors file: {error}.") from None
@@ -45,39 +57,63 @@ class Tensors:
             raise DataError(f"tensor {name} is missing, also behind {prefixes[1:]}.")
         self.prefix = known[0]
 
+    def check_layers(self, start: str, count: int) -> None:
+        """Demands that no name behind the prefix and `start` has a number from `count` on."""
+        number = re.compile(re.escape(self.prefix + start) + "([0-9]{1,9})[.]")
+        found = [int(match[1]) for match in map(number.match, self._file_of) if match]
+        if found and max(found) >= count:
+            raise DataError(
+                f"the weights have {max(found) + 1} layers, but config.json says {count}. Take both "
+                "from the same checkpoint."
+            )
+
     def __call__(self, name: str, *shape: int, prefix: str | None = None) -> Any:
         """A tensor of that shape in float32, by its name behind the prefix."""
         name = (self.prefix if prefix is None else prefix) + name
         if name not in self._file_of:
             raise DataError(f"tensor {name} is missing from the checkpoint.")
-        with self._open(self._file_of[name]) as file:
-            view = file.get_slice(name)
-            if (dtype := view.get_dtype()) not in _FLOATS:
-                raise DataError(
-                    f"tensor {name} has dtype {dtype}: quantised weights are not read. Convert them to "
-                    "a floating dtype first."
-                )
-            if (found := tuple(view.get_shape())) != shape:
-                raise DataError(f"tensor {name} must have shape {shape}; found {found}.")
-            array = np.asarray(jnp.asarray(file.get_tensor(name), jnp.float32))
+        file = self._file_of[name]
+        view = file.get_slice(name)
+        if (dtype := view.get_dtype()) not in _FLOATS:
+            raise DataError(
+                f"tensor {name} has dtype {dtype}: quantised weights are not read. Convert them to "
+                "a floating dtype first."
+            )
+        if (found := tuple(view.get_shape())) != shape:
+            raise DataError(f"tensor {name} must have shape {shape}; found {found}.")
+        array = np.asarray(jnp.asarray(file.get_tensor(name), jnp.float32))
         if not np.isfinite(array).all():
             raise DataError(f"tensor {name} holds values that are not finite.")
         return array
 
 
-def _files(folder: Path) -> list[Path]:
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
+def _files(folder: Path) -> dict[Path, set[str] | None]:
+    """The safetensors files of a folder, and the tensors that the index says are in each."""
+    if (folder / "model.safetensors").is_file():
+        return {path_in(folder, "model.safetensors"): None}
+    if not (folder / _INDEX).is_file():
         raise DataError(
             f"{folder} holds no model.safetensors, whole or in shards. Checkpoints of other "
             "formats are not read: convert them with save_pretrained(safe_serialization=True)."
         )
+    listed: dict[str, set[str]] = {}
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise DataError(f"{index} is damaged: it must hold a weight_map.") from None
-    return [folder / name for name in sorted(names)]
+        for name, file in json_in(folder, _INDEX)["weight_map"].items():
+            listed.setdefault(file, set()).add(name)
+        if not all(isinstance(file, str) for file in listed):
+            raise TypeError
+    except (KeyError, AttributeError, TypeError):
+        raise DataError(f"{folder / _INDEX} is damaged: it must hold a weight_map.") from None
+    return {path_in(folder, file): names for file, names in sorted(listed.items())}
+
+
+def _check_header(path: Path) -> None:
+    """Bounds the header, and refuses two tensors of one name, of which the library takes the last."""
+    with open_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_HEADER:
+            raise DataError(
+                f"{path} is damaged or no safetensors file: its header has {length} bytes; at most "
+                f"{_LARGEST_HEADER} are read."
+            )
+        parse_json(file.read(length), path)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import check_choice
+from imr._checks import as_number, check_choice
 from imr.errors import DataError
 from imr.lens.model import ACTIVATIONS, HeadWeights, Mlp, Norm, TransformerWeights
 from imr.nn import Transformer
@@ -44,8 +44,9 @@ def model_from_arrays(
       norm_first: whether norms come before the parts.
       activation: of the MLP.
       epsilon: added to the variance in norms.
-    Raises: DataError if a name is not known, or an array is missing, of another shape or not
-      finite.
+    Raises:
+      DataError: if a name is not known, or an array is missing, of another shape or not finite.
+      ImrError: if `activation` or `epsilon` is out of its range.
 
     >>> w = np.ones((1, 2, 4, 3))
     >>> model = model_from_arrays({"query": w, "key": w, "value": w, "output": np.ones((1, 2, 3, 4))})
@@ -53,6 +54,7 @@ def model_from_arrays(
     (1, 2, 3)
     """
     check_choice("activation", activation, tuple(ACTIVATIONS))
+    as_number("epsilon", epsilon, "[0, 1]")
     if unknown := set(arrays) - set(_AXES):
         raise DataError(
             f"arrays has {', '.join(sorted(unknown))}; known names are {', '.join(_AXES)}."

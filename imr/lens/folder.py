@@ -1,15 +1,16 @@
 """Checkpoints in Hugging Face's folder format, read into plain arrays; safetensors only."""
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import jax
 import numpy as np
 
 from imr.errors import DataError
+from imr.lens._files import json_in
 from imr.lens._tensors import Tensors
 from imr.lens.arrays import model_from_arrays
 from imr.lens.model import ACTIVATIONS, TransformerWeights
@@ -46,10 +47,7 @@ class _Config:
                 f"{folder} is no model folder: config.json is not in it. Give the folder that holds "
                 "config.json and model.safetensors."
             )
-        try:
-            self.options: Any = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{self.path} is damaged: {error}.") from None
+        self.options: Any = json_in(folder, "config.json")
         if not isinstance(self.options, dict):
             kind = type(self.options).__name__
             raise DataError(f"{self.path} must hold a JSON object; found a {kind}.")
@@ -58,23 +56,36 @@ class _Config:
         """An option that is one of the known names."""
         value = self.options.get(name, default)
         if not isinstance(value, str) or value not in known:
-            raise DataError(f"{self.path} has {what} {value!r}; known are {', '.join(known)}.")
+            raise DataError(
+                f"{self.path} has {what} {shortened(value)}; known are {', '.join(known)}."
+            )
         return value
 
-    def positive(self, name: str, kind: Any = int | float, default: Any = None) -> Any:
-        """A positive number of that kind."""
-        value = self.options.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-            raise DataError(f"{self.path} must have a positive {name}; found {value!r}.")
-        return value
+    def size(self, name: str) -> int:
+        """A positive integer."""
+        return self._positive(name, int, 2**31 - 1)
 
     def sizes(self, *names: str) -> list[int]:
         """Positive integers."""
-        return [self.positive(name, int) for name in names]
+        return [self.size(name) for name in names]
+
+    def epsilon(self, name: str, default: float) -> float:
+        """What a norm adds to the variance."""
+        return float(self._positive(name, int | float, 1, default))
+
+    def _positive(self, name: str, kind: Any, most: int, default: Any = None) -> Any:
+        value = self.options.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            raise DataError(f"{self.path} must have a positive {name}; found {shortened(value)}.")
+        if value > most:
+            raise DataError(
+                f"{self.path} must have a {name} of at most {most}; found {shortened(value)}."
+            )
+        return value
 
     def heads(self, name: str, width: int) -> int:
         """The number of heads, which must divide the width of the stream."""
-        if width % (heads := self.positive(name, int)):
+        if width % (heads := self.size(name)):
             raise DataError(f"{self.path} has {heads} heads, which do not divide width {width}.")
         return heads
 
@@ -83,7 +94,7 @@ class _Config:
         for option, known in options.items():
             if (value := self.options.get(option, known)) != known:
                 raise DataError(
-                    f"{self.path} has {option} {value!r}, which is not known; {known!r} is."
+                    f"{self.path} has {option} {shortened(value)}, which is not known; {known!r} is."
                 )
 
 
@@ -94,6 +105,7 @@ def _bert(config: _Config, tensors: Tensors) -> TransformerWeights:
     h = config.heads("num_attention_heads", d)
     config.demand(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     tensors.find_prefix("embeddings.word_embeddings.weight", ("", "bert."))
+    tensors.check_layers("encoder.layer.", l)
 
     def norm(name):
         # The oldest checkpoints keep TensorFlow's names.
@@ -121,7 +133,7 @@ def _bert(config: _Config, tensors: Tensors) -> TransformerWeights:
     arrays["tokens"] = tensors("embeddings.word_embeddings.weight", vocabulary, d)
     arrays["positions"] = positions + segments[0]
     activation = config.choice("hidden_act", "the activation", ACTIVATIONS, "gelu")
-    epsilon = float(config.positive("layer_norm_eps", default=1e-12))
+    epsilon = config.epsilon("layer_norm_eps", 1e-12)
     return model_from_arrays(
         arrays, causal=False, norm_first=False, activation=activation, epsilon=epsilon
     )
@@ -131,11 +143,12 @@ def _gpt2(config: _Config, tensors: Tensors) -> TransformerWeights:
     """Reads a model of the GPT-2 family."""
     vocabulary, p, d, l = config.sizes("vocab_size", "n_positions", "n_embd", "n_layer")
     h = config.heads("n_head", d)
-    m = 4 * d if config.options.get("n_inner") is None else config.positive("n_inner", int)
+    m = 4 * d if config.options.get("n_inner") is None else config.size("n_inner")
     config.demand(
         scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
     )
     tensors.find_prefix("wte.weight", ("", "transformer."))
+    tensors.check_layers("h.", l)
 
     def norm(name):
         return tensors(f"{name}.weight", d), tensors(f"{name}.bias", d)
@@ -161,7 +174,7 @@ def _gpt2(config: _Config, tensors: Tensors) -> TransformerWeights:
     if config.options.get("tie_word_embeddings", True) is not True:
         arrays["unembedding"] = tensors("lm_head.weight", vocabulary, d, prefix="").T
     activation = config.choice("activation_function", "the activation", ACTIVATIONS, "gelu_new")
-    epsilon = float(config.positive("layer_norm_epsilon", default=1e-5))
+    epsilon = config.epsilon("layer_norm_epsilon", 1e-5)
     return model_from_arrays(arrays, activation=activation, epsilon=epsilon)
 
 
