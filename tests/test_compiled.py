@@ -287,7 +287,7 @@ NO_ARRAY_FUNCTIONS = {
     },
     "processes and devices": {
         "agreed", "initialize", "initialize_from_environment", "is_first", "preempted",
-        "stop_on_sigterm", "from_local_rows", "local", "make_mesh", "mesh_of_all", "replicate",
+        "stop_on_signals", "stop_if_asked", "from_local_rows", "local", "make_mesh", "mesh_of_all", "replicate",
     },
     "files, texts and imports": {
         "read_model", "read_texts", "read_tokenizer", "sample_texts", "tokenize", "load_on_use",
@@ -303,6 +303,7 @@ NO_ARRAY_FUNCTIONS = {
         "model_from_transformer", "fold_norms", "imr_fits", "mismatched", "rotated", "score",
         "theta_spectra", "weight_cosines", "constrained_level",
         "constrained_beliefs", "token_vectors", "row_normalised_token_vectors",
+        "ContextBlock", "Fit", "Fixed", "ViterbiPath", "fit_process", "largest", "residual_products", "viterbi",
     },
     "classes of results and errors": {
         "DepthIsTime", "Result", "Flow", "Process", "Sample", "RandomFeatureProducts", "EntropyRate",
