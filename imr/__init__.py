@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from imr import splitting as splitting
+from imr._compiler import keep_products_apart
 from imr._lazy import load_on_use
 from imr.attention import attention_weights as attention_weights
 from imr.attention import cross_attention as cross_attention
@@ -59,6 +60,8 @@ from imr.targets import pointers as pointers
 from imr.targets import same_class_targets as same_class_targets
 
 __version__ = "0.1.0"
+
+keep_products_apart()  # no import above computes anything
 
 SUBMODULES = (
     "attention", "beliefs", "constrained", "context", "flow", "lab", "lens", "metrics", "models", "nn",

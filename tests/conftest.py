@@ -32,6 +32,8 @@ typechecked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True)
 # Before anything imports imr: every annotated shape is then checked at every call.
 jaxtyping.install_import_hook("imr", f"{__name__}.typechecked")
 
+import imr  # noqa: E402, F401 - before a test module computes anything, as users should
+
 
 class _EveryTest:
     """Hooks for the doctests of imr/ and README.md too, which fixtures of this file do not reach."""

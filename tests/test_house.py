@@ -16,7 +16,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "imr", "experiments", "te
 
 # From the ground up. A module may import those of lower lines and, in a folder, of the same folder.
 FLOORS = (
-    ("errors", "_lazy"),
+    ("errors", "_lazy", "_compiler"),
     ("_typing", "_checks", "_files", "_module"),
     ("_numerics", "parallel"),
     ("_targets",),

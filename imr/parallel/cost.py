@@ -75,10 +75,10 @@ def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
       n, k, itemsize: as in `linear_field_cost`.
 
     >>> linear_flow_cost(8000, 10).flops / 1e6
-    2.4
+    2.64
     """
     check_counts(n=n, k=k)
-    return Cost(2.0 * n * k * k + 10.0 * n * k, n * k, itemsize * 4.0 * n * k)
+    return Cost(2.0 * n * k * k + 13.0 * n * k, n * k, itemsize * 4.0 * n * k)
 
 
 def attention_cost(
@@ -112,7 +112,7 @@ def attention_cost(
         sent = 3.0 * r * n * itemsize if devices > 1 else 0.0
         held = itemsize * pairs / block * 6 * r
         return Cost(flops, 2 * pairs, ends * devices + held, sent)
-    flops = pairs * (4 * r + 2 * (r + 1) + 2)
+    flops = pairs * (4 * r + 2 * (r + 1) + 5)
     held = itemsize * pairs * 4 if way == "whole" else itemsize * pairs / block * 3 * r
     return Cost(flops, pairs, ends + held)
 

@@ -1,0 +1,45 @@
+"""The flag of XLA without which some versions compute wrong numbers on CPUs."""
+
+import os
+import re
+import warnings
+
+import jax
+from jax._src.xla_bridge import backends_are_initialized
+from jaxlib.version import __version__ as jaxlib_version
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def version() -> tuple[int, ...]:
+    """The version of jaxlib, as numbers."""
+    return tuple(map(int, re.findall(r"\d+", jaxlib_version)[:3]))
+
+
+def keep_products_apart() -> None:
+    """Lets XLA's YNN library have single matrix products only; no reductions joined to them.
+
+    From jaxlib 0.10.2 on, a product with a constant of equal entries (ones in a mask, zeros at a
+    start, a theta closed over) that is followed by a reduction is compiled to one such fusion on
+    CPUs, whose result is garbage from about 500 rows on, in every dtype. 0.10.2 is wrong for some
+    products of arguments too, and crashes at rank 7. `jax.lax.optimization_barrier` around the
+    operands does not keep 0.10.2 from it, nor can it help the products of users and of einsum.
+    Without YNN at all, the flag left empty, everything is right, and the field of self-attention
+    takes 1.8 times as long; as here, it takes as long as before.
+
+    XLA reads its flags when jax starts its first backend, and ends the process at a flag that it
+    does not know: versions that were not tried are left alone. So is a flag that the user has set.
+    """
+    if not (0, 10, 2) <= version() < (0, 13) or FLAG in os.environ.get("XLA_FLAGS", ""):
+        return
+    flag = f"{FLAG}=individual_dot"
+    if not backends_are_initialized():
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    elif jax.default_backend() == "cpu":
+        warnings.warn(
+            f"jaxlib {jaxlib_version} computes wrong numbers on CPUs for some products with a "
+            "constant, and imr was imported after jax had started, too late to prevent it: import "
+            f"imr before anything is computed, or set XLA_FLAGS={flag} in the environment",
+            RuntimeWarning,
+            stacklevel=3,
+        )
