@@ -65,7 +65,8 @@ def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
     251.2
     """
     check_counts(n=n, f=f, k=k)
-    return Cost(4.0 * n * f * k + 4.0 * n * k, n * k, itemsize * n * (2.0 * f + 4 * k))
+    # A row's loss is a softplus of the log-sum of the others: four transcendentals more.
+    return Cost(4.0 * n * f * k + 4.0 * n * k, n * (k + 4), itemsize * n * (2.0 * f + 4 * k))
 
 
 def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
