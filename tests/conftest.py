@@ -59,11 +59,11 @@ class _EveryTest:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items):
-    """Whole runs of experiments, the fixture `smoke`, are `acceptance`; READMEs of folders `guides`."""
+    """Whole runs of experiments, the fixture `smoke`, are `acceptance`; READMEs `guides`."""
     for item in items:
         if "smoke" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.acceptance)
-        if item.path.name == "README.md" and item.path.parent != item.config.rootpath:
+        if item.path.name == "README.md":
             item.add_marker(pytest.mark.guides)
 
 

@@ -41,6 +41,7 @@ def r_squared(features, expected, weights):
     return 1 - (root**2 * (expected - fitted) ** 2).sum() / (root**2 * (expected - mean) ** 2).sum()
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("name", ["mess3", "half", "rrxor", "mr_name", "post_quantum"])
 def test_t5_recursive_kernel_level_spectral(name):
     process = HALF if name == "half" else PROCESSES[name]

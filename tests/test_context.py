@@ -58,6 +58,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_field_is_the_gradient_in_function_space(name):
     """-K times the gradient of the labelled loss, and the loss falls by the gradient's norm there."""
@@ -78,6 +79,7 @@ def test_the_field_is_the_gradient_in_function_space(name):
     assert loss > 0
 
 
+@pytest.mark.laws
 def test_the_kernel_of_one_is_the_flow_of_the_features():
     """Every token its own example: cross-attention and its label term."""
     everyone = np.full(N, True)
@@ -95,6 +97,7 @@ def test_one_step_from_zero_is_one_linear_attention_layer():
     assert error(field(0.0, jnp.zeros((N, D))), C.x @ (C.x.T @ values)) < 1e-13
 
 
+@pytest.mark.laws
 def test_the_flow_of_theta_seen_at_the_query():
     """With W = 1 and the linear kernel, the latents of X theta^T move as theta's gradient flow does."""
     theta = np.random.default_rng(3).normal(size=(K, P))
@@ -109,6 +112,7 @@ def test_the_flow_of_theta_seen_at_the_query():
     assert error(slope, -x @ jax.grad(of_theta)(jnp.asarray(theta)).T) < 1e-13
 
 
+@pytest.mark.laws
 def test_softmax_attention_is_a_flow_of_the_weighted_loss():
     """Weights K / d; the plain loss may rise: a hub and fifty leaves of the other class."""
     kernel, weights = normalised_kernel(KERNELS["dense"][0], LABELLED)

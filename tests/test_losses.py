@@ -42,6 +42,7 @@ def test_without_targets_the_loss_is_the_log_sum_exp():
     np.testing.assert_allclose(imr.feature_loss(imr.Linear(p.theta), None)(p.z), lse.sum())
 
 
+@pytest.mark.laws
 def test_cross_entropy_survives_large_logits():
     logits = jnp.array([[1e4, 0.0, -1e4]])
     assert imr.cross_entropy(logits, jnp.array([0]))[0] == 0
@@ -50,6 +51,7 @@ def test_cross_entropy_survives_large_logits():
     np.testing.assert_array_equal(gradient, [[1.0, 0.0, -1.0]])
 
 
+@pytest.mark.laws
 def test_masked_entries_take_no_part():
     p = linear(6, 4, 5)
     logits = imr.Linear(p.theta)(p.z)
@@ -66,6 +68,7 @@ def test_masked_entries_take_no_part():
     assert error(imr.closed_field(loss)(0.0, p.z), imr.closed_field(fewer)(0.0, p.z)) <= 1e-14
 
 
+@pytest.mark.laws
 def test_an_anchor_adds_a_spring():
     p = linear()
     x, model = p.z + 1, imr.Linear(p.theta)
@@ -75,6 +78,7 @@ def test_an_anchor_adds_a_spring():
     np.testing.assert_allclose(difference, -0.3 * (p.z - x), atol=1e-14)
 
 
+@pytest.mark.laws
 def test_a_field_carries_theta_as_a_leaf():
     p = linear()
 
@@ -96,6 +100,7 @@ def test_leading_batch_axes_by_vmap():
         np.testing.assert_allclose(batched[i], imr.cross_attention(p.z, p.theta), rtol=1e-13)
 
 
+@pytest.mark.laws
 def test_losses_of_narrow_logits_are_float32():
     loss = imr.cross_entropy(jnp.zeros((3, 10), jnp.bfloat16), jnp.array([0, 1, 2]))
     assert loss.dtype == jnp.float32

@@ -202,6 +202,7 @@ def test_masks_are_what_numpy_makes_of_them(name):
         assert error(gradient, np.reshape(slopes, Z.shape)) <= 1e-8
 
 
+@pytest.mark.laws
 def test_a_row_without_entries_is_zero_and_so_are_its_gradients():
     """Whether the mask is traced or not, and whatever stands in the row."""
     targets = np.array([1, 2, -100, 3])  # a row that takes no part has no label to be read

@@ -67,6 +67,7 @@ def test_the_probability_of_a_latent_class_is_the_sum_of_its_prototypes():
     np.testing.assert_allclose(alone(p.z), imr.Linear(p.theta)(p.z), rtol=1e-13)
 
 
+@pytest.mark.laws
 def test_latent_logits_survive_large_numbers():
     model = imr.Latent(jnp.array([[1.0], [2.0], [-3.0]]), [0, 0, 1])
     np.testing.assert_allclose(model(jnp.array([[1e4]])), [[2e4, -3e4]], rtol=1e-14)
@@ -74,6 +75,7 @@ def test_latent_logits_survive_large_numbers():
     np.testing.assert_allclose(gradient, [[-1.0]], rtol=1e-14)
 
 
+@pytest.mark.laws
 def test_the_label_keeps_its_digits_where_its_probability_is_one():
     """1 - p of the label is the sum of the others: at a margin of 60 it is 9e-27, and not zero."""
     theta = jnp.eye(2)
@@ -85,6 +87,7 @@ def test_the_label_keeps_its_digits_where_its_probability_is_one():
         assert (plain - model.attention(jnp.array([[60.0, 0.0]])))[0, 0] == 0  # the control
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_other_precisions(dtype):
     p = linear(40, 16, 10)

@@ -67,6 +67,7 @@ def test_the_gradient_vanishes_at_the_optimum(p):
     assert float(fit.gradient) == pytest.approx(largest, rel=1e-3, abs=1e-12)
 
 
+@pytest.mark.laws
 def test_giving_up_is_said(p):
     fit = fit_regression(p.z, p.labels, 4, 1e-4, tol=1e-12, max_steps=3)
     assert not fit.converged
@@ -158,6 +159,7 @@ def plane(kind):
     return jnp.asarray(x), jnp.asarray(labels)
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize(
     ("kind", "l2", "converged"),
     [

@@ -23,6 +23,7 @@ CASES = {
 }
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("kind", CASES)
 def test_every_kind_equals_its_dense_matrix(kind):
     x, expected, dense = CASES[kind]
@@ -46,6 +47,7 @@ def test_every_kind_equals_its_dense_matrix(kind):
         assert error(a, b) <= 1e-14
 
 
+@pytest.mark.laws
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64])
 def test_labels_of_any_integer_type_are_int32(dtype):
     """300 columns do not fit 8 bits: compared in the labels' own type they would wrap."""
