@@ -37,6 +37,7 @@ def mask_logits(logits: Array, where: Array | None, axis: int = -1) -> Array:
     return jnp.where(where, logits, hidden)
 
 
+@jax.custom_jvp
 def below(logits: Array, top: Array) -> Array:
     """logits - top, for their largest entries `top`, which give zero exactly.
 
@@ -44,14 +45,18 @@ def below(logits: Array, top: Array) -> Array:
     the largest entry then differs from `top` by a rounding, and the rounding of 4e9 in float32 is 128,
     whose exponential is infinite, or zero in every entry of the row.
     """
-    shifted = logits - top
-    return shifted - jax.lax.stop_gradient(jnp.where(logits >= top, shifted, 0))
+    return jnp.where(logits >= top, 0, logits - top)
+
+
+@below.defjvp
+def _below_jvp(primals, tangents):
+    return below(*primals), tangents[0] - tangents[1]
 
 
 def largest(logits: Array, axis: int = -1) -> Array:
-    """The largest logit, that axis kept; 0 if there is no entry, or none above -inf."""
+    """The largest logit, that axis kept; 0 if there is no entry or none above -inf, NaN if infinite."""
     top = jnp.max(logits, axis=axis, keepdims=True, initial=-jnp.inf)
-    return jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
+    return jax.lax.stop_gradient(jnp.where(jnp.isinf(top), jnp.where(top > 0, jnp.nan, 0), top))
 
 
 def log_sum_exp(logits: Array, where: Array | None = None, axis: int = -1) -> Array:

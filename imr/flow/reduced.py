@@ -139,10 +139,17 @@ def _atol_of_coordinates(z0: Array, vectors: Array, rtol: ScalarLike, atol: Scal
     If B (n, m) is off by e in the root mean square, Z = Z_0 + B V is by at most e |V| sqrt(m / f).
     """
     z0, vectors = jax.lax.stop_gradient((z0, vectors))
+    rtol, atol = (jnp.asarray(x, z0.dtype) for x in (rtol, atol))
     m, f = vectors.shape
     length = state_norm(vectors) * (m / max(f, 1)) ** 0.5
-    allowed = atol + rtol * state_norm(z0) / max(z0.size, 1) ** 0.5
-    return jnp.minimum(atol, allowed / jnp.where(length > 0, length, 1))
+
+    def lower():
+        # Squares that overflow or underflow leave atol, or allow less than they might.
+        mean_square = jnp.sum(z0**2) / max(z0.size, 1)
+        return jnp.minimum(atol, (atol + rtol * jnp.sqrt(mean_square)) / length)
+
+    # z0 is read only where it matters.
+    return jax.lax.cond(length > 1, lower, lambda: atol)
 
 
 def _checked_span(loss: Any) -> Array:
@@ -243,33 +250,46 @@ class CoordinateField(Module):
 @eqx.filter_jit
 def _read_off(path: Path, z0, x, field: CoordinateField, *, saved: bool) -> Flow:
     """Features at the end and at the times asked for, and the measures of each."""
-    reached = jnp.isfinite(path.ts)
-    states = path.ys if saved else path.y[None]
+    z, loss, norm = _measured(field, z0, x, path.end, path.y)
+    if not saved:
+        return as_flow(path, z, None, loss[None], norm[None])
     # What was not reached is replaced before it is measured: masked only after, it would make every
     # gradient NaN.
+    reached = jnp.isfinite(path.ts)
     times = jnp.where(reached, path.ts, path.end)
-    states = jnp.where(reached[:, None, None], states, path.y[None])
-
-    def at(pair):
-        return _measured(field, z0, x, *pair)
-
-    zs, losses, norms = jax.lax.map(at, (times, states))
-    z = at((path.end, path.y))[0] if saved else zs[0]
-    if saved:
-        zs = jnp.where(reached[:, None, None], zs, jnp.inf)
-    return as_flow(path, z, zs if saved else None, losses, norms)
+    states = jnp.where(reached[:, None, None], path.ys, path.y[None])
+    zs, losses, norms = jax.lax.map(lambda pair: _measured(field, z0, x, *pair), (times, states))
+    return as_flow(path, z, jnp.where(reached[:, None, None], zs, jnp.inf), losses, norms)
 
 
 def _measured(field: CoordinateField, z0: Array, x: Array | None, t: Array, state: Array):
     """Features, loss and norm of the field from the coordinates."""
     moved, lam = state - field.frame.start, field.lam
     z = z0 + matmul(moved.T, field.frame.basis)
-    slope = matmul(field(t, state, None).T, field.frame.basis)
+    slope = field(t, state, None)
     value = field.drift.loss(field.products(t, moved))
-    if x is not None:
-        # Z = X + e (Z_0 - X) + B V, and the field is that of B less lam e (Z_0 - X).
-        gone = jnp.expm1(-lam * (t - field.t0))
-        z = z + gone * (z0 - x)
-        slope = slope - lam * (1 + gone) * (z0 - x)
-        value = value + 0.5 * lam * jnp.sum((z - x) ** 2)
-    return z, value, state_norm(slope)
+    if x is None:
+        return z, value, _length(slope, field.frame.basis)
+    # Z = X + e (Z_0 - X) + B V, and the field is that of B less lam e (Z_0 - X).
+    gone = jnp.expm1(-lam * (t - field.t0))
+    z = z + gone * (z0 - x)
+    value = value + 0.5 * lam * jnp.sum((z - x) ** 2)
+    return z, value, state_norm(matmul(slope.T, field.frame.basis) - lam * (1 + gone) * (z0 - x))
+
+
+@jax.custom_jvp
+def _length(slope: Array, basis: Array) -> Array:
+    """The norm of S^T U, by a triangular factor of U instead of n x f numbers.
+
+    The Gram matrix of U would do too, but for half of its digits if vectors depend on one another.
+    The triangular factor has no derivative there, so that of the product is taken.
+    """
+    return state_norm(matmul(jnp.linalg.qr(basis.T, mode="r"), slope))
+
+
+@_length.defjvp
+def _length_jvp(primals, tangents):
+    def norm(slope, basis):
+        return state_norm(matmul(slope.T, basis))
+
+    return _length(*primals), jax.jvp(norm, primals, tangents)[1]
