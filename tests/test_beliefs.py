@@ -147,7 +147,7 @@ def test_t1_control_unscaled_associative_scan_underflows(long):
     assert (last == 0).all()
 
 
-@pytest.mark.laws
+@pytest.mark.acceptance
 def test_a_hundred_thousand_tokens_in_float32_and_float64():
     tokens = processes.sample(MESS3, jax.random.key(5), 100_000).tokens
     # Row by row in numpy, the plain way.

@@ -21,7 +21,7 @@ def scikit_learn(x, y, l2, weights=None):
     return peer.fit(x, y, sample_weight=weights)
 
 
-@pytest.mark.laws
+@pytest.mark.acceptance
 @pytest.mark.parametrize("l2", [1e-4, 1e-2])
 def test_digits_like_scikit_learn(l2):
     data = load_digits()
@@ -184,7 +184,7 @@ def test_without_an_optimum_no_fit_converges(kind, l2, converged):
     assert fit.num_steps < 500
 
 
-@pytest.mark.laws
+@pytest.mark.acceptance
 def test_without_an_optimum_no_noisy_fit_converges():
     weights = np.random.default_rng(0).exponential(size=50)
     for kind, l2, noise, converged in (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from imr._numerics import below, matmul
+from imr._numerics import matmul
 from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
 
@@ -76,7 +76,7 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
         x = logits(strip, k, hop)
         new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(x, axis=1)))
         safe = jnp.where(jnp.isneginf(new), 0, new)
-        e = jnp.exp(below(x, safe[:, None]))
+        e = jnp.exp(_below(x, safe[:, None]))
         fresh = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
         return new, sums * jnp.exp(top - safe)[None, :] + fresh
 
@@ -98,7 +98,7 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
     top = jnp.where(jnp.isneginf(top), 0, top)
     total = sums[:, -1]
     if labels is not None:
-        total = total + jnp.exp(below(labels.logit, top))
+        total = total + jnp.exp(_below(labels.logit, top))
     # No key is seen if the total is zero.
     seen = total > 0
     total = jnp.where(seen, total, 1)
@@ -112,7 +112,7 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
         """The contribution of a strip's queries to the keys that are here now."""
         strip, q, top, total = block
         x = logits(strip, k, hop)
-        return matmul(q / total[None, :], jnp.exp(below(x, top[:, None])))
+        return matmul(q / total[None, :], jnp.exp(_below(x, top[:, None])))
 
     def second_round(carry, hop):
         k, columns = carry
@@ -125,3 +125,9 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
 
     _, columns = jax.lax.scan(second_round, (k, jnp.zeros_like(k)), hops)[0]
     return rows, columns, rest, lse
+
+
+def _below(x, top):
+    """As `imr._numerics.below`, whose own derivative would lose the second one within a `shard_map`."""
+    shifted = x - top
+    return shifted - jax.lax.stop_gradient(jnp.where(x >= top, shifted, 0))
