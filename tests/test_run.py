@@ -20,6 +20,7 @@ from imr.errors import ImrError, RunError
 from imr.lab import console
 from imr.lab import folder as run
 from imr.lab.flags import RunFlags
+from imr.lab.metrics import Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -446,3 +447,10 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch):
     assert terminal.getvalue().count("\n") == 1
     assert "10/10" in terminal.getvalue()
     assert "loss=0.25" in terminal.getvalue()
+
+
+def test_metrics_of_a_process_that_is_not_the_first_go_nowhere():
+    metrics = Metrics(os.devnull, model="a")
+    metrics.append(1, loss=0.5)
+    metrics.reset()
+    assert metrics.rows() == []

@@ -83,7 +83,7 @@ class LinearPath(Module):
         return jax.tree.map(lambda v: (1 - share) * v[index] + share * v[index + 1], values)
 
 
-def linear_path(ts: Float[Array, "s"], values: Any) -> LinearPath:
+def linear_path(ts: Float[Array, "s"] | list[float], values: Any) -> LinearPath:
     """A path through knots, straight between them and constant outside: t -> value.
 
     Args:

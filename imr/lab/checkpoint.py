@@ -165,7 +165,14 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             config = _read(manager, step, config=ocp.args.JsonRestore())["config"]
             if not isinstance(config, dict):
                 raise TypeError("its configuration is no JSON object")
-            return config, _verified(manager, step, config)[0]
+            # On a device of this process, whatever devices and processes have saved it.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shapes = manager.item_metadata(step)["state"]
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                getattr(shapes, "tree", shapes),
+            )
+            return config, _verified(manager, step, config, target)[0]
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:

@@ -26,8 +26,9 @@ class Metrics:
 
     def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
         self.path, self.tags = Path(path), json_ready("tags", tags)
+        self._nowhere = self.path == Path(os.devnull)  # of a process that is not the first
         with using(self.path):
-            data = self.path.read_bytes() if self.path.is_file() else b""  # os.devnull is no file
+            data = self.path.read_bytes() if self.path.is_file() else b""
             if data and not data.endswith(b"\n"):
                 os.truncate(self.path, data.rfind(b"\n") + 1)
 
@@ -47,13 +48,15 @@ class Metrics:
 
     def reset(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         """Puts these rows in the place of all lines with the tags, all at once or not at all."""
-        if self.path == Path(os.devnull):
+        if self._nowhere:
             return
         # Without tags all lines go, also those of a damaged file.
         others = [row for row in self._rows() if not self._carries(row, {})] if self.tags else []
         write_whole(self.path, "".join(map(_line, [*others, *rows])))
 
     def _rows(self) -> list[dict[str, Any]]:
+        if self._nowhere:
+            return []
         try:
             with using(self.path):
                 data = read_bytes(self.path, _LARGEST) if self.path.exists() else b""
