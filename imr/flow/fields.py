@@ -78,9 +78,9 @@ def closed_field(
 
     $$dZ/dt = \sum_{ij} (C_{ij} - softmax_{ij}(N)) \, dN_{ij}/dZ - \lambda (Z - X)$$
 
-    It equals `gradient_field(loss)` to rounding, and needs no n x n matrix for a square model. For
-    integer labels of a model of rows, 1 less the probability of the label is taken as the sum of the
-    others, so that it keeps its digits late in a flow.
+    It equals `gradient_field(loss)` to rounding, and needs no n x n matrix for a square model. Where a
+    target is 1, 1 less its probability is taken as the sum of the others by all models of imr, so
+    that it keeps its digits late in a flow.
 
     Args:
       loss: as `feature_loss` returns it, of a model that implements `attention` and `label_term`.
