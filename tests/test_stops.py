@@ -277,7 +277,10 @@ def test_fifty_runs_leave_no_file_or_thread_open(tmp_path):
         PROBE.main(["--out", str(tmp_path / str(number % 3)), "--overwrite"])
 
     run(0)
-    before = count()
+    files, threads = count()
     for number in range(50):
         run(number)
-    assert count() == before
+    files_after, threads_after = count()
+    # Fewer is no fault: threads that tests before this one had started may end meanwhile.
+    assert files_after <= files
+    assert threads_after <= threads
