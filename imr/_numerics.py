@@ -1,9 +1,16 @@
 """Numerically safe primitives, each with its reason."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from imr._typing import AnyArray, Array
+
+
+def chosen_precision() -> str | None:
+    """The user's `jax.default_matmul_precision`."""
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def matmul(a: AnyArray, b: AnyArray) -> Array:
@@ -12,8 +19,21 @@ def matmul(a: AnyArray, b: AnyArray) -> Array:
     On TPU and on recent GPUs a float32 product runs in fewer bits by default, and the equalities of
     the theory then hold to 1e-2 or 1e-3 only. `jax.default_matmul_precision` overrides this.
     """
-    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    return jnp.matmul(a, b, precision=None if chosen else jax.lax.Precision.HIGHEST)
+    return jnp.matmul(a, b, precision=_precision())
+
+
+def einsum(subscripts: str, *arrays: AnyArray) -> Array:
+    """`jnp.einsum` in the precision of `matmul`."""
+    return jnp.einsum(subscripts, *arrays, precision=_precision())
+
+
+def dot_general(a: AnyArray, b: AnyArray, dimension_numbers: Any, **options: Any) -> Array:
+    """`jax.lax.dot_general` in the precision of `matmul`, for the layers of flax."""
+    return jax.lax.dot_general(a, b, dimension_numbers, **(options | {"precision": _precision()}))
+
+
+def _precision():
+    return jax.lax.Precision.HIGHEST if chosen_precision() is None else None
 
 
 def widen(x: Array) -> Array:

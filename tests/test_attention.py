@@ -20,6 +20,8 @@ from imr.attention import (
     attention_terms,
     random_feature_products,
 )
+from imr.attention.platforms import CPU, TPU
+from imr.attention.strips import strips
 from imr.parallel.mesh import split_over
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +83,63 @@ def test_the_kernel_of_a_gpu_is_the_whole_matrix(r, n, m):
     scaled, *sides = (jnp.asarray(x.T, jnp.float32) for x in (0.7 * q, q, k))
     kernel = jax.jit(partial(kernel_products, columns=True, interpret=True))
     assert relative(kernel(scaled, *sides), ((p @ k).T, (p.T @ q).T)) < 3e-6
+
+
+@pytest.mark.parametrize("r", [16, 21, 40])
+def test_packed_products_are_those_of_float32(r):
+    """The TPU's arithmetic, bfloat16 parts that are multiplied exactly and summed in float32."""
+    random = np.random.default_rng(0)
+    s, k = (random.normal(size=(r, n)).astype(np.float32) for n in (48, 64))
+    e = np.exp(3 * random.normal(size=(48, 64))).astype(np.float32)
+
+    @jax.jit
+    def errors(s, k, e):
+        exact = jax.tree.map(lambda x: x.astype(float), (s, k, e))
+        made = TPU.logits(s, k), TPU.product(k, e, 1), TPU.product(s, e, 0)
+        wide = exact[0].T @ exact[1], exact[1] @ exact[2].T, exact[0] @ exact[2]
+        coarse = [jax.lax.reduce_precision(x, 8, 7).astype(float) for x in (s, k)]
+        one_pass = jnp.abs(coarse[0].T @ coarse[1] - wide[0]).max() / jnp.abs(wide[0]).max()
+        return [
+            jnp.abs(a - b).max() / jnp.abs(b).max() for a, b in zip(made, wide, strict=True)
+        ], one_pass
+
+    made, one_pass = errors(s, k, e)
+    assert max(made) < 1e-6
+    assert one_pass > 1e-4  # what a single pass of bfloat16 loses
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_derivatives_of_packed_products(symmetric):
+    """Both ways and the second, in float32 against float64, as the TPU's program has them."""
+    q, k, g, h, where = problem()
+
+    def everything(on, q, k, g, h):
+        def products(q, k):
+            left, right = (q.T, q.T) if symmetric else (q.T, k.T)
+            return strips(left, q.T, right, where, None, size=16, columns=True, on=on)[:2]
+
+        def scalar(q):
+            rows, columns = products(q, k)
+            return jnp.sum(rows * g.T) + jnp.sum(columns * h.T)
+
+        gradient = jax.grad(scalar)
+        return products(q, k), gradient(q), jax.jvp(gradient, (q,), (h,))[1]
+
+    narrow = [x.astype(jnp.float32) for x in (q, k, g, h)]
+    actual = jax.jit(partial(everything, TPU))(*narrow)
+    assert relative(actual, jax.jit(partial(everything, CPU))(q, k, g, h)) < 1e-5
+
+
+def test_a_platform_has_its_blocks_wherever_it_is_lowered():
+    """On this machine for all three: the tiles of each, and the TPU's bfloat16 parts."""
+    program = jax.jit(attention_products).trace(jax.ShapeDtypeStruct((16384, 16), jnp.float32))
+    for platform, tile in {"cpu": 256, "tpu": 2048, "cuda": 4096}.items():
+        text = program.lower(lowering_platforms=(platform,)).as_text()
+        for other in (256, 2048, 4096):
+            assert (f"tensor<{other}x{other}xf32>" in text) == (other == tile), platform
+        assert ("bf16" in text) == (platform == "tpu")
+        assert ("HIGHEST" in text) == (platform != "tpu")
 
 
 @pytest.mark.laws

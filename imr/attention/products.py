@@ -3,7 +3,6 @@ r"""The two products of an attention matrix, $P K$ and $P^T Q$, without holding 
 Arrays lie on their side here, (r, n): a CPU multiplies few long rows faster than many short ones.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,9 @@ from jaxtyping import Array, Float
 from imr._checks import as_floats, as_mask, check_axis, check_rank
 from imr._numerics import log_sum_exp, matmul, widen
 from imr._typing import AnyArray, Mask, ScalarLike
+from imr.attention.platforms import by_platform
 from imr.attention.ring import ring_products
-from imr.attention.strips import Label, on_cpu, plain_strips, strip, strip_size, strips
+from imr.attention.strips import Label, plain_strips, strip, strips
 from imr.errors import ImrError
 from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
@@ -120,18 +120,17 @@ def _products(queries, keys, label, beta, where, block, mesh, columns) -> tuple[
     k = q if keys is None else widen(keys).T
     scaled = jnp.asarray(beta, q.dtype) * q
     if mesh is not None and n:
-        size = strip_size(math.ceil(n / mesh.size)) if block is None else block
-        found = ring_products(scaled, q, k, where, label, mesh=mesh, size=size, columns=columns)[:3]
+        ring = partial(ring_products, mesh=mesh, size=block, columns=columns)
+        found = by_platform(ring, scaled, q, k, where, label)[:3]
     elif (n * m <= _DENSE) if block is None else block >= n:
         found = strip(scaled, q, k, where, label, columns=columns)
     elif block is None and where is None and label is None and _kernel_serves(q):
-        found = (*_fused(scaled, q, k, columns), None)
+        found = (*_fused(scaled, q, k, keys is None, columns), None)
     elif keys is None and where is None and label is None:
-        size = _tile_size() if block is None else block
-        found = (*_symmetric(scaled, q, size, columns), None)
+        found = (*_symmetric(scaled, q, block, columns), None)
     else:
-        size = strip_size(m) if block is None else block
-        found = strips(scaled, q, k, where, label, size=size, columns=columns)
+        program = partial(strips, size=block, columns=columns)
+        found = by_platform(program, scaled, q, k, where, label)
     rows, cols, rest = (None if x is None else x.T.astype(dtype) for x in found)
     return rows, cols, rest
 
@@ -164,19 +163,20 @@ def attention_log_sums(
     if n == 0:
         return jnp.zeros(0, dtype)
     if mesh is not None:
-        size = strip_size(math.ceil(n / mesh.size)) if block is None else block
-        found = ring_products(
-            scaled.T, queries.T, keys.T, where, None, mesh=mesh, size=size, columns=False
-        )[3]
+        ring = partial(ring_products, mesh=mesh, size=block, columns=False)
+        found = by_platform(ring, scaled.T, queries.T, keys.T, where, None)[3]
         return found.astype(dtype)
 
     @jax.checkpoint
     def row(pair):
         return log_sum_exp(matmul(pair[0][None], keys.T), pair[1])[0]
 
-    size = min(n, strip_size(m) if block is None else block)
+    def rows(*pairs, on):
+        size = on.strip_size(m) if block is None else block
+        return jax.lax.map(row, pairs, batch_size=min(n, size))
+
     masks = None if where is None else where[:, None, :]
-    return jax.lax.map(row, (scaled, masks), batch_size=size).astype(dtype)
+    return by_platform(rows, scaled, masks).astype(dtype)
 
 
 def _checked(queries, keys, where, block, mesh):
@@ -199,11 +199,6 @@ def _checked(queries, keys, where, block, mesh):
     return queries, keys, where
 
 
-def _tile_size() -> int:
-    # On a CPU a tile stays in the second cache, 256 KB.
-    return 256 if on_cpu() else 4096
-
-
 def _kernel_serves(q) -> bool:
     """Whether this process has a GPU that the kernel suits; `jax.export` refuses kernels elsewhere."""
     if jax.default_backend() != "gpu" or q.dtype != jnp.float32 or len(q) > _WIDEST:
@@ -211,28 +206,47 @@ def _kernel_serves(q) -> bool:
     return float(getattr(jax.devices()[0], "compute_capability", 0)) >= 8  # the first with tf32
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-@partial(jax.jit, static_argnums=3)
-def _fused(scaled, q, k, columns):
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
+def _fused(scaled, q, k, symmetric, columns):
     from imr.attention.kernel import kernel_products  # pallas takes long to import
 
+    def others(scaled, q, k, *, on):
+        if symmetric:
+            return _tiles_or_strips(scaled, q, tile=None, columns=columns, on=on)
+        return strips(scaled, q, k, None, None, size=None, columns=columns, on=on)[:2]
+
     kernel = partial(kernel_products, columns=columns)
-    strips = partial(plain_strips, columns=columns)
-    return jax.lax.platform_dependent(scaled, q, k, cuda=kernel, default=strips)
+    return by_platform(others, scaled, q, k, cuda=kernel)
 
 
 @_fused.defjvp
-def _fused_jvp(columns, primals, tangents):
-    strips = partial(plain_strips, columns=columns)
-    return _fused(*primals, columns), jax.jvp(strips, primals, tangents)[1]
+def _fused_jvp(symmetric, columns, primals, tangents):
+    by_strips = partial(plain_strips, columns=columns)
+    return _fused(*primals, symmetric, columns), jax.jvp(by_strips, primals, tangents)[1]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _symmetric(scaled, q, tile, columns):
+    return by_platform(partial(_tiles_or_strips, tile=tile, columns=columns), scaled, q)
+
+
+@_symmetric.defjvp
+def _symmetric_jvp(tile, columns, primals, tangents):
+    def by_strips(scaled, q):
+        return plain_strips(scaled, q, q, columns=columns)
+
+    return _symmetric(*primals, tile, columns), jax.jvp(by_strips, primals, tangents)[1]
+
+
+def _tiles_or_strips(scaled, q, *, tile, columns, on):
     """By tiles if no exponential that matters underflows or overflows, else by strips."""
     # What underflows, below e^-87 or e^-708, is then below e^-19 of the sum of its row.
     limit = 68.0 if q.dtype == jnp.float32 else 680.0
-    by_strips = partial(_square_strips, columns=columns)
+    by_tiles = partial(_tiles, tile=tile or on.tile, columns=columns, on=on)
+
+    def by_strips(scaled, q):
+        return strips(scaled, q, q, None, None, size=None, columns=columns, on=on)[:2]
 
     # One after the other under vmap: both branches would run otherwise.
     @jax.custom_batching.sequential_vmap
@@ -241,24 +255,12 @@ def _symmetric(scaled, q, tile, columns):
         low, high = jnp.min(gauge), jnp.max(gauge)
         # beta is positive too, and q_i q_j - a_i - a_j keeps its digits.
         small = (high - low <= limit) & (low >= 0) & (high * jnp.finfo(q.dtype).eps <= 2**-6)
-        return jax.lax.cond(
-            small, partial(_tiles, tile=tile, columns=columns), by_strips, scaled, q
-        )
+        return jax.lax.cond(small, by_tiles, by_strips, scaled, q)
 
     return either(scaled, q)
 
 
-def _square_strips(scaled, q, *, columns):
-    return plain_strips(scaled, q, q, columns=columns)
-
-
-@_symmetric.defjvp
-def _symmetric_jvp(tile, columns, primals, tangents):
-    by_strips = partial(_square_strips, columns=columns)
-    return _symmetric(*primals, tile, columns), jax.jvp(by_strips, primals, tangents)[1]
-
-
-def _tiles(scaled, q, *, tile, columns):
+def _tiles(scaled, q, *, tile, columns, on):
     r"""$e_{ij} = \exp(\beta q_i q_j - a_i - a_j)$, $a_i = \beta |q_i|^2 / 2$, on tiles with i <= j.
 
     Each tile serves (i, j) and (j, i), and no e is above 1. $P_{ij} = e_{ij} w_j / \sum_l e_{il} w_l$
@@ -279,22 +281,28 @@ def _tiles(scaled, q, *, tile, columns):
     def add(x, i, more):
         return jax.lax.dynamic_update_slice_in_dim(x, cut(x, i) + more, i * tile, -1)
 
+    products = on.products(q.dtype)
+    left, right = products.sides(scaled, padded)
+
     def sweep(x):
         """x e, shape (r, n)."""
+        parts = products.parts(x)
 
-        def pair(i, j, total):
+        def pair(_, carry):
+            i, j, total = carry
             # A tile on the diagonal is its own mirror image.
             share = jnp.where(i == j, 0.5, 1.0).astype(x.dtype)
-            logits = matmul(cut(scaled, i).T, cut(padded, j))
+            logits = products.logits(cut(left, i), cut(right, j))
             logits = logits - cut(gauge, i)[:, None] - cut(gauge, j)[None, :]
             e = jax.lax.optimization_barrier(jnp.exp(logits))
-            total = add(total, i, share * matmul(cut(x, j), e.T))
-            return add(total, j, share * matmul(cut(x, i), e))
+            total = add(total, i, share * products.product(cut(parts, j), e, 1))
+            total = add(total, j, share * products.product(cut(parts, i), e, 0))
+            i = i + (j + 1 == count)
+            return i, jnp.where(j + 1 == count, i, j + 1), total
 
-        def row(i, total):
-            return jax.lax.fori_loop(i, count, partial(pair, i), total)
-
-        return jax.lax.fori_loop(0, count, row, jnp.zeros_like(x))
+        # One loop over pairs i <= j, whose length a compiler knows.
+        start = jnp.int32(0), jnp.int32(0), jnp.zeros_like(x)
+        return jax.lax.fori_loop(0, count * (count + 1) // 2, pair, start)[2]
 
     sums = sweep(jnp.concatenate([padded, jnp.ones_like(padded[:1])]) * weights[None, :])
     # Rows that fill up see real columns only through exponentials that underflow: their sum is 0.

@@ -1,16 +1,16 @@
 r"""$P K$ and $P^T Q$ with rows distributed over devices: keys go round the ring, queries stay."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from imr._numerics import matmul
 from imr.parallel.mesh import mesh_axis, pad_axis, padding
 
 
-def ring_products(scaled, q, k, where, label, *, mesh, size, columns):
+def ring_products(scaled, q, k, where, label, *, mesh, size, columns, on):
     """Both products (r, n), the rest of P beside labels (n,), and log-sums of rows (n,), on p devices.
 
     The keys go round the ring twice: first for the sums of each row, which are rescaled to the
@@ -21,11 +21,12 @@ def ring_products(scaled, q, k, where, label, *, mesh, size, columns):
     n = q.shape[1]
     axis, parts = mesh_axis(mesh)
     extra = padding(n, parts)
+    size = on.strip_size(math.ceil(n / parts)) if size is None else size
     if where is not None:
         where = pad_axis(pad_axis(where, extra, value=True), extra, 1, value=False)
     across, along = PartitionSpec(None, axis), PartitionSpec(axis)
     mapped = jax.shard_map(
-        partial(_local, count=n, axis=axis, parts=parts, size=size, columns=columns),
+        partial(_local, count=n, axis=axis, parts=parts, size=size, columns=columns, on=on),
         mesh=mesh,
         in_specs=(across, across, across, along, along),
         out_specs=(across, across if columns else None, along, along),
@@ -39,7 +40,7 @@ def ring_products(scaled, q, k, where, label, *, mesh, size, columns):
     return rows[:, :n], None if cols is None else cols[:, :n], rest, lse[:n]
 
 
-def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
+def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns, on):
     """The computation of one device; keys from number `count` on are padding."""
     r, n = q.shape
     size = min(size, n)
@@ -67,7 +68,7 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
             seen = seen & jax.lax.dynamic_slice_in_dim(mask, start, n, 1)
         if label is not None:
             seen = seen & (number != label.column[:, None])
-        return jnp.where(seen, matmul(scaled.T, k), -jnp.inf)
+        return jnp.where(seen, on.logits(scaled, k), -jnp.inf)
 
     @jax.checkpoint
     def accumulate(block, k, hop):
@@ -77,7 +78,7 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
         new = jnp.maximum(top, jax.lax.stop_gradient(jnp.max(x, axis=1)))
         safe = jnp.where(jnp.isneginf(new), 0, new)
         e = jnp.exp(_below(x, safe[:, None]))
-        fresh = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
+        fresh = on.product(jnp.concatenate([k, jnp.ones_like(k[:1])]), e, 1)
         return new, sums * jnp.exp(top - safe)[None, :] + fresh
 
     def first_round(carry, hop):
@@ -112,7 +113,7 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns):
         """The contribution of a strip's queries to the keys that are here now."""
         strip, q, top, total = block
         x = logits(strip, k, hop)
-        return matmul(q / total[None, :], jnp.exp(_below(x, top[:, None])))
+        return on.product(q / total[None, :], jnp.exp(_below(x, top[:, None])), 0)
 
     def second_round(carry, hop):
         k, columns = carry

@@ -1,12 +1,14 @@
 r"""Some rows of an attention matrix at a time, and what they give to $P K$ and $P^T Q$."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from imr._numerics import below, largest, mask_logits, matmul
+from imr._numerics import below, largest, mask_logits
+from imr.attention.platforms import CPU, by_platform
 from imr.parallel.mesh import pad_axis, padding
 
 
@@ -17,23 +19,12 @@ class Label(NamedTuple):
     logit: Float[Array, "n"]
 
 
-def on_cpu() -> bool:
-    """Whether this process computes on a CPU."""
-    return jax.default_backend() == "cpu"
-
-
-def strip_size(m: int) -> int:
-    """Rows of a strip: a few that stay near the cores of a CPU, many to keep an accelerator busy."""
-    m = max(m, 1)
-    return max(16, 2**18 // m) if on_cpu() else max(128, 2**24 // m)
-
-
-def strip(scaled, q, k, where, label, *, columns):
+def strip(scaled, q, k, where, label, *, columns, on=CPU):
     """Some rows of P and what they give: (r, n), (r, m), and for labels the rest of P, (n,)."""
     if label is not None:
         others = label.column[:, None] != jnp.arange(k.shape[1])[None, :]
         where = others if where is None else where & others
-    logits = mask_logits(matmul(scaled.T, k), where)
+    logits = mask_logits(on.logits(scaled, k), where)
     seen: Any = None if where is None else where.any(axis=1)
     logit: Any = None if label is None else label.logit[:, None]
     top = largest(logits)
@@ -41,7 +32,7 @@ def strip(scaled, q, k, where, label, *, columns):
         top = jnp.where(seen[:, None], jnp.maximum(top, jax.lax.stop_gradient(logit)), top)
     # Made once: a compiler that fuses it into both products makes it twice.
     e = jax.lax.optimization_barrier(jnp.exp(below(logits, top)))
-    sums = matmul(jnp.concatenate([k, jnp.ones_like(k[:1])]), e.T)
+    sums = on.product(jnp.concatenate([k, jnp.ones_like(k[:1])]), e, 1)
     total, rest = sums[-1:], None
     if logit is not None:
         # A row that sees its label alone has no others to sum.
@@ -50,12 +41,13 @@ def strip(scaled, q, k, where, label, *, columns):
     rows, weighted = sums[:-1] / total, q / total
     if seen is not None:
         rows, weighted = (jnp.where(seen[None, :], x, 0) for x in (rows, weighted))
-    return rows, matmul(weighted, e) if columns else None, rest
+    return rows, on.product(weighted, e, 0) if columns else None, rest
 
 
-def strips(scaled, q, k, where, label, *, size, columns):
-    """Strip after strip; the last is padded with zero queries, which add 0 to the columns."""
+def strips(scaled, q, k, where, label, *, size, columns, on=CPU):
+    """Strip after strip of `size` rows; the last is padded with zero queries, which add 0 to the columns."""
     (r, n), m = q.shape, k.shape[1]
+    size = on.strip_size(m) if size is None else size
     extra = padding(n, size)
 
     def cut(x):
@@ -66,7 +58,7 @@ def strips(scaled, q, k, where, label, *, size, columns):
         masks = pad_axis(where, extra, value=True).reshape(-1, size, m)
     labels = jax.tree.map(lambda x: pad_axis(x, extra).reshape(-1, size), label)
     # The derivative recomputes each strip; it needs no sums over strips.
-    one = jax.checkpoint(lambda s, q, *rest: strip(s, q, k, *rest, columns=columns))
+    one = jax.checkpoint(lambda s, q, *rest: strip(s, q, k, *rest, columns=columns, on=on))
 
     def step(total, block):
         rows, cols, rest = one(*block)
@@ -80,5 +72,6 @@ def strips(scaled, q, k, where, label, *, size, columns):
 
 
 def plain_strips(scaled, q, k, *, columns):
-    """Both products without a mask and labels, in strips of a suitable size."""
-    return strips(scaled, q, k, None, None, size=strip_size(k.shape[1]), columns=columns)[:2]
+    """Both products without a mask and labels, in strips of a size that suits the platform."""
+    program = partial(strips, size=None, columns=columns)
+    return by_platform(program, scaled, q, k, None, None)[:2]

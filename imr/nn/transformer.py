@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imr._checks import as_tokens, check_counts, check_rngs
+from imr._numerics import dot_general, einsum
 from imr.errors import ImrError
 
 # The initialisation of GPT-2.
@@ -40,6 +41,12 @@ class Record(NamedTuple):
     logits: Float[Array, "*b l k"]
 
 
+def _linear(inputs, outputs, rngs, use_bias=True):
+    return nnx.Linear(
+        inputs, outputs, use_bias=use_bias, kernel_init=_SMALL, dot_general=dot_general, rngs=rngs
+    )
+
+
 class _Layer(nnx.Module):
     """Norm, causal attention, add; norm, MLP, add."""
 
@@ -51,20 +58,19 @@ class _Layer(nnx.Module):
         self.output = draw(heads, head_features, features)
         self.attention_norm = nnx.LayerNorm(features, rngs=rngs)
         self.mlp_norm = nnx.LayerNorm(features, rngs=rngs)
-        self.widen = nnx.Linear(features, mlp_width, kernel_init=_SMALL, rngs=rngs)
-        self.narrow = nnx.Linear(mlp_width, features, kernel_init=_SMALL, rngs=rngs)
+        self.widen = _linear(features, mlp_width, rngs)
+        self.narrow = _linear(mlp_width, features, rngs)
 
     def attend(self, x):
         """Weights (..., h, l, l) and OV vectors (..., h, l, d)."""
         normed = self.attention_norm(x)
         queries, keys, values = (
-            jnp.einsum("...ld,hdr->...hlr", normed, w[...])
-            for w in (self.query, self.key, self.value)
+            einsum("...ld,hdr->...hlr", normed, w[...]) for w in (self.query, self.key, self.value)
         )
-        scores = jnp.einsum("...hqr,...hkr->...hqk", queries, keys) * queries.shape[-1] ** -0.5
+        scores = einsum("...hqr,...hkr->...hqk", queries, keys) * queries.shape[-1] ** -0.5
         causal = np.tri(x.shape[-2], dtype=bool)
         weights = jax.nn.softmax(scores, axis=-1, where=causal)
-        return weights, jnp.einsum("...hlr,hrd->...hld", values, self.output[...])
+        return weights, einsum("...hlr,hrd->...hld", values, self.output[...])
 
     def mlp(self, x):
         return self.narrow(jax.nn.relu(self.widen(self.mlp_norm(x))))
@@ -107,9 +113,7 @@ class Transformer(nnx.Module):
         options = (features, heads, head_features, mlp_width, rngs)
         self.layers = nnx.List(_Layer(*options) for _ in range(layers))
         self.norm = nnx.LayerNorm(features, rngs=rngs)
-        self.unembedding = nnx.Linear(
-            features, num_tokens, use_bias=False, kernel_init=_SMALL, rngs=rngs
-        )
+        self.unembedding = _linear(features, num_tokens, rngs, use_bias=False)
 
     def __call__(self, tokens: Any, edit: Edit | None = None) -> Float[Array, "*b l k"]:
         """Logits of the token after each position; arguments as in `record`."""
@@ -137,7 +141,7 @@ class Transformer(nnx.Module):
         for number, layer in enumerate(self.layers):
             before = _edited(edit, "before", number, x)
             attention, values = layer.attend(before)
-            written = jnp.einsum("...hqk,...hkd->...qd", attention, values)
+            written = einsum("...hqk,...hkd->...qd", attention, values)
             middle = _edited(edit, "middle", number, before + written)
             x = _edited(edit, "after", number, middle + layer.mlp(middle))
             columns.append((before, middle, x, attention, values))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imr._checks import check_finite, is_concrete
-from imr._numerics import widen
+from imr._numerics import matmul, widen
 from imr.errors import ImrError
 from imr.processes.stationary import closed_classes, long_run, null_vectors, traced_long_run
 
@@ -268,7 +268,7 @@ def _traced(transitions, initial, generalised):
         left, right = null_vectors(matrix)
         total = right.sum()
         right = right * jnp.where(jnp.abs(total) > 1e-9, size / total, 1)
-        stationary = left / jnp.dot(left, right)
+        stationary = left / matmul(left, right)
     else:
         # From any start, if the stationary distribution is unique.
         right = jnp.ones(size, matrix.dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from imr._checks import as_lengths, check_count, check_key, within
+from imr._numerics import matmul
 from imr.processes.process import Process, bare, check_process
 
 
@@ -78,13 +79,13 @@ def _sample_one(process, uniforms):
         return jnp.sum(edges <= u)
 
     if process.generalised:
-        readout = process.transitions @ process.right
+        readout = matmul(process.transitions, process.right)
 
         def observe(belief, u):
             # Cancellation can leave tiny negative probabilities.
-            token = pick(jnp.maximum(readout @ belief, 0), u)
-            belief = belief @ process.transitions[token]
-            return belief / (belief @ process.right), token
+            token = pick(jnp.maximum(matmul(readout, belief), 0), u)
+            belief = matmul(belief, process.transitions[token])
+            return belief / matmul(belief, process.right), token
 
         return Sample(jax.lax.scan(observe, process.initial, uniforms[1:])[1], None)
 
