@@ -85,7 +85,7 @@ def test_the_kernel_of_a_gpu_is_the_whole_matrix(r, n, m):
     assert relative(kernel(scaled, *sides), ((p @ k).T, (p.T @ q).T)) < 3e-6
 
 
-@pytest.mark.parametrize("r", [16, 21, 40])
+@pytest.mark.parametrize("r", [16, 42])
 def test_packed_products_are_those_of_float32(r):
     """The TPU's arithmetic, bfloat16 parts that are multiplied exactly and summed in float32."""
     random = np.random.default_rng(0)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import imr
 from experiments.bench.__main__ import EXPERIMENT
+from experiments.bench.tpu import cycles
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,9 +64,40 @@ def test_smoke_times_every_way_to_the_same_end(tmp_path):
         (("--rtol", "0"), "--rtol must be above 0 and finite; found 0.0."),
         (("--parts", "nothing"), "--parts must be among linear, attention"),
         (("--scales",), "--scales must hold at least one number; found ()."),
+        (("--topologies", "v9z"), "--topologies must be among v5e, v5p, v6e, v5e-256; found"),
     ],
 )
 def test_bad_flags_are_one_clear_line(tmp_path, capsys, flags, message):
     assert EXPERIMENT.main([*flags, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_cycles_of_loops_and_branches():
+    """Of a compiled program as the compiler writes it: loops by their lengths, the last of branches."""
+    text = """
+%condition (p: s32[]) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(10)
+  ROOT %lt = pred[] compare(%p, %constant.1), direction=LT
+}
+
+%body (p: s32[]) -> s32[] {
+  %a = f32[8]{0} fusion(%p), backend_config={"estimated_cycles":"7"}
+}
+
+%rare (p: s32[]) -> s32[] {
+  %b = f32[8]{0} fusion(%p), backend_config={"estimated_cycles":"1000"}
+}
+
+%usual (p: s32[]) -> s32[] {
+  %while.1 = s32[] while(%p), condition=%condition, body=%body
+}
+
+ENTRY %main (p: s32[]) -> s32[] {
+  %c = f32[8]{0} fusion(%p), backend_config={"estimated_cycles":"3"}
+  %d = s32[] conditional(%p, %p, %p), branch_computations={%rare, %usual}
+}
+"""
+    assert cycles(text) == 3 + 10 * 7
+    with pytest.raises(imr.ImrError, match="the length of a loop must be a constant"):
+        cycles(text.replace("constant(10)", "parameter(0)"))

@@ -6,16 +6,21 @@ from typing import Annotated
 from imr.lab.bounds import above, at_least
 from imr.lab.flags import RunFlags, flag_error
 
-PARTS: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
+DEFAULT: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
+PARTS = (*DEFAULT, "tpu")
+TOPOLOGIES: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e-256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(RunFlags):
     """Flags of the benchmark."""
 
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = DEFAULT
     """What to measure: linear (the flow of the linear model), attention (its field, by size), training,
-    beliefs, devices (a ring of them, results and bytes), rates (of the machine, and the cost model)."""
+    beliefs, devices (a ring of them, results and bytes), rates (of the machine, and the cost model); and
+    tpu, which compiles for TPUs without having one, a minute or two for each program: needs libtpu."""
+    topologies: tuple[str, ...] = TOPOLOGIES
+    """Those that tpu compiles for."""
     n: Annotated[int, at_least(1)] = 8000
     """Rows of Z."""
     features: Annotated[int, at_least(1)] = 784
@@ -54,6 +59,8 @@ def check(config: Config) -> None:
     """Refuses unknown parts and empty lists."""
     if not config.parts or not set(config.parts) <= set(PARTS):
         raise flag_error("parts", f"must be among {', '.join(PARTS)}", config.parts)
-    for name in ("tokens", "scales"):
+    if not set(config.topologies) <= set(TOPOLOGIES):
+        raise flag_error("topologies", f"must be among {', '.join(TOPOLOGIES)}", config.topologies)
+    for name in ("tokens", "scales", "topologies"):
         if not getattr(config, name):
             raise flag_error(name, "must hold at least one number", getattr(config, name))

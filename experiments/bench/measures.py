@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from experiments.bench import attention, beliefs, devices, linear, rates, training
+from experiments.bench import attention, beliefs, devices, linear, rates, tpu, training
 from experiments.bench.config import PARTS, Config
 from imr.lab.folder import RunFolder
 
-MODULES = dict(zip(PARTS, (linear, attention, training, beliefs, devices, rates), strict=True))
+MODULES = dict(zip(PARTS, (linear, attention, training, beliefs, devices, rates, tpu), strict=True))
 
 
 def measure(config: Config, run: RunFolder) -> dict[str, tuple[str, list[dict[str, Any]]]]:

@@ -281,7 +281,7 @@ def _tiles(scaled, q, *, tile, columns, on):
     def add(x, i, more):
         return jax.lax.dynamic_update_slice_in_dim(x, cut(x, i) + more, i * tile, -1)
 
-    products = on.products(q.dtype)
+    products = on.products(q)
     left, right = products.sides(scaled, padded)
 
     def sweep(x):
