@@ -29,7 +29,8 @@ def einsum(subscripts: str, *arrays: AnyArray) -> Array:
 
 def dot_general(a: AnyArray, b: AnyArray, dimension_numbers: Any, **options: Any) -> Array:
     """`jax.lax.dot_general` in the precision of `matmul`, for the layers of flax."""
-    return jax.lax.dot_general(a, b, dimension_numbers, **(options | {"precision": _precision()}))
+    options["precision"] = _precision()
+    return jax.lax.dot_general(a, b, dimension_numbers, **options)
 
 
 def _precision():

@@ -7,7 +7,7 @@ from imr.lab.bounds import above, at_least
 from imr.lab.flags import RunFlags, flag_error
 
 DEFAULT: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
-PARTS = (*DEFAULT, "tpu")
+PARTS: tuple[str, ...] = (*DEFAULT, "tpu")
 TOPOLOGIES: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e-256")
 
 
