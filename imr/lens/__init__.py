@@ -8,8 +8,16 @@ from imr.lens.energy import EnergyGradient as EnergyGradient
 from imr.lens.energy import energy_gradient as energy_gradient
 from imr.lens.energy import gradient_shares as gradient_shares
 from imr.lens.folder import read_model as read_model
+from imr.lens.heads import Heads as Heads
+from imr.lens.heads import fold_heads as fold_heads
+from imr.lens.heads import head_mask as head_mask
+from imr.lens.heads import head_weights as head_weights
 from imr.lens.labels import LabelCosines as LabelCosines
 from imr.lens.labels import label_null as label_null
+from imr.lens.logits import HeadUpdates as HeadUpdates
+from imr.lens.logits import head_gradient as head_gradient
+from imr.lens.logits import head_logits as head_logits
+from imr.lens.logits import head_updates as head_updates
 from imr.lens.measures import Energies as Energies
 from imr.lens.measures import TermCosines as TermCosines
 from imr.lens.measures import TextMeasures as TextMeasures
@@ -19,6 +27,10 @@ from imr.lens.model import Mlp as Mlp
 from imr.lens.model import Norm as Norm
 from imr.lens.model import TransformerWeights as TransformerWeights
 from imr.lens.model import fold_norms as fold_norms
+from imr.lens.names import FAMILIES as FAMILIES
+from imr.lens.names import HeadNames as HeadNames
+from imr.lens.reading import HeadLayers as HeadLayers
+from imr.lens.reading import read_heads as read_heads
 from imr.lens.texts import Pieces as Pieces
 from imr.lens.texts import read_texts as read_texts
 from imr.lens.texts import sample_texts as sample_texts
