@@ -338,6 +338,7 @@ def heads(z, c):
 
 NO_ARRAY_FUNCTIONS["heads, by numpy, and their results"] = {
     "read_heads", "head_weights", "fold_heads", "head_mask", "HeadNames", "HeadLayers", "HeadUpdates",
+    "rotary_spectra", "damped_heads", "attended_distances", "RotarySpectra", "Distances",
 }  # fmt: skip
 
 

@@ -31,6 +31,11 @@ from imr.lens.names import FAMILIES as FAMILIES
 from imr.lens.names import HeadNames as HeadNames
 from imr.lens.reading import HeadLayers as HeadLayers
 from imr.lens.reading import read_heads as read_heads
+from imr.lens.rotary import Distances as Distances
+from imr.lens.rotary import RotarySpectra as RotarySpectra
+from imr.lens.rotary import attended_distances as attended_distances
+from imr.lens.rotary import damped_heads as damped_heads
+from imr.lens.rotary import rotary_spectra as rotary_spectra
 from imr.lens.texts import Pieces as Pieces
 from imr.lens.texts import read_texts as read_texts
 from imr.lens.texts import sample_texts as sample_texts

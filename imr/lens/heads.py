@@ -150,6 +150,12 @@ def fold_heads(heads: Heads) -> Heads:
       heads: of one layer. Heads that read the stream as it is are left as they are.
     Returns: `Heads` without norms of streams; those of queries and keys stay.
 
+    >>> w = np.ones((1, 2, 2))
+    >>> norm = Norm(np.array([2.0, 3.0]), np.zeros(2))
+    >>> heads = Heads(query=w, key=w, value=w, output=w, scale=1.0, norm=norm, rms=True)
+    >>> fold_heads(heads).query.tolist()
+    [[[2.0, 2.0], [3.0, 3.0]]]
+
     Reference: Elhage et al. 2021, "Handling layer normalization"; `fold_norms` for `HeadWeights`.
     """
     query, query_bias = _read(heads, "query", heads.norm)
