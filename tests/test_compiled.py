@@ -339,6 +339,8 @@ def heads(z, c):
 NO_ARRAY_FUNCTIONS["heads, by numpy, and their results"] = {
     "read_heads", "head_weights", "fold_heads", "head_mask", "HeadNames", "HeadLayers", "HeadUpdates",
     "rotary_spectra", "damped_heads", "attended_distances", "RotarySpectra", "Distances",
+    "shifted_cosines", "layer_cosines", "layer_scores", "part_cosines", "gauge_scores", "permuted_layers",
+    "without_shared", "PartCosines", "Gauge", "FamilyWise",
 }  # fmt: skip
 
 

@@ -29,6 +29,16 @@ from imr.lens.model import TransformerWeights as TransformerWeights
 from imr.lens.model import fold_norms as fold_norms
 from imr.lens.names import FAMILIES as FAMILIES
 from imr.lens.names import HeadNames as HeadNames
+from imr.lens.nulls import FamilyWise as FamilyWise
+from imr.lens.nulls import Gauge as Gauge
+from imr.lens.nulls import PartCosines as PartCosines
+from imr.lens.nulls import gauge_scores as gauge_scores
+from imr.lens.nulls import layer_cosines as layer_cosines
+from imr.lens.nulls import layer_scores as layer_scores
+from imr.lens.nulls import part_cosines as part_cosines
+from imr.lens.nulls import permuted_layers as permuted_layers
+from imr.lens.nulls import shifted_cosines as shifted_cosines
+from imr.lens.nulls import without_shared as without_shared
 from imr.lens.reading import HeadLayers as HeadLayers
 from imr.lens.reading import read_heads as read_heads
 from imr.lens.rotary import Distances as Distances
