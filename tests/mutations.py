@@ -147,6 +147,56 @@ def weights(folder):
     return Kind(folder / "model.safetensors", read, right, header_of, with_header)
 
 
+HEADS = {
+    "model_type": "gemma3_text", "hidden_size": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "num_hidden_layers": 1, "head_dim": 6, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 4.0,
+    "sliding_window": 3, "layer_types": ["sliding_attention"], "rope_parameters": {
+        "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10.0},
+    },
+}  # fmt: skip
+
+
+def heads(folder):
+    """The configuration of heads with key groups, rotary positions and a window."""
+    from safetensors.numpy import save_file
+
+    shapes = {
+        "self_attn.q_proj": (12, 4), "self_attn.k_proj": (6, 4), "self_attn.v_proj": (6, 4),
+        "self_attn.o_proj": (4, 12), "self_attn.q_norm": (6,), "self_attn.k_norm": (6,),
+        "input_layernorm": (4,), "post_attention_layernorm": (4,),
+    }  # fmt: skip
+    tensors = {f"layers.0.{name}.weight": np.ones(s, np.float32) for name, s in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(HEADS))
+
+    def right(data, layers):
+        options, (layer,) = json.loads(data), layers
+        window = options.get("sliding_window")
+        local = options.get("layer_types") != ["full_attention"]
+        rope = options.get("rope_parameters") or {}
+        types = ("full_attention", "sliding_attention")
+        rope = (rope.get(types[local]) if any(t in rope for t in types) else rope) or {}
+        base = rope.get("rope_theta", 10000.0 if local else options.get("rope_theta", 1e6))
+        linear = rope.get("rope_type", rope.get("type")) == "linear"
+        factor = rope.get("factor", 1.0) if linear else 1.0
+        turning = int(6 * rope.get("partial_rotary_factor", 1.0))
+        return (
+            layer.query.shape == (2, 4, 6)
+            and layer.key.shape == (1, 4, 6)
+            and layer.scale == (options.get("query_pre_attn_scalar", 256) or 6) ** -0.5
+            and layer.reach == (window - 1 if local and window is not None else None)
+            and np.allclose(
+                layer.frequencies,
+                float(base) ** -(np.arange(0, turning, 2) / (turning or 1)) / factor,
+            )
+        )
+
+    def read():
+        return list(lens.read_heads(folder))
+
+    return Kind(folder / "config.json", read, right)
+
+
 def config(folder):
     model_folder(folder)
 
@@ -299,7 +349,7 @@ def nets(folder):
 KINDS = {
     kind.__name__: kind
     for kind in (
-        idx, idx_gz, weights, config, shard_index, tokenizer, texts, run_config, summary, metrics, nets,
+        idx, idx_gz, weights, heads, config, shard_index, tokenizer, texts, run_config, summary, metrics, nets,
     )
 }  # fmt: skip
 

@@ -316,6 +316,34 @@ NO_ARRAY_FUNCTIONS = {
 }  # fmt: skip
 
 
+# Heads of other people's models.
+
+
+@row("head_gradient", "head_logits", "head_updates")
+def heads(z, c):
+    weights = {
+        "query": 0.3 * c(4, F, 4),
+        "key": 0.3 * c(2, F, 4),
+        "value": c(2, F, 4),
+        "output": c(4, 4, F),
+    }
+    heads = imr.lens.Heads(**weights, frequencies=c(2), scale=0.5, cap=3.0)
+    z, seen = few(z), jnp.tri(512, dtype=bool)
+    return (
+        imr.lens.head_gradient(heads, z, seen),
+        imr.lens.head_updates(heads, z, seen).updates,
+        imr.lens.head_logits(heads, z),
+    )
+
+
+NO_ARRAY_FUNCTIONS["heads, by numpy, and their results"] = {
+    "read_heads", "head_weights", "fold_heads", "head_mask", "HeadNames", "HeadLayers", "HeadUpdates",
+    "rotary_spectra", "damped_heads", "attended_distances", "RotarySpectra", "Distances",
+    "shifted_cosines", "layer_cosines", "layer_scores", "part_cosines", "gauge_scores", "permuted_layers",
+    "without_shared", "PartCosines", "Gauge", "FamilyWise",
+}  # fmt: skip
+
+
 def test_every_public_name_has_a_row():
     names = {full.split(".")[-1] for full in public()}
     none = set().union(*NO_ARRAY_FUNCTIONS.values())

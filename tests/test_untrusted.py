@@ -29,7 +29,7 @@ needs_lens = pytest.mark.skipif(
     reason="the extra `lens` is not installed",
 )
 LIGHT = ("idx", "idx_gz", "texts", "summary", "metrics", "run_config")
-MODEL = ("tokenizer", "weights", "config", "shard_index")
+MODEL = ("tokenizer", "weights", "heads", "config", "shard_index")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import importlib
 import re
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +15,11 @@ from imr.lens._files import json_in, path_in
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _INDEX = "model.safetensors.index.json"
+_QUANTISED = ("qweight", "weight_packed", "weight_quantized", "blocks", "weight.absmax")
+_DEQUANTISE = (
+    "Convert them first: AutoModel.from_pretrained(FOLDER).dequantize().save_pretrained(OTHER), of "
+    "transformers."
+)
 _LARGEST_HEADER = 2**20  # bytes; a tensor takes about 100
 
 
@@ -57,30 +63,66 @@ class Tensors:
             raise DataError(f"tensor {name} is missing, also behind {prefixes[1:]}.")
         self.prefix = known[0]
 
-    def check_layers(self, start: str, count: int) -> None:
-        """Demands that no name behind the prefix and `start` has a number from `count` on."""
-        number = re.compile(re.escape(self.prefix + start) + "([0-9]{1,9})[.]")
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that whole name."""
+        return name in self._file_of
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the tensor of that whole name, or None without it."""
+        return tuple(self._file_of[name].get_slice(name).get_shape()) if self.has(name) else None
+
+    def prefix_of(self, name: str, given: str | None = None) -> str:
+        """The prefix, of whole words, behind which a tensor lies: the one there is, or that given."""
+        ends = [each.removesuffix(name) for each in self._file_of if each.endswith(name)]
+        prefixes = sorted(prefix for prefix in ends if not prefix or prefix[-1] == ".")
+        if given is not None:
+            prefixes = [prefix for prefix in prefixes if prefix == given]
+        if len(prefixes) == 1:
+            return prefixes[0]
+        if prefixes:
+            places = shortened([f"{prefix:.60}" for prefix in prefixes])
+            raise DataError(f"tensor {name} lies behind {places}. Say which with prefix=.")
+        behind = "behind whatever prefix" if given is None else f"behind prefix {given!r}"
+        raise DataError(f"tensor {name} is missing, {behind}.{self._packed(name)}")
+
+    def _packed(self, name: str) -> str:
+        """What to say if a missing weight is there in the form of a quantiser."""
+        stem = name.removesuffix("weight")
+        for part in _QUANTISED:
+            known = [each for each in self._file_of if each.endswith(stem + part)]
+            if known:
+                return f" {min(known, key=len)} is there: the weights are quantised. {_DEQUANTISE}"
+        return ""
+
+    def check_layers(
+        self, start: str, count: int, prefix: str | None = None, exact: bool = False
+    ) -> None:
+        """Demands that no name behind the prefix and `start` has a number from `count` on.
+
+        If `exact`, the last number must be there.
+        """
+        prefix = self.prefix if prefix is None else prefix
+        number = re.compile(re.escape(prefix + start) + "([0-9]{1,9})[.]")
         found = [int(match[1]) for match in map(number.match, self._file_of) if match]
-        if found and max(found) >= count:
+        if found and (max(found) >= count or (exact and max(found) < count - 1)):
             raise DataError(
                 f"the weights have {max(found) + 1} layers, but config.json says {count}. Take both "
                 "from the same checkpoint."
             )
 
-    def __call__(self, name: str, *shape: int, prefix: str | None = None) -> Any:
-        """A tensor of that shape in float32, by its name behind the prefix."""
+    def __call__(self, name: str, *shape: int, prefix: str | None = None, note: str = "") -> Any:
+        """A tensor of that shape, which the note explains, in float32, by its name behind the prefix."""
         name = (self.prefix if prefix is None else prefix) + name
         if name not in self._file_of:
-            raise DataError(f"tensor {name} is missing from the checkpoint.")
+            raise DataError(f"tensor {name} is missing from the checkpoint.{self._packed(name)}")
         file = self._file_of[name]
         view = file.get_slice(name)
         if (dtype := view.get_dtype()) not in _FLOATS:
             raise DataError(
-                f"tensor {name} has dtype {dtype}: quantised weights are not read. Convert them to "
-                "a floating dtype first."
+                f"tensor {name} has dtype {dtype}: quantised weights are not read. {_DEQUANTISE}"
             )
         if (found := tuple(view.get_shape())) != shape:
-            raise DataError(f"tensor {name} must have shape {shape}; found {found}.")
+            raise DataError(f"tensor {name} must have shape {shape}{note}; found {found}.")
         array = np.asarray(jnp.asarray(file.get_tensor(name), jnp.float32))
         if not np.isfinite(array).all():
             raise DataError(f"tensor {name} holds values that are not finite.")

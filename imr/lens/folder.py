@@ -3,14 +3,11 @@
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from reprlib import repr as shortened
-from typing import Any
 
 import jax
 import numpy as np
 
-from imr.errors import DataError
-from imr.lens._files import json_in
+from imr.lens._config import Config
 from imr.lens._tensors import Tensors
 from imr.lens.arrays import model_from_arrays
 from imr.lens.model import ACTIVATIONS, TransformerWeights
@@ -32,73 +29,12 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
       MissingPackageError: without safetensors; the extra `lens` has it.
     """
     folder = Path(folder).expanduser()
-    config = _Config(folder)
+    config = Config(folder)
     kind = config.choice("model_type", "model_type", _FAMILIES)
     return _FAMILIES[kind](config, Tensors(folder))
 
 
-class _Config:
-    """The options of a checkpoint, each checked when it is asked for."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "config.json"
-        if not self.path.is_file():
-            raise DataError(
-                f"{folder} is no model folder: config.json is not in it. Give the folder that holds "
-                "config.json and model.safetensors."
-            )
-        self.options: Any = json_in(folder, "config.json")
-        if not isinstance(self.options, dict):
-            kind = type(self.options).__name__
-            raise DataError(f"{self.path} must hold a JSON object; found a {kind}.")
-
-    def choice(self, name: str, what: str, known: Any, default: Any = None) -> str:
-        """An option that is one of the known names."""
-        value = self.options.get(name, default)
-        if not isinstance(value, str) or value not in known:
-            raise DataError(
-                f"{self.path} has {what} {shortened(value)}; known are {', '.join(known)}."
-            )
-        return value
-
-    def size(self, name: str) -> int:
-        """A positive integer."""
-        return self._positive(name, int, 2**31 - 1)
-
-    def sizes(self, *names: str) -> list[int]:
-        """Positive integers."""
-        return [self.size(name) for name in names]
-
-    def epsilon(self, name: str, default: float) -> float:
-        """What a norm adds to the variance."""
-        return float(self._positive(name, int | float, 1, default))
-
-    def _positive(self, name: str, kind: Any, most: int, default: Any = None) -> Any:
-        value = self.options.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-            raise DataError(f"{self.path} must have a positive {name}; found {shortened(value)}.")
-        if value > most:
-            raise DataError(
-                f"{self.path} must have a {name} of at most {most}; found {shortened(value)}."
-            )
-        return value
-
-    def heads(self, name: str, width: int) -> int:
-        """The number of heads, which must divide the width of the stream."""
-        if width % (heads := self.size(name)):
-            raise DataError(f"{self.path} has {heads} heads, which do not divide width {width}.")
-        return heads
-
-    def demand(self, **options: Any) -> None:
-        """Refuses options that make another architecture of it; a missing one is as demanded."""
-        for option, known in options.items():
-            if (value := self.options.get(option, known)) != known:
-                raise DataError(
-                    f"{self.path} has {option} {shortened(value)}, which is not known; {known!r} is."
-                )
-
-
-def _bert(config: _Config, tensors: Tensors) -> TransformerWeights:
+def _bert(config: Config, tensors: Tensors) -> TransformerWeights:
     """Reads a model of the BERT family."""
     d, m, l = config.sizes("hidden_size", "intermediate_size", "num_hidden_layers")
     vocabulary, p, t = config.sizes("vocab_size", "max_position_embeddings", "type_vocab_size")
@@ -139,7 +75,7 @@ def _bert(config: _Config, tensors: Tensors) -> TransformerWeights:
     )
 
 
-def _gpt2(config: _Config, tensors: Tensors) -> TransformerWeights:
+def _gpt2(config: Config, tensors: Tensors) -> TransformerWeights:
     """Reads a model of the GPT-2 family."""
     vocabulary, p, d, l = config.sizes("vocab_size", "n_positions", "n_embd", "n_layer")
     h = config.heads("n_head", d)
@@ -198,7 +134,7 @@ def _stacked(layer: Callable[[int], dict[str, np.ndarray]], count: int) -> dict[
     return jax.tree.map(lambda *x: np.stack(x), *map(layer, range(count)))
 
 
-_FAMILIES: dict[str, Callable[[_Config, Tensors], TransformerWeights]] = {
+_FAMILIES: dict[str, Callable[[Config, Tensors], TransformerWeights]] = {
     "bert": _bert,
     "gpt2": _gpt2,
 }

@@ -5,7 +5,6 @@ $\theta = W_Q W_K^T / \sqrt r$. A head that descends the log-sum-exp has $W_V W_
 in numpy and float64: factorisations of many small matrices, done once.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Array, Complex128, Float64, Key
 
 from imr._checks import check_key
 from imr.errors import ImrError
+from imr.lens._factors import core, float64, gram, norm, over, power
 from imr.lens.model import HeadWeights
 
 
@@ -59,16 +59,16 @@ def weight_cosines(heads: HeadWeights) -> WeightCosines:
 
     Reference: arXiv 2509.04653; the measure is imr's own.
     """
-    query, key, value, output = _float64(heads)
-    inner = np.sum(_gram(value, key) * _gram(output, query), axis=(-1, -2))
-    circuit = _norm(value, output)
+    query, key, value, output = float64(heads)
+    inner = np.sum(gram(value, key) * gram(output, query), axis=(-1, -2))
+    circuit = norm(value, output)
     # Orthonormal columns of W_V are W_V (W_V^T W_V)^(-1/2), and of W_O^T likewise.
-    read = _power(_gram(value, value), -0.5) @ _gram(value, key)
-    write = _power(_gram(output, output), -0.5) @ _gram(output, query)
+    read = power(gram(value, value), -0.5) @ gram(value, key)
+    write = power(gram(output, output), -0.5) @ gram(output, query)
     part = read @ write.mT
     return WeightCosines(
-        _over(inner, circuit * _norm(key, query)),
-        _over(inner, circuit * np.linalg.norm(part, axis=(-1, -2))),
+        over(inner, circuit * norm(key, query)),
+        over(inner, circuit * np.linalg.norm(part, axis=(-1, -2))),
     )
 
 
@@ -80,14 +80,14 @@ def imr_fits(heads: HeadWeights) -> Fits:
 
     Reference: imr's own; the best M is the truncated singular value decomposition of the mean.
     """
-    query, key, value, output = _float64(heads)
-    theta = _over(0.5 * query, _norm(query, key)[..., None, None])
-    circuit = _over(0.5 * output, _norm(output, value)[..., None, None])
+    query, key, value, output = float64(heads)
+    theta = over(0.5 * query, norm(query, key)[..., None, None])
+    circuit = over(0.5 * output, norm(output, value)[..., None, None])
     right = np.concatenate([key, value], axis=-1)
 
     def residual(sign):
-        core = _core(np.concatenate([theta, sign * circuit], axis=-1), right)
-        kept = np.linalg.svd(core, compute_uv=False)[..., : query.shape[-1]]
+        mixed = core(np.concatenate([theta, sign * circuit], axis=-1), right)
+        kept = np.linalg.svd(mixed, compute_uv=False)[..., : query.shape[-1]]
         return np.maximum(1 - np.sum(kept**2, axis=-1), 0)
 
     return Fits(residual(-1.0), residual(1.0))
@@ -99,14 +99,14 @@ def theta_spectra(heads: HeadWeights) -> Spectra:
     Args:
       heads: of all layers.
     """
-    query, key, _, _ = _float64(heads)
+    query, key, _, _ = float64(heads)
     scale = query.shape[-1] ** -0.5
-    inner = _gram(key, query)  # theta's eigenvalues are those of K^T Q
+    inner = gram(key, query)  # theta's eigenvalues are those of K^T Q
     trace = np.sum(inner * inner.mT, axis=(-1, -2))  # of theta theta
     return Spectra(
-        scale * np.linalg.svd(_core(query, key), compute_uv=False),
+        scale * np.linalg.svd(core(query, key), compute_uv=False),
         scale * np.linalg.eigvals(inner).astype(complex),
-        0.5 * (1 + _over(trace, _norm(query, key) ** 2)),
+        0.5 * (1 + over(trace, norm(query, key) ** 2)),
     )
 
 
@@ -171,7 +171,7 @@ def rotated(heads: HeadWeights, key: Key[Array, ""]) -> HeadWeights:
       key: a PRNG key.
     """
     check_key(key)
-    query, keys, _, _ = _float64(heads)
+    query, keys, _, _ = float64(heads)
     d, r = query.shape[-2:]
     # Only where U takes the 2r columns matters: to an orthonormal frame that is random.
     upper: Any = np.linalg.qr(np.concatenate([query, keys], axis=-1), mode="r")
@@ -179,37 +179,3 @@ def rotated(heads: HeadWeights, key: Key[Array, ""]) -> HeadWeights:
     frame, sides = np.linalg.qr(gauss)
     turned = (frame * np.sign(np.diagonal(sides))) @ upper
     return heads._replace(query=turned[..., :r], key=turned[..., r:])
-
-
-def _float64(heads: HeadWeights) -> Iterator[np.ndarray]:
-    """W_Q, W_K, W_V and W_O^T, all (l, h, d, r), in float64."""
-    yield from (np.asarray(w, np.float64) for w in heads[:3])
-    yield np.asarray(heads.output, np.float64).mT
-
-
-def _gram(a, b):
-    """a^T b for each head."""
-    return a.mT @ b
-
-
-def _over(x, size):
-    """x / size, and 0 if the size is 0: a head without weights has cosine 0 with everything."""
-    return np.where(size > 0, x / np.where(size > 0, size, 1), 0)
-
-
-def _power(gram, exponent):
-    """Powers of positive semidefinite matrices; eigenvalues that are 0 stay 0."""
-    values, vectors = np.linalg.eigh(gram)
-    positive = values > np.maximum(1e-13 * np.max(values, axis=-1, keepdims=True), 0)
-    powers = np.where(positive, np.where(positive, values, 1) ** exponent, 0)
-    return (vectors * powers[..., None, :]) @ vectors.mT
-
-
-def _core(a, b):
-    """A small matrix with the singular values of a b^T."""
-    return _power(_gram(a, a), 0.5) @ _power(_gram(b, b), 0.5)
-
-
-def _norm(a, b):
-    """The norm of a b^T for each head."""
-    return np.sqrt(np.sum(_gram(a, a) * _gram(b, b), axis=(-1, -2)))
