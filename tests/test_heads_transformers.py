@@ -34,6 +34,10 @@ IMAGES = {
     "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 20,
     "image_size": 12, "patch_size": 4,
 }  # fmt: skip
+STACKS = {
+    "d_model": 24, "d_kv": 10, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3, "d_ff": 20,
+    "vocab_size": K,
+}  # fmt: skip
 LOCAL = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -46,6 +50,8 @@ LINEAR = {
 CASES = {
     "bert": ("Bert", PLAIN),
     "roberta": ("Roberta", PLAIN),
+    "xlm-roberta": ("XLMRoberta", PLAIN),
+    "camembert": ("Camembert", PLAIN),
     "distilbert": ("DistilBert", {
         "dim": 24, "n_heads": 4, "n_layers": 2, "hidden_dim": 20, "vocab_size": K, "max_position_embeddings": 40,
     }),
@@ -69,6 +75,9 @@ CASES = {
     "olmo2": ("Olmo2", GROUPED),
     "vit": ("ViT", IMAGES),
     "dinov2": ("Dinov2", IMAGES | {"mlp_ratio": 2}),
+    "dinov2_with_registers": ("Dinov2WithRegisters", IMAGES | {"mlp_ratio": 2}),
+    "clip-text": ("CLIPText", PLAIN),
+    "clip-vision": ("CLIPVision", IMAGES),
     "clip": ("CLIP", {"text_config": PLAIN, "vision_config": IMAGES | {"hidden_size": 32}}),
     "whisper": ("Whisper", {
         "d_model": 24, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -76,8 +85,8 @@ CASES = {
         "num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 20, "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
     }),
-    "t5": ("T5", {"d_model": 24, "d_kv": 10, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3,
-                  "d_ff": 20, "vocab_size": K}),
+    "t5": ("T5", STACKS),
+    "mt5": ("MT5", STACKS),
 }  # fmt: skip
 
 
@@ -110,14 +119,14 @@ def saved(kind, folder):
 def inputs_of(kind):
     tokens = torch.tensor(np.random.default_rng(0).integers(3, K, (1, N)))
     draw = torch.manual_seed(1)
-    if kind in ("vit", "dinov2"):
+    if CASES[kind][1].keys() >= IMAGES.keys():
         return {"pixel_values": torch.randn(1, 3, 12, 12, generator=draw)}
     if kind == "clip":
         return {"pixel_values": torch.randn(1, 3, 12, 12, generator=draw), "input_ids": tokens}
     if kind == "whisper":
         features = torch.randn(1, 8, 20, generator=draw)
         return {"input_features": features, "decoder_input_ids": tokens}
-    if kind == "t5":
+    if kind.endswith("t5"):
         return {"input_ids": tokens, "decoder_input_ids": tokens[:, :7]}
     return {"input_ids": tokens}
 
@@ -170,10 +179,15 @@ def check(kind, folder, monkeypatch):
     tables = lens.FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]]
     worst = {"logits": 0.0, "outputs": 0.0, "norms": 0.0}
     layers = lens.read_heads(folder)
+    # Some versions save the towers of CLIP behind a prefix.
+    prefix = kind.removeprefix("clip-") + "_model."
+    prefix = (
+        prefix if kind.startswith("clip-") and any(t.startswith(prefix) for t in tensors) else ""
+    )
     for place, heads in zip(layers.names, layers, strict=True):
         part, i = place.split(".")
         names = tables[part]
-        at = names.layer.format(i)
+        at = prefix + names.layer.format(i)
         reads = caught.of(tensors[at + (names.packed or names.query) + ".weight"])
         writes = caught.of(tensors[at + names.output + ".weight"])
         if names.layer_scale:
@@ -184,7 +198,7 @@ def check(kind, folder, monkeypatch):
             reads, keys, writes, strict=True
         ):
             wanted, bias = caught.logits[before], None
-            if kind == "t5" and not names.cross:
+            if kind.endswith("t5") and not names.cross:
                 stack = getattr(model, part).block[0].layer[0].SelfAttention
                 bias = stack.compute_bias(len(x), len(x))[0].detach().numpy()
             seen = np.asarray(lens.head_mask(heads, len(x), len(source)))

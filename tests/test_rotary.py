@@ -23,16 +23,21 @@ def theta_at(heads, head, distance):
     return heads.scale * heads.query[head] @ rotation @ heads.key[head // heads.group_size].T
 
 
+@pytest.mark.laws
+def test_logits_are_those_of_theta_at_each_distance():
+    heads = jax.tree.map(np.float64, heads_of(6, frequencies=np.array([1.0, 0.2])))
+    x = np.float64(draw(61, 6, D))
+    logits = jax.jit(partial(lens.head_logits, heads))(x)
+    for head, i, j in ((0, 5, 4), (3, 1, 3), (2, 2, 2)):
+        assert abs(logits[head, i, j] - x[i] @ theta_at(heads, head, i - j) @ x[j]) < 1e-10
+
+
 def test_spectra_and_damped_heads_against_plain_matrices():
     heads = jax.tree.map(np.float64, heads_of(6, frequencies=np.array([1.0, 0.2])))
     spectra, head = lens.rotary_spectra(heads), 3
     circuit = heads.value[head // 2] @ heads.output[head]
     thetas = {d: theta_at(heads, head, d) for d in (-2, 0, 1, 5)}
     size = np.linalg.norm(circuit) * np.linalg.norm(thetas[0])
-    x = np.float64(draw(61, 6, D))
-    logits = jax.jit(partial(lens.head_logits, heads))(x)[head]
-    assert abs(logits[5, 4] - x[5] @ thetas[1] @ x[4]) < 1e-10
-    assert abs(logits[1, 3] - x[1] @ thetas[-2] @ x[3]) < 1e-10
     for distance, theta in thetas.items():
         angle = distance * spectra.frequencies
         ours = spectra.constant + np.sum(

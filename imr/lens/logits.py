@@ -60,8 +60,9 @@ def head_logits(
     Returns: Logits, shape (h, n, m).
     Raises: ImrError if source and `cross` contradict one another.
 
-    >>> w = jnp.ones((1, 2, 2))
-    >>> head_logits(Heads(query=w, key=w, value=w, output=w, scale=0.5), jnp.eye(2)).tolist()
+    >>> import numpy as np
+    >>> w = np.ones((1, 2, 2), np.float32)
+    >>> head_logits(Heads(query=w, key=w, value=w, output=w, scale=0.5), w[0] / 2).tolist()
     [[[1.0, 1.0], [1.0, 1.0]]]
     """
     queries, keys = _sides(heads, inputs, source, positions)

@@ -314,8 +314,9 @@ FAMILIES: dict[str, dict[str, HeadNames]] = {
         "text": replace(_CLIP_TEXT, config="text_config"),
         "vision": replace(_CLIP_VISION, config="vision_config"),
     },
-    "clip_text_model": {"text": _CLIP_TEXT},
-    "clip_vision_model": {"vision": _CLIP_VISION},
+    # Alone, each has a prefix or none, by the version of transformers that has saved it.
+    "clip_text_model": {"text": replace(_CLIP_TEXT, layer="encoder.layers.{}.")},
+    "clip_vision_model": {"vision": replace(_CLIP_VISION, layer="encoder.layers.{}.")},
     "whisper": {"encoder": _WHISPER, "decoder": _WHISPER_DECODER, "cross": _WHISPER_CROSS},
     **dict.fromkeys(("t5", "mt5"), _T5_PARTS),
 }
