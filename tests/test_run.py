@@ -228,11 +228,13 @@ def test_a_kill_in_overwrite_leaves_a_run_that_can_be_opened(tmp_path, monkeypat
         opened(tmp_path, overwrite=True)
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(shutil, "rmtree", remove)
+    (tmp_path / "config.json.tmp").write_text("{")
     again = opened(tmp_path)
     # All of the old run, or one that has not finished, without metrics that lack their checkpoints.
     assert again.finished == (renames == 0)
     assert renames == 0 or (again.checkpoints / "1").exists() == (renames < 3)
     assert not (tmp_path / ".removed").exists()
+    assert again.finished or not (tmp_path / "config.json.tmp").exists()
 
 
 @pytest.mark.usefixtures("quick")

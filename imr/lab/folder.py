@@ -191,6 +191,8 @@ def _remove(path: Path, names: tuple[str, ...]) -> None:
 
     Each is renamed first, in an order such that whatever is left at any moment can be resumed.
     """
+    for name in ("config.json", *_MADE):
+        (path / f"{name}.tmp").unlink(missing_ok=True)
     removed = path / _REMOVED
     if removed.exists():
         shutil.rmtree(removed)
