@@ -72,9 +72,9 @@ def main(name, out, every, *flags):
     With `every` that is each signal in each phase, and after each the same command once more; without
     it one chain, in which each run goes on with the one before until the next phase.
     """
-    experiment = import_module(f"experiments.{name}.__main__").EXPERIMENT
     hear()
-    _without_what_differs()
+    _make_small()
+    experiment = import_module(f"experiments.{name}.__main__").EXPERIMENT
     initialize_from_environment()  # once; the runs below are then those of a process that has begun
     for variable in ("IMR_COORDINATOR", "IMR_NUM_PROCESSES", "IMR_PROCESS_ID"):
         os.environ.pop(variable, None)
@@ -115,8 +115,9 @@ def say(**what):
     print(json.dumps(what), flush=True)
 
 
-def _without_what_differs():
-    """A clock that ticks once at each look, and no images, which take longer than all else."""
+def _make_small():
+    """No images, which take longer than all else; and a clock that ticks once at each look, by which the
+    benchmark finds the same times twice."""
     from matplotlib.figure import Figure
 
     from experiments.bench import rounds

@@ -1,10 +1,12 @@
-"""Whole experiments, broken off by signals in every phase and by kill -9 at random moments.
+"""Whole experiments, broken off at random moments by signals and by kill -9.
 
-However often a run is broken off, the same command ends it with the same bits.
+However often a run is broken off, the same command ends it with the same bits. IMR_TEST_KILLS says how
+often, by default 5 times; with more, signals go to the beliefs experiment too.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,11 @@ from imr.lab.phases import PHASES
 from tests import signals
 from tests.test_stops import end_of
 
-KILLS = int(os.environ.get("IMR_TEST_KILLS", "5"))  # of each experiment
+KILLS = int(os.environ.get("IMR_TEST_KILLS", "5"))  # and signals, of each experiment
 
 IMAGES = ("images", "--smoke", "--models", "attention")
 BELIEFS = ("beliefs", "--smoke")
+COMMANDS = IMAGES, BELIEFS
 
 pytestmark = pytest.mark.acceptance
 
@@ -78,26 +81,39 @@ def end(processes):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_signal_in_each_phase(tmp_path, start, count):
-    end(start(IMAGES, tmp_path / "unbroken", count=count))
-    folder, random = tmp_path / "run", np.random.default_rng(count)
-    for at, name in enumerate(PHASES):
-        # Figures and the summary take less time than a delay.
-        delay = float(random.uniform(0, 2)) if at % 2 and name != "summary" else 0.0
-        number = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)[at % 3]
+@pytest.mark.parametrize(
+    "command", COMMANDS if KILLS > 5 else COMMANDS[:1], ids=lambda command: command[0]
+)
+def test_signals_at_random_moments(tmp_path, start, command, count):
+    """Of phase after phase, to one process or one of two; the folder is moved each time."""
+    end(start(command, tmp_path / "unbroken", count=count))
+    unbroken, folder = end_of(tmp_path / "unbroken"), tmp_path / "run"
+    passed = [name for name in PHASES if name != "regression" or command is IMAGES]
+    random, stops, ends = np.random.default_rng(KILLS + count), 0, 0
+    while stops < KILLS:
+        name = passed[stops % len(passed)]
+        delay = float(random.uniform(0, 2)) if random.integers(2) else 0.0
+        number = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)[stops % 3]
         found, words = codes(
-            start(IMAGES, folder, count=count, phase=name, delay=delay, number=number)
+            start(command, folder, count=count, phase=name, delay=delay, number=number)
         )
-        assert found == [75 if number == signal.SIGTERM else 130] * count, (name, delay, words)
-        assert "to resume" in words
         assert "Traceback" not in words
+        if found == [0] * count and delay:  # it ended before the signal
+            assert end_of(folder) == unbroken
+            shutil.rmtree(folder)
+            ends += 1
+            continue
+        assert found == [signals.CODES[number]] * count, (name, delay, words)
+        assert "to resume" in words
+        stops += 1
         if folder.exists():
-            folder = folder.rename(tmp_path / f"moved {at}")
-    end(start(IMAGES, folder, count=count))
-    assert end_of(folder) == end_of(tmp_path / "unbroken")
+            folder = folder.rename(tmp_path / f"moved {stops}")
+    end(start(command, folder, count=count))
+    assert end_of(folder) == unbroken
+    print(f"{stops} signals, {ends + 1} ends")
 
 
-@pytest.mark.parametrize("command", [IMAGES, BELIEFS], ids=lambda command: command[0])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_kills_at_random_moments(tmp_path, start, command):
     """While a checkpoint, a figure, the summary is written, or another run replaced."""
     end(start(command, tmp_path / "unbroken"))

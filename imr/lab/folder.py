@@ -78,13 +78,19 @@ def _commit() -> str | None:
         return None
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _provenance() -> dict[str, Any]:
     """What the numbers of a run depend on beside its configuration."""
-    installed = {each.name: each.version for each in importlib.metadata.distributions()}
-    installed["python"] = platform.python_version()
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
-        "versions": {package: installed.get(package) for package in ("python", *_PACKAGES)},
+        "versions": {"python": platform.python_version()}
+        | {each: _version(each) for each in _PACKAGES},
         "devices": [{"kind": kind, "count": count} for kind, count in kinds.items()],
         "commit": _commit(),
     }
