@@ -313,6 +313,22 @@ def test_finish_is_all_or_nothing(tmp_path, monkeypatch):
     assert folder.finished
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["summary.json", "table.md", "metrics.jsonl", ".sums"])
+def test_results_that_are_altered_are_measured_again(tmp_path, name):
+    folder = opened(tmp_path)
+    folder.metrics().append(1, loss=1.0)
+    folder.finish({"rows": [1]}, "| a 1 |")
+    whole = (tmp_path / name).read_bytes()
+    for data in (whole.replace(b"1", b"2"), whole[: len(whole) // 2], b""):
+        (tmp_path / name).write_bytes(data)
+        assert not opened(tmp_path).finished
+    (tmp_path / name).unlink()
+    assert opened(tmp_path).finished == (name == ".sums")
+    (tmp_path / name).write_bytes(whole)
+    assert opened(tmp_path).finished
+
+
 def test_save_figure_writes_both_files(tmp_path):
     from matplotlib.figure import Figure
 

@@ -122,6 +122,19 @@ def test_a_signal_in_each_phase(unbroken, tmp_path, monkeypatch, capsys, name, n
 
 
 @pytest.mark.laws
+def test_a_folder_that_is_moved_and_altered(unbroken, tmp_path, monkeypatch):
+    broken_off(tmp_path / "here", monkeypatch, "figures", signal.SIGTERM)
+    monkeypatch.undo()
+    folder = (tmp_path / "here").rename(tmp_path / "there")
+    for name in ("metrics.jsonl", "metrics.jsonl", "summary.json", "table.md"):
+        path = folder / name
+        if path.exists():
+            path.write_bytes(path.read_bytes()[:-20])
+        assert PROBE.main(["--out", str(folder)]) == 0
+        assert end_of(folder) == unbroken
+
+
+@pytest.mark.laws
 @pytest.mark.parametrize("name", PHASES)
 def test_a_second_signal_in_each_phase_ends_the_process(tmp_path, monkeypatch, name):
     def twice(phase):

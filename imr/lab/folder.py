@@ -32,7 +32,7 @@ from imr.parallel import agreed, is_first
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 # What a run writes beside config.json, in the order in which it is taken away.
-_MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume")
+_MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume", ".sums")
 _REMOVED = ".removed"
 # What a process killed while it opened the folder leaves in it.
 _LEFT = (LOCK_FILE, _REMOVED, "config.json.tmp")
@@ -210,6 +210,10 @@ def _remove(path: Path, names: tuple[str, ...]) -> None:
         shutil.rmtree(removed)
 
 
+def _sum(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
@@ -246,10 +250,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: summary.json is there, and whole."""
-        with contextlib.suppress(RunError):
+        """Whether the run came to its end, and its results are there as `finish` left them."""
+        with contextlib.suppress(RunError, OSError, ValueError):
             self.summary()
-            return (self.path / "table.md").is_file()
+            if not (self.path / ".sums").exists():  # as earlier versions have left it
+                return (self.path / "table.md").is_file()
+            sums = read_json(self.path / ".sums")
+            return sums == {name: _sum((self.path / name).read_bytes()) for name in sums}
         return False
 
     def summary(self) -> dict[str, Any]:
@@ -279,6 +286,8 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.
 
+        Beside them, in .sums, it writes checksums of both and of the metrics, which `finished` checks.
+
         Args:
           summary: the tables as lists of flat rows, arrays included; what is not finite becomes null.
           table: the results to read, in Markdown.
@@ -286,6 +295,11 @@ class RunFolder:
         with phase("summary"):
             ready = json_ready("summary", summary)
             if is_first():
-                write_whole(self.path / "table.md", table.rstrip("\n") + "\n")
-                write_whole(self.path / "summary.json", _text(ready))
+                texts = {"table.md": table.rstrip("\n") + "\n", "summary.json": _text(ready)}
+                sums = {name: _sum(text.encode()) for name, text in texts.items()}
+                if (metrics := self.metrics().path).exists():
+                    sums[metrics.name] = _sum(metrics.read_bytes())
+                texts = {".sums": _text(sums), **texts}
+                for name, text in texts.items():
+                    write_whole(self.path / name, text)
             agreed(True)  # none goes on before all is there
