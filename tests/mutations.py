@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -322,19 +323,20 @@ def metrics(folder):
 
 
 def nets(folder):
-    from imr.lab.checkpoint import Checkpoints
+    from imr.lab import checkpoint
 
     call = partial(Transformer, 3, 4, features=4, head_features=2, mlp_width=4)
     params = jax.vmap(initialiser(call))(jax.random.split(jax.random.key(0), 2))
     runs = [{"seed": 0, "noise": 0.5}, {"seed": 1, "noise": 0.0}]
-    with Checkpoints(folder, {"architecture": describe(call), "runs": runs}) as checkpoints:
+    holds = {"architecture": describe(call), "runs": runs}
+    with checkpoint.Checkpoints(folder, holds) as checkpoints:
         checkpoints.save(1, {"params": params}, force=True)
-    record = folder / "1" / "record" / "metadata"
-    # Without its checksum, which whoever changes a file by intention changes too.
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": None}))
+    digest = json.loads((folder / "1" / "record" / "metadata").read_text())["sha256"]
 
     def read():
-        found = read_nets(folder)
+        # With a checksum that fits, as whoever changes a file by intention makes it.
+        with mock.patch.object(checkpoint, "_digest", return_value=digest):
+            found = read_nets(folder)
         found.net(0)
         return found
 

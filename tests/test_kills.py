@@ -1,29 +1,30 @@
-"""Whole experiments, broken off by signals in every phase and by kill -9 at random moments.
+"""Whole experiments, broken off at random moments by signals and by kill -9.
 
-However often a run is broken off, the same command ends it with the same bits.
+However often a run is broken off, the same command ends it with the same bits. IMR_TEST_KILLS says how
+often, by default 5 times; with more, signals go to the beliefs experiment too.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from imr.lab.lock import lock
 from imr.lab.phases import PHASES
-from tests.test_parallel import free_port
+from tests import signals
 from tests.test_stops import end_of
 
-ROOT = Path(__file__).resolve().parents[1]
-KILLS = int(os.environ.get("IMR_TEST_KILLS", "5"))  # of each experiment
+KILLS = int(os.environ.get("IMR_TEST_KILLS", "5"))  # and signals, of each experiment
 
 IMAGES = ("images", "--smoke", "--models", "attention")
 BELIEFS = ("beliefs", "--smoke")
+COMMANDS = IMAGES, BELIEFS
 
 pytestmark = pytest.mark.acceptance
 
@@ -31,6 +32,9 @@ SCRIPT = """
 import os, sys, threading
 name, wanted, nth, delay, number = sys.argv.pop(), sys.argv.pop(), *map(float, sys.argv.pop().split())
 from imr.lab import phases
+from tests.signals import hear
+
+hear()
 
 def hook(phase):
     global nth
@@ -55,35 +59,19 @@ def programs(tmp_path_factory):
 @pytest.fixture
 def start(tmp_path, programs):
     """Starts processes of an experiment, the last of which a signal may reach in a phase."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMR_", "XLA_FLAGS"))}
-    kept |= {"PYTHONPATH": str(ROOT), "IMR_COMPILATION_CACHE": str(programs)}
-    kept |= {"IMR_PREEMPTED_CODE": "75", "JAX_PLATFORMS": "cpu"}
-    logs = (tmp_path / f"{number}.log" for number in range(1000))
 
     def start(command, folder, *flags, count=1, phase="", nth=1, delay=0.0, number=signal.SIGTERM):
-        port, processes = free_port(), []
-        for i in range(count):
-            joined = {
-                "IMR_COORDINATOR": f"127.0.0.1:{port}", "IMR_NUM_PROCESSES": str(count),
-                "IMR_PROCESS_ID": str(i),
-            }  # fmt: skip
-            when = phase if i == count - 1 else ""
-            words = [*command[1:], "--out", folder, *flags, f"{nth} {delay} {int(number)}", when]
-            with next(logs).open("w") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", SCRIPT, *words, command[0]], stdout=log, stderr=log,
-                    env=kept | (joined if count > 1 else {}),
-                )  # fmt: skip
-            process.log = Path(log.name)
-            processes.append(process)
-        return processes
+        name, *words = command
+        words = ["-c", SCRIPT, *words, "--out", folder, *flags, f"{nth} {delay} {int(number)}"]
+        whens = ("",) * (count - 1) + (phase,)
+        return signals.start([[*words, when, name] for when in whens], tmp_path, programs)
 
     return start
 
 
 def codes(processes):
     """The exit codes, and what the processes have said."""
-    found = [process.wait(timeout=400) for process in processes]
+    found = [process.wait(timeout=3600) for process in processes]
     return found, "\n".join(process.log.read_text() for process in processes)
 
 
@@ -93,28 +81,41 @@ def end(processes):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_signal_in_each_phase(tmp_path, start, count):
-    end(start(IMAGES, tmp_path / "unbroken", count=count))
-    folder, random = tmp_path / "run", np.random.default_rng(count)
-    for at, name in enumerate(PHASES):
-        # Figures and the summary take less time than a delay.
-        delay = float(random.uniform(0, 2)) if at % 2 and name != "summary" else 0.0
-        number = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)[at % 3]
+@pytest.mark.parametrize(
+    "command", COMMANDS if KILLS > 5 else COMMANDS[:1], ids=lambda command: command[0]
+)
+def test_signals_at_random_moments(tmp_path, start, command, count):
+    """Of phase after phase, to one process or one of two; the folder is moved each time."""
+    end(start(command, tmp_path / "unbroken", count=count))
+    unbroken, folder = end_of(tmp_path / "unbroken"), tmp_path / "run"
+    passed = [name for name in PHASES if name != "regression" or command is IMAGES]
+    random, stops, ends = np.random.default_rng(KILLS + count), 0, 0
+    while stops < KILLS:
+        name = passed[stops % len(passed)]
+        delay = float(random.uniform(0, 2)) if random.integers(2) else 0.0
+        number = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)[stops % 3]
         found, words = codes(
-            start(IMAGES, folder, count=count, phase=name, delay=delay, number=number)
+            start(command, folder, count=count, phase=name, delay=delay, number=number)
         )
-        assert found == [75 if number == signal.SIGTERM else 130] * count, (name, delay, words)
-        assert "to resume" in words
         assert "Traceback" not in words
+        if found == [0] * count and delay:  # it ended before the signal
+            assert end_of(folder) == unbroken
+            shutil.rmtree(folder)
+            ends += 1
+            continue
+        assert found == [signals.CODES[number]] * count, (name, delay, words)
+        assert "to resume" in words
+        stops += 1
         if folder.exists():
-            folder = folder.rename(tmp_path / f"moved {at}")
-    end(start(IMAGES, folder, count=count))
-    assert end_of(folder) == end_of(tmp_path / "unbroken")
+            folder = folder.rename(tmp_path / f"moved {stops}")
+    end(start(command, folder, count=count))
+    assert end_of(folder) == unbroken
+    print(f"{stops} signals, {ends + 1} ends")
 
 
-@pytest.mark.parametrize("command", [IMAGES, BELIEFS], ids=lambda command: command[0])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_kills_at_random_moments(tmp_path, start, command):
-    """Between any two changes of a file: of a checkpoint, a figure, the summary, in --overwrite."""
+    """While a checkpoint, a figure, the summary is written, or another run replaced."""
     end(start(command, tmp_path / "unbroken"))
     unbroken, folder = end_of(tmp_path / "unbroken"), tmp_path / "run"
     random, kills, ends, flags = np.random.default_rng(KILLS), 0, 0, ()
@@ -138,6 +139,12 @@ def test_kills_at_random_moments(tmp_path, start, command):
     end(start(command, folder))
     assert end_of(folder) == unbroken
     print(f"{kills} kills, {ends + 1} ends")
+
+
+def test_kills_between_two_changes(tmp_path):
+    """Of a small experiment, which changes files a hundred times: 200 kills try all moments."""
+    command = "-m", "tests.killed", tmp_path, KILLS
+    end(signals.start([command], tmp_path, tmp_path / "programs"))
 
 
 def states(folder):
@@ -166,8 +173,9 @@ def test_a_second_signal_ends_a_process_at_once(tmp_path):
     """Also where it runs a compiled program, during which Python handles no signal."""
     code = (
         "import jax, jax.numpy as jnp\nfrom imr.parallel import stop_on_signals\n"
-        "with stop_on_signals():\n    print('begun', flush=True)\n"
-        "    jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x), jnp.ones(1000)).block_until_ready()"
+        "run = jax.jit(lambda n: jax.lax.fori_loop(0, n, lambda i, x: jnp.sin(x), jnp.ones(1000)))\n"
+        "run(1)  # compiled now, which is Python's work in part\n"
+        "with stop_on_signals():\n    print('begun', flush=True)\n    run(10**9).block_until_ready()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE

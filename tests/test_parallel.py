@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,8 +19,9 @@ import imr
 from imr import parallel
 from imr.attention import attention_products
 from imr.lab import train
-from imr.lab.checkpoint import Checkpoints
+from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.experiment import run_main
+from tests.signals import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, CHUNK, ROWS = 60, 5, 32
@@ -44,12 +44,6 @@ def start(folder, process, count, port, seconds=0.0, what="training"):
             [sys.executable, "-c", code], env=environment(**(joined if count > 1 else {})),
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def finish(processes, folder):
@@ -103,6 +97,10 @@ def training(folder, seconds):
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
 
+def own_rows():
+    return np.arange(3.0) + 3 * jax.process_index()
+
+
 def products(folder, seconds):
     """Both products of attention and a gradient through them, spread over the processes."""
     del seconds
@@ -119,6 +117,10 @@ def products(folder, seconds):
         everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         run = jax.jit(jax.value_and_grad(scalar, has_aux=True), out_shardings=everywhere)
         (_, actual), gradient = run(q)
+        with Checkpoints(Path(folder) / "checkpoints", {}) as checkpoints:
+            # Of two processes each holds a half.
+            rows = np.arange(6.0) if mesh is None else parallel.from_local_rows(own_rows(), mesh)
+            checkpoints.save(1, {"rows": rows})
         if parallel.is_first():
             np.save(Path(folder) / "end.npy", np.stack(parallel.local((*actual, gradient))))
 
@@ -134,6 +136,9 @@ def test_two_processes_make_the_products_of_one(tmp_path):
         port = free_port()
         finish([start(folder, i, count, port, what="products") for i in range(count)], folder)
         ends.append(np.load(folder / "end.npy"))
+        # Its checksum is that of the whole, whoever has saved which part.
+        saved = read_newest(folder / "checkpoints")[1]["rows"]
+        np.testing.assert_array_equal(saved, np.arange(6.0))
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10 * np.abs(ends[0]).max())
 
 

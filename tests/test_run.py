@@ -228,11 +228,13 @@ def test_a_kill_in_overwrite_leaves_a_run_that_can_be_opened(tmp_path, monkeypat
         opened(tmp_path, overwrite=True)
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(shutil, "rmtree", remove)
+    (tmp_path / "config.json.tmp").write_text("{")
     again = opened(tmp_path)
     # All of the old run, or one that has not finished, without metrics that lack their checkpoints.
     assert again.finished == (renames == 0)
     assert renames == 0 or (again.checkpoints / "1").exists() == (renames < 3)
     assert not (tmp_path / ".removed").exists()
+    assert again.finished or not (tmp_path / "config.json.tmp").exists()
 
 
 @pytest.mark.usefixtures("quick")
@@ -309,6 +311,22 @@ def test_finish_is_all_or_nothing(tmp_path, monkeypatch):
     assert not folder.finished
     folder.finish({"rows": []}, "table")
     assert folder.finished
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["summary.json", "table.md", "metrics.jsonl", ".sums"])
+def test_results_that_are_altered_are_measured_again(tmp_path, name):
+    folder = opened(tmp_path)
+    folder.metrics().append(1, loss=1.0)
+    folder.finish({"rows": [1]}, "| a 1 |")
+    whole = (tmp_path / name).read_bytes()
+    for data in (whole.replace(b"1", b"2"), whole[: len(whole) // 2], b""):
+        (tmp_path / name).write_bytes(data)
+        assert not opened(tmp_path).finished
+    (tmp_path / name).unlink()
+    assert opened(tmp_path).finished == (name == ".sums")
+    (tmp_path / name).write_bytes(whole)
+    assert opened(tmp_path).finished
 
 
 def test_save_figure_writes_both_files(tmp_path):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import imr
 from imr import parallel
 from imr.lab import phases
 from imr.lab.beside import beside
@@ -20,8 +21,15 @@ from imr.lab.experiment import Experiment
 from imr.lab.flags import RunFlags
 from imr.lab.metrics import Metrics
 from imr.lab.phases import PHASES, phase
+from tests.signals import CODES, Hook
 
-CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+@pytest.fixture(autouse=True, scope="module")
+def heard():
+    """SIGINT is ignored in what a shell has started in the background, and would be here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def train(run, lines):
@@ -71,23 +79,6 @@ PROBE = Experiment(
 )
 
 
-class Hook:
-    """Sends a signal to this process where a phase begins for the n-th time."""
-
-    def __init__(self, name, number, nth=1):
-        self.name, self.number, self.left = name, number, nth
-
-    def __call__(self, name):
-        self.left -= name == self.name
-        if self.left == 0:
-            self.left = -1
-            os.kill(os.getpid(), self.number)
-
-    @property
-    def sent(self):
-        return self.left < 0
-
-
 def end_of(folder):
     """What must be the same to the bit: summary, table, metrics and the states of checkpoints."""
     files = {
@@ -130,6 +121,43 @@ def test_a_signal_in_each_phase(unbroken, tmp_path, monkeypatch, capsys, name, n
     assert end_of(tmp_path) == unbroken
 
 
+@pytest.mark.laws
+def test_a_folder_that_is_moved_and_altered(unbroken, tmp_path, monkeypatch):
+    broken_off(tmp_path / "here", monkeypatch, "figures", signal.SIGTERM)
+    monkeypatch.undo()
+    folder = (tmp_path / "here").rename(tmp_path / "there")
+    for name in ("metrics.jsonl", "metrics.jsonl", "summary.json", "table.md"):
+        path = folder / name
+        if path.exists():
+            path.write_bytes(path.read_bytes()[:-20])
+        assert PROBE.main(["--out", str(folder)]) == 0
+        assert end_of(folder) == unbroken
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", PHASES)
+def test_a_second_signal_in_each_phase_ends_the_process(tmp_path, monkeypatch, name):
+    def twice(phase):
+        if phase == name and not sent:
+            sent.append(name)
+            with parallel.stop_on_signals(wait=True):  # the first one does nothing here
+                for number in CODES:
+                    os.kill(os.getpid(), number)
+
+    sent, ended = [], []
+    monkeypatch.setattr(phases, "HOOKS", [twice])
+    monkeypatch.setattr(os, "_exit", ended.append)
+    # A signal that comes when the run has ended, from a thread of it, must not end the tests.
+    before = {number: signal.signal(number, lambda *_: None) for number in CODES}
+    try:
+        assert PROBE.main(["--out", str(tmp_path)]) in (0, *CODES.values())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert sent == [name]
+    assert ended == [128 + signal.SIGINT]
+
+
 def test_training_saves_before_it_stops(tmp_path, monkeypatch, capsys):
     def append(self, step, **values):
         write(self, step, **values)
@@ -162,6 +190,24 @@ def test_signals_that_nobody_heeds_go_to_whoever_handled_them_before():
     with pytest.raises(parallel.Preempted), parallel.stop_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert not parallel.preempted()
+
+
+@pytest.mark.parametrize("within", [RuntimeError, imr.RunError])
+def test_a_stop_within_a_lock_is_no_error_of_the_lock(within):
+    """Python's own conditions, on which threads start, fail so if they are left in their midst."""
+
+    @parallel.stop_on_signals()
+    def left():
+        condition = threading.Condition()
+        try:
+            with condition:
+                condition.release()
+                os.kill(os.getpid(), signal.SIGTERM)
+        except RuntimeError as error:
+            raise within("a file cannot be read") from error
+
+    with pytest.raises(parallel.Preempted, match="stopped"):
+        left()
 
 
 class Dying:

@@ -20,7 +20,6 @@ from imr import lens
 from imr._files import LARGEST, MOST_MARKS, parse_json
 from imr.errors import DataError, ImrError, RunError
 from imr.lab.data import read_idx
-from imr.lab.nets import read_nets
 from tests import mutations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,14 +196,14 @@ def test_run_folders_that_are_refused(tmp_path, name, message, content):
 
 @pytest.mark.laws
 def test_checkpoints_that_describe_no_net(tmp_path):
-    path = mutations.nets(tmp_path).path
+    path, read, *_ = mutations.nets(tmp_path)
     whole, metadata = json.loads(path.read_text()), tmp_path / "1" / "_CHECKPOINT_METADATA"
 
     def refuses(content, words, file=path):
         before = file.read_bytes()
         file.write_text(content if isinstance(content, str) else json.dumps(whole | content))
         with pytest.raises(RunError, match=words):
-            read_nets(tmp_path)
+            read()
         file.write_bytes(before)
 
     refuses("3", "its configuration is no JSON object")

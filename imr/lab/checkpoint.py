@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental.multihost_utils import process_allgather
 
 from imr._files import read_json
 from imr._typing import PyTree
@@ -152,6 +153,8 @@ class Checkpoints:
 def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and newest state, in nested dictionaries of arrays, of a folder of `Checkpoints`.
 
+    Arrays of 64 bits are cast to 32 as jax casts them all, if it is not set to 64.
+
     Raises: RunError if there is no checkpoint, or it is damaged.
     """
     directory = Path(directory).resolve()
@@ -165,14 +168,13 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             config = _read(manager, step, config=ocp.args.JsonRestore())["config"]
             if not isinstance(config, dict):
                 raise TypeError("its configuration is no JSON object")
-            # On a device of this process, whatever devices and processes have saved it.
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            # In numpy first: whatever devices and processes have saved it, in whatever precision.
             shapes = manager.item_metadata(step)["state"]
             target = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape),
                 getattr(shapes, "tree", shapes),
             )
-            return config, _verified(manager, step, config, target)[0]
+            return config, jax.tree.map(jnp.asarray, _verified(manager, step, config, target)[0])
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
@@ -213,20 +215,19 @@ def _verified(
     items = {"state": ocp.args.StandardRestore(*target), "record": ocp.args.JsonRestore()}
     newest = _read(manager, step, **items)
     state, record = newest["state"], newest["record"]
-    if record["sha256"] not in (None, _digest(state, config, record["lines"])):
+    if record["sha256"] != _digest(state, config, record["lines"]):
         raise ValueError("its checksum differs")
     return state, record["lines"]
 
 
-def _digest(state: PyTree, config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str | None:
-    """A checksum of a checkpoint; None for a state of which this process holds a part alone."""
+def _digest(state: PyTree, config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
+    """A checksum of a checkpoint; a leaf that is spread over processes is gathered from all."""
     digest = sha256(json.dumps([config, rows], sort_keys=True).encode())
     leaves = jax.tree_util.tree_leaves_with_path(state)
     for path, leaf in sorted((_name(path), leaf) for path, leaf in leaves):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            if not leaf.is_fully_replicated:
-                return None
-            leaf = leaf.addressable_data(0)
+            whole = leaf.is_fully_replicated
+            leaf = leaf.addressable_data(0) if whole else process_allgather(leaf, tiled=True)
         digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()

@@ -32,7 +32,7 @@ from imr.parallel import agreed, is_first
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 # What a run writes beside config.json, in the order in which it is taken away.
-_MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume")
+_MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume", ".sums")
 _REMOVED = ".removed"
 # What a process killed while it opened the folder leaves in it.
 _LEFT = (LOCK_FILE, _REMOVED, "config.json.tmp")
@@ -78,13 +78,19 @@ def _commit() -> str | None:
         return None
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _provenance() -> dict[str, Any]:
     """What the numbers of a run depend on beside its configuration."""
-    installed = {each.name: each.version for each in importlib.metadata.distributions()}
-    installed["python"] = platform.python_version()
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
-        "versions": {package: installed.get(package) for package in ("python", *_PACKAGES)},
+        "versions": {"python": platform.python_version()}
+        | {each: _version(each) for each in _PACKAGES},
         "devices": [{"kind": kind, "count": count} for kind, count in kinds.items()],
         "commit": _commit(),
     }
@@ -191,6 +197,8 @@ def _remove(path: Path, names: tuple[str, ...]) -> None:
 
     Each is renamed first, in an order such that whatever is left at any moment can be resumed.
     """
+    for name in ("config.json", *_MADE):
+        (path / f"{name}.tmp").unlink(missing_ok=True)
     removed = path / _REMOVED
     if removed.exists():
         shutil.rmtree(removed)
@@ -200,6 +208,10 @@ def _remove(path: Path, names: tuple[str, ...]) -> None:
         for name in there:
             os.replace(path / name, removed / name)
         shutil.rmtree(removed)
+
+
+def _sum(data: bytes) -> str:
+    return sha256(data).hexdigest()
 
 
 def _text(value: Any) -> str:
@@ -238,10 +250,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: summary.json is there, and whole."""
-        with contextlib.suppress(RunError):
+        """Whether the run came to its end, and its results are there as `finish` left them."""
+        with contextlib.suppress(RunError, OSError, ValueError):
             self.summary()
-            return (self.path / "table.md").is_file()
+            if not (self.path / ".sums").exists():  # as earlier versions have left it
+                return (self.path / "table.md").is_file()
+            sums = read_json(self.path / ".sums")
+            return sums == {name: _sum((self.path / name).read_bytes()) for name in sums}
         return False
 
     def summary(self) -> dict[str, Any]:
@@ -271,6 +286,8 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.
 
+        Beside them, in .sums, it writes checksums of both and of the metrics, which `finished` checks.
+
         Args:
           summary: the tables as lists of flat rows, arrays included; what is not finite becomes null.
           table: the results to read, in Markdown.
@@ -278,6 +295,11 @@ class RunFolder:
         with phase("summary"):
             ready = json_ready("summary", summary)
             if is_first():
-                write_whole(self.path / "table.md", table.rstrip("\n") + "\n")
-                write_whole(self.path / "summary.json", _text(ready))
+                texts = {"table.md": table.rstrip("\n") + "\n", "summary.json": _text(ready)}
+                sums = {name: _sum(text.encode()) for name, text in texts.items()}
+                if (metrics := self.metrics().path).exists():
+                    sums[metrics.name] = _sum(metrics.read_bytes())
+                texts = {".sums": _text(sums), **texts}
+                for name, text in texts.items():
+                    write_whole(self.path / name, text)
             agreed(True)  # none goes on before all is there

@@ -60,6 +60,10 @@ def stop_on_signals(wait: bool = False) -> Iterator[None]:
                     if handler is not signal.SIG_IGN:
                         signal.signal(number, _ask)
                 yield
+            except Exception as error:
+                if (stopped := _within_a_lock(error)) is not None:
+                    raise stopped from None
+                raise
             finally:
                 for number, handler in handlers.items():
                     # None is a handler that Python knows nothing of, and cannot put back.
@@ -78,6 +82,15 @@ def _ask(number: int, frame: object) -> None:
     if not _waits and not jax.distributed.is_initialized():
         _agreed = _asked
         raise Preempted("stopped", _asked)
+
+
+def _within_a_lock(error: BaseException | None) -> Preempted | None:
+    """`Preempted`, if it was raised in the code of a lock, which then failed on its way out."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, Preempted):
+            return error.__context__
+        error = error.__context__
+    return None
 
 
 @contextmanager
