@@ -222,6 +222,24 @@ def test_derivatives_that_the_default_adjoint_has_not(reduced):
     jax.eval_shape(jax.vmap(jax.grad(end)), p.theta[None])
 
 
+@pytest.mark.laws
+def test_steady_states_are_differentiated_in_reverse_as_often_as_wished():
+    """z + z^3 = a has dz/da = 1 / (1 + 3 z^2), and d^2z/da^2 = -6 z (dz/da)^3."""
+
+    def limit(a):
+        return imr.solve_to_steady_state(
+            lambda t, z, a: a - z - z**3, jnp.zeros(()), args=a, rtol=1e-12, atol=1e-12
+        ).z
+
+    a = jnp.asarray(2.0)  # z = 1
+    slope, curvature = jax.jit(lambda a: jax.value_and_grad(jax.grad(limit))(a))(a)
+    assert abs(slope - 1 / 4) < 1e-11
+    assert abs(curvature + 6 / 4**3) < 1e-11
+    for derivative in (jax.jacfwd(limit), jax.hessian(limit)):
+        with pytest.raises(imr.ImrError, match=r"jax.jacrev.*adjoint=diffrax.ForwardMode\(\)"):
+            jax.jit(derivative).lower(a)
+
+
 # Numbers are leaves
 
 
