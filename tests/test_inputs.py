@@ -388,14 +388,16 @@ def test_the_empty_and_the_single():
 
 @pytest.mark.acceptance
 def test_flows_of_no_rows():
-    loss = imr.feature_loss(imr.Linear(jnp.ones((2, 3))), jnp.zeros(0, int))
-    z = jnp.zeros((0, 3))
-    for flow in (
-        imr.solve(imr.closed_field(loss), z, t1=1.0, loss=loss),
-        imr.solve_reduced(loss, z, t1=1.0),
-    ):
-        assert flow.converged
-        assert (flow.z.shape, flow.loss.tolist(), flow.grad_norm.tolist()) == ((0, 3), [0.0], [0.0])
+    z, none = jnp.zeros((0, 3)), jnp.zeros(0, int)
+    linear, square = imr.Linear(jnp.ones((2, 3))), imr.Quadratic(jnp.ones((3, 2)))
+    for loss in (imr.feature_loss(linear, none), imr.feature_loss(square, imr.pointers(none))):
+        for flow in (
+            imr.solve(imr.closed_field(loss), z, t1=1.0, loss=loss),
+            imr.solve_reduced(loss, z, t1=1.0),
+        ):
+            assert flow.converged
+            assert flow.z.shape == (0, 3)
+            assert (flow.loss.tolist(), flow.grad_norm.tolist()) == ([0.0], [0.0])
 
 
 # Array-likes of numbers are taken, anything else is refused by name
