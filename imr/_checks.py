@@ -48,11 +48,15 @@ def as_labels(name: str, x: Any) -> jax.Array:
         raise ImrError(
             f"{name} must be integers; found dtype {x.dtype} of shape {x.shape}. Use .astype(int)."
         )
+    if x.dtype == jnp.int32:
+        return x
     # What int32 cannot hold is out of range for any number of columns, and stays so. Labels that are
-    # concrete must not escape the checks of their values by being cast in a trace.
-    has, holds = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32)
+    # concrete must not escape the checks of their values by being cast in a trace; by numpy, since of
+    # what jax computes from constants in a trace it keeps an entry of a cache.
+    has, holds, xp = jnp.iinfo(x.dtype), jnp.iinfo(jnp.int32), numpy_of(x)
+    clipped = xp.clip(xp.asarray(x), max(has.min, holds.min), min(has.max, holds.max))
     with out_of_traces(x):
-        return jnp.clip(x, max(has.min, holds.min), min(has.max, holds.max)).astype(jnp.int32)
+        return jnp.asarray(clipped.astype(jnp.int32))
 
 
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imr._typing import AnyArray, Array
 
@@ -110,3 +111,14 @@ def pseudo_inverse(directions: Array) -> Array:
     singular value that rounding makes of the last one must not be inverted.
     """
     return jnp.linalg.pinv(directions, rtol=1e-5)
+
+
+def repeat_last(values: Array, start: Array, lengths: Array) -> Array:
+    """Values (..., l, *) of sequences; beyond each length (...) the last, or the start (..., *)."""
+    axis = lengths.ndim
+    count = np.arange(1, values.shape[axis] + 1).reshape(*(1,) * axis, -1)
+    last = jnp.minimum(count, lengths[..., None])
+    last = last.reshape(*last.shape, *(1,) * (values.ndim - axis - 1))
+    # Position 0 is the start, so that sequences without a token have a last value too.
+    values = jnp.concatenate([jnp.expand_dims(start, axis), values], axis)
+    return jnp.take_along_axis(values, last, axis)

@@ -9,9 +9,17 @@ import numpy as np
 from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import is_concrete
+from imr._checks import is_concrete, numpy_of
 from imr._module import Module
-from imr._numerics import log_sum_exp, matmul
+from imr._numerics import log_sum_exp, matmul, widen
+from imr._target_rows import (
+    bad_rows,
+    check_hidden,
+    check_rows,
+    check_shape,
+    read_rows,
+    rounding,
+)
 from imr.errors import ImrError
 
 
@@ -57,9 +65,12 @@ class Targets(Module):
         others = jnp.where(c == 1, 0, p)
         return jnp.where(c == 1, jnp.sum(others, axis=0, keepdims=True), c - others)
 
-    def invalid_rows(self, num_columns: int) -> Bool[Array, "n"] | None:
-        """Rows whose values cannot be targets and could not be refused under a trace."""
-        return None
+    def marked(self, where: Any = None) -> "Targets":
+        """The targets with NaN in the rows that `check` would refuse, but cannot under a trace.
+
+        `where` is a mask of booleans, or None; rows that it leaves without an entry are not read.
+        """
+        return self
 
 
 class LabelTargets(Targets):
@@ -71,18 +82,25 @@ class LabelTargets(Targets):
 
     columns: Int[Array, "n"]
 
+    @property
+    def _columns(self) -> Any:
+        """The columns, by numpy if they are known: of what jax computes from constants in a trace it
+        keeps an entry of a cache for each call."""
+        return numpy_of(self.columns).asarray(self.columns)
+
     def mv(self, y):
-        out = self.invalid_rows(y.shape[0])
-        return jnp.where(out[:, None], jnp.nan, y[self.columns])
+        out = self._out_of(y.shape[0])
+        return jnp.where(out[:, None], jnp.nan, y[self._columns])
 
     def rmv(self, y, num_columns):
-        return jnp.zeros((num_columns, y.shape[1]), y.dtype).at[self.columns].add(y)
+        return jnp.zeros((num_columns, y.shape[1]), y.dtype).at[self._columns].add(y)
 
     def inner(self, logits):
-        out = self.invalid_rows(logits.shape[1])
-        inside = jnp.where(out, 0, self.columns)
+        out, xp = self._out_of(logits.shape[1]), numpy_of(self.columns)
+        inside = xp.where(out, 0, self._columns)
         # Times NaN, so that the gradient is NaN too.
-        return jnp.where(out, jnp.nan, 1) * jnp.take_along_axis(logits, inside[:, None], 1)[:, 0]
+        nan = jnp.asarray(xp.where(out, jnp.nan, 1), logits.dtype)
+        return nan * jnp.take_along_axis(logits, inside[:, None], 1)[:, 0]
 
     def cross_entropy(self, logits, where=None):
         r"""$\log(1 + \sum_{j \neq c} \exp(N_{ij} - N_{ic}))$: a small loss keeps its digits."""
@@ -96,13 +114,20 @@ class LabelTargets(Targets):
         return jnp.where(alone, 0 * own, jax.nn.softplus(jnp.where(alone, 0, gap)))
 
     def minus(self, p):
-        own, out = self.columns[None, :] == jnp.arange(len(p))[:, None], self.invalid_rows(len(p))
+        own, out = self.columns[None, :] == jnp.arange(len(p))[:, None], self._out_of(len(p))
         others = jnp.where(own, 0, p)
         rest = jnp.where(out, jnp.nan, others.sum(axis=0))  # a pass less than NaN in the others
         return jnp.where(own | out[None], rest[None], 0) - others
 
-    def invalid_rows(self, num_columns):
-        return (self.columns < 0) | (self.columns >= num_columns)
+    def _out_of(self, num_columns):
+        return (self._columns < 0) | (self._columns >= num_columns)
+
+    def marked(self, where=None):
+        if where is None or is_concrete(self.columns, where):
+            return self
+        inside = jnp.clip(self.columns, 0, where.shape[1] - 1)
+        seen = jnp.take_along_axis(where, inside[:, None], 1)[:, 0]
+        return LabelTargets(jnp.where(seen | ~where.any(axis=1), self.columns, -1))
 
     def check(self, shape, where=None):
         n, m = shape
@@ -113,7 +138,7 @@ class LabelTargets(Targets):
             )
         if not is_concrete(self.columns):
             return
-        columns, read = np.asarray(self.columns), _read_rows(where, n)
+        columns, read = np.asarray(self.columns), read_rows(where, n)
         bad = ((columns < 0) | (columns >= m)) & read
         if bad.any():
             row = int(np.argmax(bad))
@@ -153,15 +178,25 @@ class DenseTargets(Targets):
         return self.matrix.T.astype(dtype)
 
     def check(self, shape, where=None):
-        _check_shape(self.matrix.shape, shape)
+        check_shape(self.matrix.shape, shape)
         if not is_concrete(self.matrix):
             return
         dtype = self.matrix.dtype
         wide = np.asarray(self.matrix, np.promote_types(np.float32, dtype))
         least = wide.min(axis=1, initial=np.inf)
-        _check_rows(least, wide.sum(axis=1), dtype, shape, where)
+        check_rows(least, wide.sum(axis=1), dtype, shape, where)
         if where is not None and is_concrete(where):
-            _check_hidden(np.where(np.asarray(where), 0, wide).sum(axis=1) > 0, where)
+            check_hidden(np.where(np.asarray(where), 0, wide).sum(axis=1) > 0, where)
+
+    def marked(self, where=None):
+        if is_concrete(self.matrix, where):
+            return self
+        wide = widen(self.matrix)
+        hidden = None if where is None else jnp.where(where, 0, wide).sum(axis=1)
+        tolerance = rounding(self.matrix.dtype, self.matrix.shape[1])
+        least = wide.min(axis=1, initial=jnp.inf)
+        bad = bad_rows(least, wide.sum(axis=1), tolerance, hidden, where)
+        return DenseTargets(jnp.where(bad[:, None], jnp.nan, self.matrix))
 
 
 class SparseTargets(Targets):
@@ -188,7 +223,7 @@ class SparseTargets(Targets):
         return start.at[rows].add(data * logits[rows, columns])
 
     def check(self, shape, where=None):
-        _check_shape(self.matrix.shape, shape)
+        check_shape(self.matrix.shape, shape)
         if not is_concrete(self.matrix):
             return
         rows, columns = np.asarray(self.matrix.indices).T
@@ -198,10 +233,25 @@ class SparseTargets(Targets):
         least, sums, hidden = (np.zeros(shape[0], float) for _ in range(3))
         np.minimum.at(least, rows, data)
         np.add.at(sums, rows, data)
-        _check_rows(least, sums, self.matrix.dtype, shape, where)
+        check_rows(least, sums, self.matrix.dtype, shape, where)
         if where is not None and is_concrete(where):
             np.add.at(hidden, rows, np.where(np.asarray(where)[rows, columns], 0, data))
-            _check_hidden(hidden > 0, where)
+            check_hidden(hidden > 0, where)
+
+    def marked(self, where=None):
+        if is_concrete(self.matrix, where):
+            return self
+        rows, columns, data = self._entries(jnp.promote_types(self.matrix.dtype, jnp.float32))
+        zeros = jnp.zeros(self.matrix.shape[0], data.dtype)
+        hidden = None
+        if where is not None:
+            hidden = zeros.at[rows].add(jnp.where(where[rows, columns], 0, data))
+        least, sums = zeros.at[rows].min(data), zeros.at[rows].add(data)
+        tolerance = rounding(self.matrix.dtype, self.matrix.shape[1])
+        bad = bad_rows(least, sums, tolerance, hidden, where)
+        # All of them: a row without an entry has none that could be marked.
+        data = jnp.where(jnp.any(bad), jnp.nan, self.matrix.data)
+        return SparseTargets(BCOO((data, self.matrix.indices), shape=self.matrix.shape))
 
 
 class LowRankTargets(Targets):
@@ -227,11 +277,11 @@ class LowRankTargets(Targets):
         return jnp.sum(self.left.astype(logits.dtype) * weighted, axis=1)
 
     def check(self, shape, where=None):
-        _check_shape((self.left.shape[0], self.right.shape[0]), shape)
+        check_shape((self.left.shape[0], self.right.shape[0]), shape)
         if not is_concrete(self.left, self.right):
             return
         left, right = np.asarray(self.left), np.asarray(self.right)
-        read = _read_rows(where, shape[0])
+        read = read_rows(where, shape[0])
         for name, factor in (("left", left[read]), ("right", right)):
             if factor.min(initial=0) < 0:
                 raise ImrError(
@@ -240,9 +290,21 @@ class LowRankTargets(Targets):
                     "entries, or pass left @ right.T."
                 )
         sums = left @ right.sum(axis=0)
-        _check_rows(np.zeros_like(sums), sums, left.dtype, shape, where)
+        check_rows(np.zeros_like(sums), sums, left.dtype, shape, where)
         if where is not None and is_concrete(where):
-            _check_hidden((left * (~np.asarray(where) @ right)).sum(axis=1) > 0, where)
+            check_hidden((left * (~np.asarray(where) @ right)).sum(axis=1) > 0, where)
+
+    def marked(self, where=None):
+        if is_concrete(self.left, self.right, where):
+            return self
+        left, right = widen(self.left), widen(self.right)
+        sums, hidden = jnp.sum(left * jnp.sum(right, axis=0)[None], axis=1), None
+        if where is not None:
+            hidden = jnp.sum(left * matmul(~where, right), axis=1)
+        least = jnp.minimum(left.min(axis=1, initial=0), right.min(initial=0))
+        tolerance = rounding(self.left.dtype, len(self.right))
+        bad = bad_rows(least, sums, tolerance, hidden, where)
+        return LowRankTargets(jnp.where(bad[:, None], jnp.nan, self.left), self.right)
 
 
 class MaskedTargets(Targets):
@@ -274,47 +336,5 @@ class MaskedTargets(Targets):
     def minus(self, p):
         return jnp.where(self.rows[None, :], self.targets.minus(p), -p)
 
-    def invalid_rows(self, num_columns):
-        invalid = self.targets.invalid_rows(num_columns)
-        return None if invalid is None else invalid & self.rows
-
     def check(self, shape, where=None):
         self.targets.check(shape, where)
-
-
-def _check_shape(targets: tuple[int, ...], logits: tuple[int, ...]) -> None:
-    if tuple(targets) != tuple(logits):
-        raise ImrError(
-            f"targets must be labels, shape ({logits[0]},), or distributions, shape {tuple(logits)} as "
-            f"the logits; found shape {tuple(targets)}."
-        )
-
-
-def _read_rows(where: Any, n: int) -> Any:
-    """The rows whose targets are read: those that a concrete mask leaves an entry."""
-    if where is None or not is_concrete(where):
-        return np.ones(n, bool)
-    return np.any(np.asarray(where), axis=1)
-
-
-def _check_hidden(hidden: np.ndarray, where: Any) -> None:
-    """Refuses rows that are read and have weight on excluded entries."""
-    bad = hidden & _read_rows(where, len(hidden))
-    if bad.any():
-        raise ImrError(
-            f"targets puts weight on entries that where excludes in row {int(np.argmax(bad))}: its "
-            "loss would be infinite. Change one of them."
-        )
-
-
-def _check_rows(least: Any, sums: Any, dtype: Any, shape: tuple[int, int], where: Any) -> None:
-    """Demands rows whose least entries and sums are those of distributions, if they are read."""
-    # A row of m numbers of precision eps sums to 1 within about m * eps.
-    tolerance = max(1e-6, 4 * shape[1] * float(jnp.finfo(dtype).eps))
-    bad = ~((least >= 0) & (np.abs(sums - 1) <= tolerance)) & _read_rows(where, shape[0])
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ImrError(
-            "targets must be distributions, non-negative rows that sum to 1; row "
-            f"{row} has least entry {least[row]:.6g} and sum {sums[row]:.6g}."
-        )

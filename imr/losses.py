@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,8 @@ def cross_entropy(logits: LogitsLike, targets: Any, where: Mask | None = None) -
         read.
     Returns: Nats, shape (n,), accumulated in float32 or wider.
     Raises: ImrError if shapes do not fit; for concrete values, if a label is out of range, a row of
-      targets is no distribution or puts weight on an excluded entry, or the mask is no mask.
+      targets is no distribution or puts weight on an excluded entry, or the mask is no mask. Under
+      a trace such a row is NaN.
 
     >>> import jax.numpy as jnp
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4).tolist()
@@ -66,6 +68,7 @@ def checked_targets(
         return None
     operator = as_targets(targets, square=square)
     operator.check(shape, where)
+    operator = operator.marked(where)
     if where is None or (is_concrete(where) and np.asarray(where).any(axis=1).all()):
         return operator
     return MaskedTargets(operator, where.any(axis=1))
@@ -103,7 +106,8 @@ class FeatureLoss(Module):
     def operator(self, z: Features, shape: tuple[int, ...] | None = None) -> Targets | None:
         """The targets as an operator, held against the shape that the logits of z have."""
         if shape is None:
-            shape = tuple(jax.eval_shape(self.model, z).shape[-2:])
+            # Not by jax.eval_shape, which keeps an entry of a cache for each call on one model.
+            shape = tuple(eqx.filter_eval_shape(self.model, z).shape[-2:])
         square = isinstance(self.model, Model) and self.model.square
         return checked_targets(self.targets, shape, self.where, square=square)
 

@@ -184,6 +184,24 @@ def test_slow_and_nearly_reducible_chains_under_vmap_in_float32():
             assert abs(np.asarray(process.stationary) + z - found).max() < 1e-5
 
 
+@pytest.mark.laws
+def test_sequences_of_different_lengths_are_those_one_by_one():
+    tokens, lengths = WORDS[[5, 100, 300, 700]].copy(), np.array([6, 3, 0, 1])
+    tokens[1:, 4:] = 7  # never read
+    heads = constrained.one_head_attention(0.55, 6)
+    runs = {
+        method: constrained.constrained_beliefs(MESS3, tokens, lengths, method=method)
+        for method in ("recursive", "kernel", "spectral")
+    }
+    runs["heads"] = constrained.apply_heads(MESS3, tokens, heads, lengths) + 1 / 3
+    whole = np.asarray(constrained.constrained_beliefs(MESS3, tokens % 3))
+    for name, actual in runs.items():
+        assert abs(actual[2] - 1 / 3).max() < 1e-15
+        for row, alone, n in zip(np.asarray(actual), whole, lengths, strict=True):
+            assert abs(row[:n] - alone[:n]).max(initial=0) < 1e-12, name
+            assert np.ptp(row[max(n - 1, 0) :], axis=0).max() == 0
+
+
 def test_tokens_out_of_range_under_a_trace_are_nan():
     for method in ("recursive", "kernel"):
         run = jax.jit(lambda x, m=method: constrained.constrained_beliefs(MESS3, x, method=m))
@@ -221,6 +239,8 @@ def test_jit_vmap_gradient_export():
         (lambda: constrained.two_head_attention(0.5, 3), r"\(-1, 0\)"),
         (lambda: constrained.additive_filter(0.5, 2.0), "correlation"),
         (lambda: constrained.apply_heads(MESS3, WORDS, constrained.one_head_attention(0.5, 3)), "length 6"),
+        (lambda: constrained.constrained_beliefs(MESS3, WORDS, [7]), r"lengths must .*shape \(729,\)"),
+        (lambda: constrained.apply_heads(MESS3, [0], constrained.one_head_attention(0.5, 1), 2), "0 to 1; found 2"),
         (lambda: jax.jit(constrained.spectrum)(MESS3), "outside of jax.jit"),
     ],
 )  # fmt: skip

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from imr import processes
-from imr.beliefs import Fixed, bayes_filter, fit_process, likelihood
+from imr.beliefs import Fixed, ascent, bayes_filter, fit_process, likelihood
+from imr.beliefs.tables import start_tables
 from imr.errors import ImrError
 from imr.processes import Process
 from tests.problems import error
@@ -170,14 +171,38 @@ SEPARATE = emitting(
 )
 
 
+def largest_gap(fits, tokens, emission, fixed=None, tied=None):
+    r"""How far apart the likelihoods of two stops on one hill may be, from gradients there.
+
+    Of a quadratic $L(a) - L(b) = (a - b) (g_a + g_b) / 2$, here in the logits of the entries.
+    """
+    packed = likelihood.pack(np.asarray(tokens), 3, 3, ends=emission == "state")
+    starts = [start_tables(fit.process, 3, 3, emission, fixed, tied) for fit in fits]
+    entries = starts[0][1]
+
+    @jax.jit
+    def slopes(tables):
+        def mean(logits):
+            return ascent._log_likelihood(ascent._softmax(logits, tables, entries), packed)
+
+        logits = ascent._logits(tables, entries)
+        return logits, jax.grad(mean)(logits)
+
+    (a, slope_a), (b, slope_b) = (
+        [np.concatenate([np.ravel(x) for x in part]) for part in slopes(tables)]
+        for tables, _ in starts
+    )
+    return np.sum(abs(a - b) * np.maximum(abs(slope_a), abs(slope_b)))
+
+
 @pytest.mark.parametrize(
-    ("emission", "tol", "apart"),
+    ("emission", "tol"),
     [
-        pytest.param("general", 1e-6, 5e-6, marks=pytest.mark.acceptance),
-        pytest.param("state", 1e-7, 1e-8, marks=pytest.mark.laws),
+        pytest.param("general", 1e-6, marks=pytest.mark.acceptance),
+        pytest.param("state", 1e-7, marks=pytest.mark.laws),
     ],
 )
-def test_both_methods_reach_one_optimum(emission, tol, apart):
+def test_both_methods_reach_one_optimum(emission, tol):
     """Free moves are flat in many directions: there EM takes thousands of steps."""
     tokens = processes.sample(SEPARATE, jax.random.split(jax.random.key(6), 50), 100).tokens
     chain, emissions = (
@@ -193,7 +218,9 @@ def test_both_methods_reach_one_optimum(emission, tol, apart):
     assert gradient.converged
     for fit in (em, gradient):
         assert np.diff(fit.log_likelihood).min() >= -1e-14
-    assert abs(em.log_likelihood[-1] - gradient.log_likelihood[-1]) < apart
+    gap = abs(em.log_likelihood[-1] - gradient.log_likelihood[-1])
+    print(f"apart {gap:.1e}, allowed {largest_gap((em, gradient), tokens, emission):.1e}")
+    assert gap < largest_gap((em, gradient), tokens, emission) + 1e-14
     assert gradient.num_steps < em.num_steps
 
 

@@ -222,6 +222,24 @@ def test_derivatives_that_the_default_adjoint_has_not(reduced):
     jax.eval_shape(jax.vmap(jax.grad(end)), p.theta[None])
 
 
+@pytest.mark.laws
+def test_steady_states_are_differentiated_in_reverse_as_often_as_wished():
+    """z + z^3 = a has dz/da = 1 / (1 + 3 z^2), and d^2z/da^2 = -6 z (dz/da)^3."""
+
+    def limit(a):
+        return imr.solve_to_steady_state(
+            lambda t, z, a: a - z - z**3, jnp.zeros(()), args=a, rtol=1e-12, atol=1e-12
+        ).z
+
+    a = jnp.asarray(2.0)  # z = 1
+    slope, curvature = jax.jit(lambda a: jax.value_and_grad(jax.grad(limit))(a))(a)
+    assert abs(slope - 1 / 4) < 1e-11
+    assert abs(curvature + 6 / 4**3) < 1e-11
+    for derivative in (jax.jacfwd(limit), jax.hessian(limit)):
+        with pytest.raises(imr.ImrError, match=r"jax.jacrev.*adjoint=diffrax.ForwardMode\(\)"):
+            jax.jit(derivative).lower(a)
+
+
 # Numbers are leaves
 
 
@@ -308,7 +326,7 @@ def test_two_thousand_solves_of_one_shape_leave_no_memory_behind():
     assert done.returncode == 0, done.stderr
     grown = [float(line) for line in done.stdout.split()]
     assert len(grown) == 2
-    assert max(grown) < 20
+    assert max(grown) < 5
 
 
 # Scales
@@ -370,14 +388,16 @@ def test_the_empty_and_the_single():
 
 @pytest.mark.acceptance
 def test_flows_of_no_rows():
-    loss = imr.feature_loss(imr.Linear(jnp.ones((2, 3))), jnp.zeros(0, int))
-    z = jnp.zeros((0, 3))
-    for flow in (
-        imr.solve(imr.closed_field(loss), z, t1=1.0, loss=loss),
-        imr.solve_reduced(loss, z, t1=1.0),
-    ):
-        assert flow.converged
-        assert (flow.z.shape, flow.loss.tolist(), flow.grad_norm.tolist()) == ((0, 3), [0.0], [0.0])
+    z, none = jnp.zeros((0, 3)), jnp.zeros(0, int)
+    linear, square = imr.Linear(jnp.ones((2, 3))), imr.Quadratic(jnp.ones((3, 2)))
+    for loss in (imr.feature_loss(linear, none), imr.feature_loss(square, imr.pointers(none))):
+        for flow in (
+            imr.solve(imr.closed_field(loss), z, t1=1.0, loss=loss),
+            imr.solve_reduced(loss, z, t1=1.0),
+        ):
+            assert flow.converged
+            assert flow.z.shape == (0, 3)
+            assert (flow.loss.tolist(), flow.grad_norm.tolist()) == ([0.0], [0.0])
 
 
 # Array-likes of numbers are taken, anything else is refused by name

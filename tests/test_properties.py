@@ -307,7 +307,11 @@ def check_filter(name, draw, dtype):
 # Reduced flows: what is not finite has a code
 
 
-FLOWS = {"flow, linear": (5, 3, 4), "flow, quadratic": (6, 3, 2)}  # n, f and k or r
+FLOWS = {  # n, f and k or r
+    "flow, linear": (5, 3, 4),
+    "flow, quadratic": (6, 3, 2),
+    "flow, quadratic, empty": (0, 3, 2),
+}
 
 
 @cache
@@ -329,7 +333,7 @@ def check_flow(name, draw, dtype):
     z = matrix(random, draw, draw.exponents[0], n, f).astype(dtype)
     shape = (k, f) if name == "flow, linear" else (f, k)
     parameters = matrix(random, draw, draw.exponents[1], *shape).astype(dtype)
-    labels = random.integers(0, k if name == "flow, linear" else n, n)
+    labels = random.integers(0, k if name == "flow, linear" else max(n, 1), n)
     flow = flow_program(name)(z, parameters, dtype(10.0 ** draw.exponents[2]), labels)
     if flow.converged:
         for x in (flow.z, flow.loss, flow.grad_norm):

@@ -95,6 +95,59 @@ def test_labels_out_of_range_under_a_trace_are_nan():
     assert jnp.isfinite(field[1]).all()
 
 
+@pytest.mark.acceptance
+@pytest.mark.parametrize("kind", ["labels", "dense", "sparse", "low rank"])
+def test_what_cannot_be_refused_under_a_trace_is_nan(kind):
+    """Rows that are no distribution, or have weight where the mask has none; unread rows are no matter."""
+    x, _, dense = CASES[kind]
+    n, m = dense.shape
+    model = imr.Linear(jnp.eye(m))
+    logits = jnp.asarray(RANDOM.normal(size=(n, m)))
+    targets, seen = imr.as_targets(x), np.ones((n, m), bool)
+    hidden, unread = seen.copy(), seen.copy()
+    hidden[1, np.argmax(dense[1])] = False
+    unread[1] = False
+
+    worse = {
+        "labels": lambda: LabelTargets(targets.columns.at[1].set(m)),
+        "dense": lambda: DenseTargets(targets.matrix.at[1].multiply(-1)),
+        "sparse": lambda: SparseTargets(BCOO.fromdense(jnp.asarray(dense).at[1].multiply(2))),
+        "low rank": lambda: LowRankTargets(targets.left.at[1].multiply(2), targets.right),
+    }[kind]()
+
+    @jax.jit
+    def losses(targets, where):
+        loss = imr.feature_loss(model, targets, where=where)
+        each = imr.cross_entropy(logits, targets, where)
+        return each, imr.closed_field(loss)(0.0, logits), imr.gradient_field(loss)(0.0, logits)
+
+    right = losses(targets, seen)
+    assert all(np.isfinite(part).all() for part in right)
+    np.testing.assert_allclose(right[1], right[2], atol=1e-14)
+    np.testing.assert_allclose(right[0], imr.cross_entropy(logits, targets), rtol=1e-14)
+    for result in (losses(worse, seen), losses(targets, hidden)):
+        for part in result:
+            assert np.isnan(part[1]).all()
+            assert kind == "sparse" or np.isfinite(np.delete(part, 1, 0)).all()
+    for part, expected in zip(losses(worse, unread), right, strict=True):
+        assert not part[1].any()
+        np.testing.assert_array_equal(np.delete(part, 1, 0), np.delete(expected, 1, 0))
+
+
+@pytest.mark.laws
+def test_a_flow_to_rows_that_do_not_sum_to_one_diverges_under_a_trace():
+    z, model = jnp.zeros((4, 3)), imr.Linear(jnp.eye(3))
+
+    @jax.jit
+    def results(targets):
+        loss = imr.feature_loss(model, targets)
+        flow = imr.solve(imr.closed_field(loss), z, t1=1.0)
+        return jnp.stack([flow.result, imr.solve_reduced(loss, z, t1=1.0).result])
+
+    assert (results(jnp.asarray(SOFT)) == imr.Result.SUCCESS).all()
+    assert (results(jnp.ones((4, 3))) == imr.Result.DIVERGED).all()
+
+
 def test_bare_integers_are_refused_by_a_square_model():
     model, z = imr.Quadratic(jnp.eye(2)), jnp.ones((4, 2))
     words = r"two things.*imr.same_class_targets\(labels\).*imr.pointers\(columns\)"

@@ -17,6 +17,7 @@ from imr.beliefs.fit import Fit as Fit
 from imr.beliefs.fit import fit_process as fit_process
 from imr.beliefs.smoother import smooth as smooth
 from imr.beliefs.tables import Fixed as Fixed
+from imr.beliefs.ties import Tied as Tied
 from imr.beliefs.viterbi import ViterbiPath as ViterbiPath
 from imr.beliefs.viterbi import viterbi as viterbi
 from imr.beliefs.words import MOST_WORDS as MOST_WORDS

@@ -15,16 +15,17 @@ from jaxtyping import Array
 
 from imr.beliefs.likelihood import mean_log_likelihood
 from imr.beliefs.tables import Tables, matrices_of, share
+from imr.beliefs.ties import class_max, group_sums
 
 
 class Ascent(NamedTuple):
     """A method, as functions of a carry with a leading axis of restarts.
 
     Attributes:
-      begin: (tables, free) -> carry, not evaluated yet.
-      step: (carry, done, tables, free, packed) -> (carry, log-likelihood, gradient), both of the new
-        carry; a restart that is done stays.
-      tables: (carry, tables, free) -> the tables evaluated last.
+      begin: (tables, entries) -> carry, not evaluated yet.
+      step: (carry, done, tables, entries, packed) -> (carry, log-likelihood, gradient), both of the
+        new carry; a restart that is done stays.
+      tables: (carry, tables, entries) -> the tables evaluated last.
     """
 
     begin: Callable[..., Any]
@@ -41,17 +42,19 @@ log_likelihoods = jax.jit(jax.vmap(_log_likelihood, in_axes=(0, None)))
 
 
 def _step(step):
-    """A step of one restart as a step of all; tables, free and packed are those of all."""
+    """A step of one restart as a step of all; tables, entries and packed are those of all."""
 
-    def one(carry, done, tables, free, packed):
-        new, value, gradient = step(carry, tables, free, packed)
+    def one(carry, done, tables, entries, packed):
+        new, value, gradient = step(carry, tables, entries, packed)
         return jax.tree.map(partial(jnp.where, done), carry, new), value, gradient
 
     return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None)))
 
 
-def _largest(tree):
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in tree]))
+def _largest(slopes, entries):
+    """The largest entry of a gradient by logits, where tied entries have one."""
+    slopes = map(group_sums, slopes, entries.ties)
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in slopes]))
 
 
 def _vdot(a, b):
@@ -59,20 +62,15 @@ def _vdot(a, b):
 
 
 @_step
-def _em(carry, _, free, packed):
+def _em(carry, _, entries, packed):
     """The carry is the tables evaluated last, and the next ones: their rows are shared by counts."""
     _, tables = carry
     value, slopes = jax.value_and_grad(_log_likelihood)(tables, packed)
-    counts = tuple(map(jnp.multiply, tables, slopes))
-
-    def by_logits(table, counts, free):
-        """Gradient by the logits of rows: counts, less their sum shared by the table."""
-        counts, table = jnp.where(free, counts, 0), jnp.where(free, table, 0)
-        total, rest = (jnp.sum(x, axis=1, keepdims=True) for x in (counts, table))
-        return counts - total * table / jnp.where(rest > 0, rest, 1)
-
-    gradient = _largest(map(by_logits, tables, counts, free))
-    return (tables, tuple(map(share, tables, counts, free))), value, gradient
+    counts = map(jnp.multiply, tables, slopes)
+    logits = _logits(tables, entries)
+    (by_logits,) = jax.vjp(lambda logits: _softmax(logits, tables, entries), logits)[1](slopes)
+    following = tuple(map(share, tables, counts, *entries))
+    return (tables, following), value, _largest(by_logits, entries)
 
 
 class _Search(NamedTuple):
@@ -94,34 +92,37 @@ def _lbfgs():
 
 
 @partial(jax.vmap, in_axes=(0, None))
-def _search_begin(tables, free):
+def _search_begin(tables, entries):
     """A search along no direction that begins above: its one point is the start, and is taken."""
-    logits = tuple(
-        jnp.where(f, jnp.log(jnp.where(f, t, 1)), 0) for t, f in zip(tables, free, strict=True)
-    )
+    logits = _logits(tables, entries)
     zeros, infinity = jax.tree.map(jnp.zeros_like, logits), jnp.full((), jnp.inf, logits[0].dtype)
     memory = _lbfgs().init(logits)
     return _Search(logits, infinity, zeros, zeros, memory, jnp.zeros_like(infinity), infinity)
 
 
 @partial(jax.vmap, in_axes=(0, 0, None))
-def _search_tables(search, tables, free):
-    return _softmax(search.logits, tables, free)
+def _search_tables(search, tables, entries):
+    return _softmax(search.logits, tables, entries)
 
 
-def _softmax(logits, tables, free):
+def _logits(tables, entries):
+    pairs = zip(tables, entries.free, strict=True)
+    return tuple(jnp.where(free, jnp.log(jnp.where(free, t, 1)), 0) for t, free in pairs)
+
+
+def _softmax(logits, tables, entries):
     """Tables whose free entries are the softmax of their logits, times what these may sum to."""
 
-    def one(logits, table, free):
+    def one(logits, table, free, ties):
         logits = jnp.where(free, logits, -jnp.inf)
-        top = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
-        return share(table, jnp.exp(logits - jnp.where(jnp.isneginf(top), 0, top)), free)
+        top = class_max(jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True)), ties)
+        return share(table, jnp.exp(logits - jnp.where(jnp.isneginf(top), 0, top)), free, ties)
 
-    return tuple(map(one, logits, tables, free))
+    return tuple(map(one, logits, tables, *entries))
 
 
 @_step
-def _gradient(search, tables, free, packed):
+def _gradient(search, tables, entries, packed):
     """One point of a line search to the weak Wolfe conditions; if it fulfils them, the next search.
 
     Lengths are doubled or bisected (Lewis and Overton, Mathematical Programming 141, 2013): each costs
@@ -129,7 +130,7 @@ def _gradient(search, tables, free, packed):
     """
 
     def loss_of(logits):
-        return -_log_likelihood(_softmax(logits, tables, free), packed)
+        return -_log_likelihood(_softmax(logits, tables, entries), packed)
 
     longer = jnp.where(search.low > 0, 2 * search.low, 1)
     length = jnp.where(jnp.isinf(search.high), longer, 0.5 * (search.low + search.high))
@@ -146,7 +147,7 @@ def _gradient(search, tables, free, packed):
         low=jnp.where(too_near, length, search.low), high=jnp.where(too_far, length, search.high)
     )
     search = jax.tree.map(partial(jnp.where, too_far | too_near), same, following)
-    return search, -search.loss, _largest(search.slopes)
+    return search, -search.loss, _largest(search.slopes, entries)
 
 
 METHODS = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from imr._checks import as_sequences, check_choice, is_concrete
-from imr._numerics import matmul
+from imr._numerics import matmul, repeat_last
 from imr.errors import ImrError
 from imr.processes.process import (
     Process,
@@ -172,12 +172,8 @@ def forward(
         beliefs, log_probability = jax.lax.scan(step, first, tokens.T)[1]
         beliefs, log_probability = jnp.swapaxes(beliefs, 0, 1), log_probability.T
     if lengths is not None:
-        # Position 0 is the start, so that sequences without a token have a last belief too.
-        last = jnp.minimum(jnp.arange(1, tokens.shape[1] + 1)[None, :], lengths[:, None])
-        beliefs = jnp.concatenate([first[0][:, None], beliefs], 1)
-        log_probability = jnp.concatenate([first[1][:, None], log_probability], 1)
-        beliefs = jnp.take_along_axis(beliefs, last[..., None], 1)
-        log_probability = jnp.take_along_axis(log_probability, last, 1)
+        both = zip((beliefs, log_probability), first, strict=True)
+        beliefs, log_probability = (repeat_last(x, start, lengths) for x, start in both)
     return Filtered(beliefs, log_probability)
 
 

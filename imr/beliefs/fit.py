@@ -11,6 +11,7 @@ from imr._checks import as_tokens, check_at_least, check_choice, check_count, ch
 from imr.beliefs.ascent import METHODS, log_likelihoods
 from imr.beliefs.likelihood import pack
 from imr.beliefs.tables import Fixed, matrices_of, random_tables, start_tables
+from imr.beliefs.ties import Tied
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process
 
@@ -26,7 +27,8 @@ class Fit(NamedTuple):
     Attributes:
       process: the best of the restarts.
       log_likelihood: its mean log-likelihood per token in nats, before each step and after the last.
-      gradient: largest entry of the gradient of that mean by the logits of the free entries.
+      gradient: largest entry of the gradient of that mean by the logits of the free entries; tied ones
+        have one.
       num_steps: steps that it took.
       converged: whether the gradient is within the tolerance.
       scores: for each restart the mean log-likelihood that the best was chosen by.
@@ -44,8 +46,8 @@ def fit_process(
     tokens: Any, num_states: int | None = None, *, key: Any = None, start: Process | None = None,
     num_tokens: int | None = None, emission: Emission = "general",
     method: Literal["em", "gradient"] = "em", restarts: int = 1, fixed: Fixed | None = None,
-    lengths: Any = None, held_out: Any = None, held_out_lengths: Any = None, tol: float = 1e-5,
-    max_steps: int = 1000,
+    tied: Tied | None = None, lengths: Any = None, held_out: Any = None,
+    held_out_lengths: Any = None, tol: float = 1e-5, max_steps: int = 1000,
 ) -> Fit:  # fmt: skip
     r"""A hidden Markov process fitted to tokens, by the largest likelihood found.
 
@@ -71,6 +73,7 @@ def fit_process(
         evaluation too, and where the likelihood is flat EM needs ten times as many, or more.
       restarts: how many, vectorised in one program.
       fixed: entries of `start` that stay; the others of a row share what these leave.
+      tied: groups of entries that share one value, of a start and of all restarts, see `Tied`.
       lengths: of the sequences, integers, shape (...); tokens beyond them are ignored.
       held_out, held_out_lengths: further sequences, as `tokens` and `lengths`: the restart of the
         largest likelihood there is chosen. Without them it is that of the tokens.
@@ -78,8 +81,8 @@ def fit_process(
         what the table predicts of them, per token) exceeds it.
       max_steps: where to give up.
     Returns: A `Fit`.
-    Raises: ImrError if an argument does not fit, there are no tokens, tokens are out of range, or the
-      start gives them probability zero.
+    Raises: ImrError if an argument does not fit, there are no tokens, tokens are out of range, the
+      start gives them probability zero, or a step of EM is not closed under the ties.
 
     >>> from imr.processes import golden_mean
     >>> fit = fit_process([0, 1, 0, 0, 0, 1, 0], start=golden_mean(0.9), tol=1e-4)
@@ -98,14 +101,14 @@ def fit_process(
     s, k = _sizes(start, num_states, num_tokens)
     sequences = _sequences(tokens, lengths, k)
     k = 1 + int(sequences.max()) if k is None else k
-    tables, free = start_tables(start, s, k, emission, fixed)
+    tables, entries = start_tables(start, s, k, emission, fixed, tied)
     if start is None or restarts > 1:
         if key is None:
             raise ImrError(
                 "key must be given for random starts: key=jax.random.key(0); found None."
             )
         check_key(key)
-        tables = random_tables(key, tables, free, restarts, start is not None)
+        tables = random_tables(key, tables, entries, restarts, start is not None)
     else:
         tables = tuple(table[None] for table in tables)
     packing = partial(pack, num_states=s, num_tokens=k, ends=emission == "state")
@@ -116,7 +119,7 @@ def fit_process(
         except ImrError as error:
             raise ImrError(f"held_out: {error}") from None
 
-    ascended = _ascend(METHODS[method], tables, free, packing(sequences), tol, max_steps)
+    ascended = _ascend(METHODS[method], tables, entries, packing(sequences), tol, max_steps)
     scores = ascended.values[-1]
     if others is not None:
         scores = log_likelihoods(ascended.tables, packing(others))
@@ -142,12 +145,12 @@ class _Ascended(NamedTuple):
     gradients: np.ndarray
 
 
-def _ascend(method, tables, free, packed, tol, max_steps):
+def _ascend(method, tables, entries, packed, tol, max_steps):
     """Steps until all restarts have converged, or can go no further, or there are too many."""
-    carry, done = method.begin(tables, free), np.full(len(tables[0]), False)
+    carry, done = method.begin(tables, entries), np.full(len(tables[0]), False)
     values, gradients = [], []
     while not done.all() and len(values) <= max_steps:
-        carry, *new = method.step(carry, done, tables, free, packed)
+        carry, *new = method.step(carry, done, tables, entries, packed)
         for each, before in zip(new, (values, gradients), strict=True):
             before.append(np.where(done, before[-1], each) if before else np.asarray(each))
         if not np.isfinite(values[0]).any():
@@ -155,7 +158,7 @@ def _ascend(method, tables, free, packed, tol, max_steps):
         done = gradients[-1] <= tol
         if len(values) > _PATIENCE:  # at the end of the digits
             done |= values[-1] == values[-1 - _PATIENCE]
-    return _Ascended(method.tables(carry, tables, free), np.stack(values), np.stack(gradients))
+    return _Ascended(method.tables(carry, tables, entries), np.stack(values), np.stack(gradients))
 
 
 def _sizes(start, num_states, num_tokens) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from imr.beliefs.ties import Tied, averaged, make_ties
 from imr.errors import ImrError
 
 Tables = tuple[Array, ...]
@@ -31,16 +32,46 @@ class Fixed(NamedTuple):
     emissions: Any = False
 
 
-def start_tables(start, num_states, num_tokens, emission, fixed):
-    """Tables of the start, uniform ones without it, and which of their entries are free."""
+class Entries(NamedTuple):
+    """What may be done to the entries of the tables: each a tuple with an item for each table.
+
+    Attributes:
+      free: booleans, whether an entry may change.
+      ties: `Ties`, or None for a table without.
+    """
+
+    free: Any
+    ties: Any
+
+
+def start_tables(start, num_states, num_tokens, emission, fixed, tied):
+    """Tables of the start, uniform ones without it, and what may be done to their `Entries`."""
     s, k = num_states, num_tokens
     shapes = [(1, s), (s, k * s)] if emission == "general" else [(1, s), (s, s), (s, k)]
     if start is None:
         if fixed is not None:
             raise ImrError("fixed needs start, whose entries stay; found start=None.")
-        tables = tuple(jnp.full(shape, 1 / shape[1]) for shape in shapes)
-        return tables, tuple(jnp.full(shape, True) for shape in shapes)
-    masks = _masks(Fixed() if fixed is None else fixed, shapes, num_tokens)
+        dtype, tables = jnp.zeros(()).dtype, [np.full(shape, 1 / shape[1]) for shape in shapes]
+    else:
+        dtype, tables = start.transitions.dtype, _tables_of(start, emission)
+    masks = _by_table("fixed", fixed, Fixed, shapes, num_tokens)
+    free = [(t > 0) & ~m for t, m in zip(tables, masks, strict=True)]
+    labels = _by_table("tied", tied, Tied, shapes, num_tokens)
+    ties = tuple(
+        None if each is None else make_ties(f"tied.{name}", each, table, f)
+        for name, each, table, f in zip(Tied._fields, labels, tables, free, strict=False)
+    )
+    entries = Entries(tuple(map(jnp.asarray, free)), ties)
+    tables = (jnp.asarray(table / table.sum(1, keepdims=True), dtype) for table in tables)
+    # Ties hold in the start but for a rounding; from here on exactly.
+    return tuple(
+        t if tie is None else share(t, t, f, tie)
+        for t, f, tie in zip(tables, *entries, strict=True)
+    ), entries
+
+
+def _tables_of(start, emission):
+    """Tables of a process in float64."""
     matrices = np.asarray(start.transitions, np.float64)
     if emission == "general":
         tables = [start.initial[None], _rows(matrices)]
@@ -54,10 +85,7 @@ def start_tables(start, num_states, num_tokens, emission, fixed):
                 "state reached emits, T_x = A diag(B_x), start from diag(B_x) A."
             )
         tables = [start.initial[None], chain, emissions]
-    tables = [np.asarray(table, np.float64) for table in tables]
-    free = tuple(jnp.asarray((t > 0) & ~m) for t, m in zip(tables, masks, strict=True))
-    tables = (table / table.sum(1, keepdims=True) for table in tables)
-    return tuple(jnp.asarray(table, start.transitions.dtype) for table in tables), free
+    return [np.asarray(table, np.float64) for table in tables]
 
 
 def _rows(matrices):
@@ -65,43 +93,57 @@ def _rows(matrices):
     return np.swapaxes(matrices, 0, 1).reshape(matrices.shape[1], -1)
 
 
-def _masks(fixed, shapes, num_tokens):
-    """The three masks of `fixed` in the shapes of the tables."""
-    s = shapes[0][1]
-    wanted = [(s,), (num_tokens, s, s)] if len(shapes) == 2 else [(s,), *shapes[1:]]
-    if not isinstance(fixed, Fixed):
-        raise ImrError(f"fixed must be a Fixed; found a {type(fixed).__name__}.")
-    if len(shapes) == 2 and fixed.emissions is not False:
-        raise ImrError('fixed.emissions needs emission="state"; here emissions are transitions.')
-    masks = []
-    for name, mask, shape in zip(Fixed._fields, fixed, wanted, strict=False):
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.shape not in ((), shape):
+def _by_table(argument, value, kind, shapes, num_tokens):
+    """The fields of a `Fixed` or a `Tied` in the shapes of the tables; defaults for None."""
+    value = kind() if value is None else value
+    s, general = shapes[0][1], len(shapes) == 2
+    wanted = [(s,), (num_tokens, s, s)] if general else [(s,), *shapes[1:]]
+    if not isinstance(value, kind):
+        raise ImrError(f"{argument} must be a {kind.__name__}; found a {type(value).__name__}.")
+    if general and value.emissions is not kind().emissions:
+        raise ImrError(
+            f'{argument}.emissions needs emission="state"; here emissions are transitions.'
+        )
+    tables = []
+    for name, entry, shape in zip(kind._fields, value, wanted, strict=False):
+        if entry is None and kind is Tied:
+            tables.append(None)
+            continue
+        entry = np.asarray(entry)
+        if kind is Fixed and (entry.dtype != bool or entry.shape not in ((), shape)):
             raise ImrError(
                 f"fixed.{name} must be a boolean, or booleans of shape {shape}; found "
-                f"{mask.dtype} of shape {mask.shape}."
+                f"{entry.dtype} of shape {entry.shape}."
             )
-        mask = np.broadcast_to(mask, shape)
-        masks.append(_rows(mask) if mask.ndim == 3 else np.atleast_2d(mask))
-    return masks
+        if kind is Tied and (entry.dtype.kind not in "iu" or entry.shape != shape):
+            raise ImrError(
+                f"tied.{name} must be integers of shape {shape}, the group of each entry, or None; "
+                f"found {entry.dtype} of shape {entry.shape}."
+            )
+        entry = np.broadcast_to(entry, shape)
+        tables.append(_rows(entry) if entry.ndim == 3 else np.atleast_2d(entry))
+    return tables
 
 
 @partial(jax.jit, static_argnames=("restarts", "keep"))
-def random_tables(key, tables, free, restarts, keep):
-    """Tables of each restart: the free part of each row uniform in its simplex."""
+def random_tables(key, tables, entries, restarts, keep):
+    """Tables of each restart: the free part of each row uniform in its simplex, but for ties."""
 
-    def draw(key, table, free):
+    def draw(key, table, free, ties):
         weights = jax.random.exponential(key, (restarts, *table.shape), table.dtype)
-        drawn = jax.vmap(share, in_axes=(None, 0, None))(table, weights, free)
+        drawn = jax.vmap(share, in_axes=(None, 0, None, None))(table, weights, free, ties)
         return drawn.at[0].set(table) if keep else drawn
 
     keys = jax.random.split(key, len(tables))
-    return tuple(map(draw, keys, tables, free))
+    return tuple(map(draw, keys, tables, *entries))
 
 
-def share(table, counts, free):
-    """Rows whose free entries have the same sum as before and are in proportion to the counts."""
-    counts = jnp.where(free, counts, 0)
+def share(table, counts, free, ties):
+    """Rows whose free entries have the same sum as before and are in proportion to the counts.
+
+    Of tied entries, in proportion to the mean of their counts.
+    """
+    counts = averaged(jnp.where(free, counts, 0), jnp.where(free, table, 0), ties)
     total = jnp.sum(counts, axis=1, keepdims=True)
     rest = jnp.sum(jnp.where(free, table, 0), axis=1, keepdims=True)
     return jnp.where(free & (total > 0), rest * counts / jnp.where(total > 0, total, 1), table)

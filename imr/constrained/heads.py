@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_number, as_tokens, check_count
-from imr._numerics import matmul
+from imr._checks import as_number, as_sequences, check_count
+from imr._numerics import matmul, repeat_last
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process
@@ -93,7 +93,9 @@ def two_head_attention(eigenvalue: Any, length: int) -> Heads:
     return _heads(attentions, all_gains, 1.0)
 
 
-def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b l s"]:
+def apply_heads(
+    process: Process, tokens: Any, heads: Heads, lengths: Any = None
+) -> Float[Array, "*b l s"]:
     r"""Applies a constructed layer: the residual after attention of `Heads`.
 
     The heads of one eigenvalue give $\eta - \pi$ if the tokens have weights on no other one.
@@ -101,7 +103,9 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     Args:
       process, heads: the process, and heads of length l.
       tokens: integers, shape (..., l).
-    Raises: ImrError if lengths differ or tokens are out of range.
+      lengths: of sequences that end before position l, shape (...); beyond a length the last residual
+        is repeated, or zero if there is none. Heads must be causal, as those made here are.
+    Raises: ImrError if heads have another length than tokens, or tokens are out of range.
 
     >>> from imr.processes import mess3
     >>> tokens = jnp.array([0, 0])
@@ -109,10 +113,10 @@ def apply_heads(process: Process, tokens: Any, heads: Heads) -> Float[Array, "*b
     [0.2667, 0.4133]
     """
     check_process(process)
-    tokens = as_tokens(tokens, process.num_tokens)
+    tokens, lengths = as_sequences(tokens, lengths, process.num_tokens)
     if (length := tokens.shape[-1]) != (other := heads.gains.shape[-1]):
         raise ImrError(f"tokens have length {length}, but heads {other}: they must be equal.")
-    return _apply(token_vectors(process), tokens, heads)
+    return _apply(token_vectors(process), tokens, heads, lengths)
 
 
 class Values(NamedTuple):
@@ -173,7 +177,10 @@ def _heads(attention, gains, embedding):
 
 
 @jax.jit
-def _apply(vectors, tokens, heads):
+def _apply(vectors, tokens, heads, lengths):
     v = pick(vectors, tokens)
     mixed = jnp.sum(heads.attention * heads.gains[:, None, :], axis=0)
-    return heads.embedding * v + matmul(mixed, v)
+    residual = heads.embedding * v + matmul(mixed, v)
+    if lengths is None:
+        return residual
+    return repeat_last(residual, jnp.zeros_like(residual[..., 0, :]), lengths)

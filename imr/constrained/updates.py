@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_choice, check_count
-from imr._numerics import matmul
+from imr._checks import as_sequences, check_choice, check_count
+from imr._numerics import matmul, repeat_last
 from imr.constrained.spectrum import spectrum
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
@@ -17,13 +17,16 @@ from imr.processes.process import Process, bare, check_process
 
 
 def constrained_beliefs(
-    process: Process, tokens: Any, *, method: Literal["recursive", "kernel", "spectral"] = "recursive"
+    process: Process, tokens: Any, lengths: Any = None, *,
+    method: Literal["recursive", "kernel", "spectral"] = "recursive",
 ) -> Float[Array, "*b l s"]:  # fmt: skip
     r"""Constrained beliefs after each token, $\eta_d = \pi + \sum_{s \le d} v_{x_s} A^{d-s}$.
 
     Args:
       process: the process.
       tokens: integers, shape (..., l).
+      lengths: of sequences that end before position l, shape (...); beyond a length the last belief
+        is repeated, or $\pi$ if there is none, as in `imr.bayes_filter`.
       method: "recursive", $z_d = z_{d-1} A + v_{x_d}$; "kernel", the sum over all pairs of
         positions, as in attention, of size l^2 k s; "spectral", the same with
         $v_x A^n = \sum_k \lambda_k^n (v_x R_k) L_k$, for a process that is not traced.
@@ -38,13 +41,13 @@ def constrained_beliefs(
     """
     check_process(process)
     check_choice("method", method, ("recursive", "kernel", "spectral"))
-    tokens = as_tokens(tokens, process.num_tokens)
+    tokens, lengths = as_sequences(tokens, lengths, process.num_tokens)
     vectors, process, length = token_vectors(process), bare(process), tokens.shape[-1]
     if method == "recursive":
-        return _recursive(process, vectors, tokens)
+        return _recursive(process, vectors, tokens, lengths)
     if method == "kernel":
-        return _by_kernel(process, _kernel(process, vectors, length), tokens)
-    return _by_kernel(process, _spectral_kernel(spectrum(process), length), tokens)
+        return _by_kernel(process, _kernel(process, vectors, length), tokens, lengths)
+    return _by_kernel(process, _spectral_kernel(spectrum(process), length), tokens, lengths)
 
 
 def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
@@ -63,7 +66,7 @@ def constrained_level(process: Process, depth: int) -> Float[Array, "words s"]:
 
 
 @jax.jit
-def _recursive(process, vectors, tokens):
+def _recursive(process, vectors, tokens, lengths):
     chain = jnp.sum(process.transitions, axis=0)
 
     def step(z, v):
@@ -72,8 +75,7 @@ def _recursive(process, vectors, tokens):
 
     inputs = jnp.moveaxis(pick(vectors, tokens), -2, 0)
     z = jax.lax.scan(step, jnp.zeros(inputs.shape[1:], vectors.dtype), inputs)[1]
-    z = jnp.moveaxis(z, 0, -2)
-    return z + jnp.broadcast_to(process.stationary, z.shape)
+    return _around(process, jnp.moveaxis(z, 0, -2), lengths)
 
 
 @partial(jax.jit, static_argnames="length")
@@ -94,13 +96,22 @@ def _spectral_kernel(modes, length):
 
 
 @jax.jit
-def _by_kernel(process, kernel, tokens):
+def _by_kernel(process, kernel, tokens, lengths):
     """The sum over pairs of positions of the kernel (l, k, s) at their lag and token."""
     lags = lag_table(tokens.shape[-1])
     pairs = jnp.where((lags >= 0)[..., None, None], kernel[np.maximum(lags, 0)], 0)
     one_hot = pick(jnp.eye(kernel.shape[1], dtype=kernel.dtype), tokens)
     z = jnp.einsum("...tx,dtxj->...dj", one_hot, pairs, precision="highest")
-    return z + jnp.broadcast_to(process.stationary, z.shape)
+    return _around(process, z, lengths)
+
+
+def _around(process, z, lengths):
+    """The beliefs of what tokens contribute, (..., l, s); beyond a length the last."""
+    eta = z + jnp.broadcast_to(process.stationary, z.shape)
+    if lengths is None:
+        return eta
+    start = jnp.broadcast_to(process.stationary, (*lengths.shape, eta.shape[-1]))
+    return repeat_last(eta, start, lengths)
 
 
 @partial(jax.jit, static_argnames="depth")

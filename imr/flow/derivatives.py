@@ -7,6 +7,7 @@ asks for. Forward mode would have to compute it, and a second derivative to diff
 transpose; both raise the error.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,46 +18,68 @@ from jax.interpreters import ad, batching, mlir
 from imr._typing import PyTree
 from imr.errors import ImrError
 
-_MESSAGE = (
+_SOLVE = (
     "a solve with the default adjoint can be differentiated once, in reverse mode (jax.grad, "
     "jax.vjp). Forward mode (jax.jvp, jax.jacfwd) needs adjoint=diffrax.ForwardMode(), and second "
     "derivatives (jax.hessian, jax.grad of jax.grad) need adjoint=diffrax.DirectAdjoint()."
+)
+_STEADY = (
+    "a steady state can be differentiated in reverse mode (jax.grad, jax.vjp), once and again. For "
+    "forward mode (jax.jvp, jax.jacfwd, jax.hessian) take jax.jacrev, or follow its flow by imr.solve "
+    "to a late t1 with adjoint=diffrax.ForwardMode(), or DirectAdjoint() for jax.hessian."
 )
 
 
 def once_in_reverse(tree: PyTree) -> PyTree:
     """The tree itself; whatever its derivative cannot do later raises an `ImrError` that says so."""
+    return _marked(tree, message=_SOLVE, once=True)
+
+
+def in_reverse(tree: PyTree) -> PyTree:
+    """The tree itself, for a steady state; forward mode raises an `ImrError`, reverse mode never."""
+    return _marked(tree, message=_STEADY, once=False)
+
+
+def _marked(tree, **params):
     inexact, rest = eqx.partition(tree, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(_mark.bind, inexact), rest)
+    return eqx.combine(jax.tree.map(partial(_mark.bind, **params), inexact), rest)
 
 
 def _identity(name: str) -> Primitive:
     """A primitive that gives back what it is given, under jit and vmap too."""
     primitive = Primitive(name)
-    primitive.def_impl(lambda x: x)
-    primitive.def_abstract_eval(lambda x: x)
-    mlir.register_lowering(primitive, lambda context, x: [x])
+    primitive.def_impl(lambda x, **params: x)
+    primitive.def_abstract_eval(lambda x, **params: x)
+    mlir.register_lowering(primitive, lambda context, x, **params: [x])
     batching.defvectorized(primitive)
     return primitive
 
 
-def _refuse(*args: Any, **params: Any) -> Any:
-    raise ImrError(_MESSAGE)
+def _refuse(*args: Any, message: str, **params: Any) -> Any:
+    raise ImrError(message)
+
+
+def _mark_jvp(primals, tangents, **params):
+    (tangent,) = tangents
+    if not isinstance(tangent, ad.Zero):
+        tangent = _tangent.bind(tangent, **params)
+    return _mark.bind(*primals, **params), tangent
+
+
+def _transposed(cotangent, x, **params):
+    return [_cotangent.bind(cotangent, **params) if params["once"] else cotangent]
 
 
 _mark = _identity("imr_reverse_mode_once")
+ad.primitive_jvps[_mark] = _mark_jvp
 
 # The derivative of the mark. Reverse mode transposes it before anything computes it or maps over it.
 _tangent = Primitive("imr_reverse_mode_tangent")
 _tangent.def_impl(_refuse)
-_tangent.def_abstract_eval(lambda x: x)
+_tangent.def_abstract_eval(lambda x, **params: x)
 mlir.register_lowering(_tangent, _refuse)
 batching.primitive_batchers[_tangent] = _refuse
-ad.deflinear2(_tangent, lambda cotangent, x: [_cotangent.bind(cotangent)])
-ad.primitive_jvps[_mark] = lambda primals, tangents: (
-    _mark.bind(*primals),
-    tangents[0] if isinstance(tangents[0], ad.Zero) else _tangent.bind(*tangents),
-)
+ad.deflinear2(_tangent, _transposed)
 
 # The transpose of that.
 _cotangent = _identity("imr_reverse_mode_cotangent")

@@ -27,8 +27,9 @@ class Result(enum.IntEnum):
     STEP_LIMIT = 1
     """`max_steps` steps did not reach the end."""
     DIVERGED = 2
-    """The features, their field or their loss left the finite numbers, or never were there: NaN or
-    labels out of range, under a trace, where nothing can be raised."""
+    """The features, their field or their loss left the finite numbers, or never were there: NaN,
+    labels out of range or rows of targets that are no distribution, under a trace, where nothing can
+    be raised."""
     STEP_TOO_SMALL = 3
     """The error control asked for steps that cannot be told from zero: a kink, features that run to
     infinity in finite time, or precision that is used up."""

@@ -156,7 +156,7 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
     """Demands what field and loss must give, from shapes alone: nothing is computed.
 
     What they hold, targets among it, is concrete here and checked by their own; in the compiled
-    solve it is not.
+    solve it is not. Fresh functions, for jax keeps an entry of a cache for each call on an old one.
     """
     dtype = state_dtype(z0)
     time = jax.ShapeDtypeStruct((), dtype)
@@ -178,7 +178,7 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
             raise ImrError("field must return real numbers; found complex ones.")
     if loss is not None and not callable(loss):
         raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
-    if loss is not None and (found := jnp.shape(jax.eval_shape(loss, state))) != ():
+    if loss is not None and (found := jnp.shape(jax.eval_shape(lambda z: loss(z), state))) != ():
         raise ImrError(f"loss must be a function z -> scalar; found a result of shape {found}.")
 
 

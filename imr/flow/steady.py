@@ -12,6 +12,7 @@ from imr._checks import check_finite
 from imr._module import as_pytree, numbers_as_leaves
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
+from imr.flow.derivatives import in_reverse
 from imr.flow.integrate import Path, check_step, integrate
 from imr.flow.solve import Flow, check_shapes, finished, measured
 from imr.flow.state import StateField, as_arrays, as_state, state_dtype
@@ -34,7 +35,8 @@ def solve_to_steady_state(
     The derivative of the result is that of the implicit function, $dz = -(df/dz)^{-1} \, df$: it
     needs memory for one state, not for the whole solve, and does not depend on z0. The linear system
     is solved by BiCGSTAB with products of the Jacobian. It is meaningless if no steady state was
-    found (see `converged`).
+    found (see `converged`). Derivatives are taken in reverse mode alone; for forward mode follow the flow
+    by `imr.solve`, with `adjoint=diffrax.ForwardMode()`.
 
     Args:
       field: f(t, z, args), taken at t = 0; it must not depend on time. The limit must exist: the
@@ -49,7 +51,8 @@ def solve_to_steady_state(
       throw: whether to raise `FlowError` if no steady state was found; as in `imr.solve`.
     Returns: A `Flow` whose ts holds the time at which the steady state was found.
     Raises:
-      ImrError: for concrete values, if z0 is not finite or a tolerance is not positive.
+      ImrError: for concrete values, if z0 is not finite or a tolerance is not positive; for a
+        derivative in forward mode.
       FlowError: if no steady state was found, unless throw is False.
 
     >>> import jax, jax.numpy as jnp
@@ -74,6 +77,7 @@ def solve_to_steady_state(
 @eqx.filter_jit
 def _steady_state(field, z0, args, solver, rtol, atol, max_steps) -> Path:
     start = jax.lax.stop_gradient(z0)
+    field, args = in_reverse((field, args))
     solver = dfx.Dopri8() if solver is None else solver
     return _relaxed((field, args), start, solver, rtol, atol, max_steps)
 

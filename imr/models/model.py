@@ -51,6 +51,11 @@ class Model(Module):
     `SpanModel` or `RowModel`, and `imr.solve_reduced` works too.
     `imr/models/README.md` walks through one.
 
+    Late in a flow the probability p of a label is 1 to all digits, and label term less attention has
+    none left: below about 1e-7 of either in float32 the field is rounding. `RowModel` and the models
+    of imr subtract p first, by `targets.minus`, which takes 1 - p as the sum of the others. A plain
+    `Model` keeps these digits only if it overrides `descent` to do the same.
+
     Reference: arXiv 2509.04653, Section 2 and the Lemma.
     """
 
@@ -96,8 +101,7 @@ class Model(Module):
     def descent(self, z: Features, targets: Targets | None, **choices: Any) -> Features:
         """Label term less attention: minus the gradient of the cross-entropy.
 
-        A model that subtracts probabilities from targets first, by `targets.minus`, keeps the digits
-        of 1 - p of a label late in a flow.
+        The digits of 1 - p of a label are lost here late in a flow, see `Model`.
 
         Args:
           z: features, shape (n, f).

@@ -204,7 +204,8 @@ class Quadratic(SpanModel):
 
     def _split(self, y):
         """Queries and keys of each head, shape (h, n, r), from the products with the span."""
-        blocks = jnp.swapaxes(y.reshape(-1, self.q.shape[-1], y.shape[1]), 1, 2)
+        rank = self.q.shape[-1]
+        blocks = jnp.swapaxes(y.reshape(y.shape[0] // rank, rank, y.shape[1]), 1, 2)
         if self.k is None:
             return blocks, None
         return tuple(jnp.split(blocks, 2))
