@@ -272,6 +272,12 @@ def nets(z, c):
     return [net(z) for net in nets]
 
 
+@row("LinearSelfAttention")
+def linear_attention(z, c):
+    net = net_of(imr.nn.LinearSelfAttention(F, 2, layers=2, scale=1.0, rngs=nnx.Rngs(0)), z)
+    return net(few(z), c(512, 2), np.arange(512) < 256)
+
+
 # Public names that compute no arrays from arrays in a user's program, and why not.
 NO_ARRAY_FUNCTIONS = {
     "integers, or concrete values alone": {
@@ -303,7 +309,7 @@ NO_ARRAY_FUNCTIONS = {
         "model_from_transformer", "fold_norms", "imr_fits", "mismatched", "rotated", "score",
         "theta_spectra", "weight_cosines", "constrained_level",
         "constrained_beliefs", "token_vectors", "row_normalised_token_vectors",
-        "ContextBlock", "LinearSelfAttention", "Fit", "Fixed", "ViterbiPath", "fit_process", "largest", "residual_products", "viterbi",
+        "ContextBlock", "Fit", "Fixed", "ViterbiPath", "fit_process", "largest", "residual_products", "viterbi",
     },
     "classes of results and errors": {
         "DepthIsTime", "Result", "Flow", "Process", "Sample", "RandomFeatureProducts", "EntropyRate",
