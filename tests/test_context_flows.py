@@ -177,8 +177,9 @@ def test_the_gap_of_kernel_regression_is_a_bound():
             assert fit.objective <= best * (1 + fit.gap) + 1e-12
         assert fits[0].num_steps < fits[-1].num_steps
     stopped = kernel_regression(
-        loss_of(imr.Linear(jnp.eye(K))), DENSE, LABELLED, 1e-3, tol=1e-20, max_steps=2
-    )
+        loss_of(imr.Linear(jnp.eye(K))), KERNELS["exponential"][0], LABELLED, 1e-3,
+        tol=1e-20, max_steps=2,
+    )  # fmt: skip
     assert not stopped.converged
     assert stopped.gap > 1e-20
 

@@ -3,6 +3,7 @@ r"""Kernels K between the tokens of a context, as operators: what is large is ne
 import abc
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,8 +104,8 @@ class ExponentialKernel(Kernel):
 
     x: Features
     beta: Scalar
-    distance: bool
-    block: int
+    distance: bool = eqx.field(static=True)
+    block: int = eqx.field(static=True)
 
     @property
     def size(self):
