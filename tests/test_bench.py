@@ -47,6 +47,9 @@ def test_smoke_times_every_way_to_the_same_end(tmp_path):
     assert {row["way"]: len(row["seconds"]) for row in summary["training"]} == {
         "1 seed": 2, "5 seeds": 2
     }  # fmt: skip
+    gaps = {row["way"]: row["gap"] for row in summary["context"]}
+    assert 0 < gaps["kernel_regression"] < 1e-3
+    assert 0 < gaps["scikit-learn, 0.0001"] < 1e-3
     for row in summary["devices"]:
         assert row["difference"] < 2e-5
         assert row["gradient's"] < 2e-5

@@ -272,6 +272,12 @@ def nets(z, c):
     return [net(z) for net in nets]
 
 
+@row("LinearSelfAttention")
+def linear_attention(z, c):
+    net = net_of(imr.nn.LinearSelfAttention(F, 2, layers=2, scale=1.0, rngs=nnx.Rngs(0)), z)
+    return net(few(z), c(512, 2), np.arange(512) < 256)
+
+
 # Public names that compute no arrays from arrays in a user's program, and why not.
 NO_ARRAY_FUNCTIONS = {
     "integers, or concrete values alone": {

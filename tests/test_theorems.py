@@ -116,7 +116,7 @@ def test_a_formula_without_its_column_term_fails(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.laws
 def test_a_first_order_step_is_no_strang_step(tmp_path, monkeypatch):
-    one = splitting._order_claim("A6.order.strang", "", 2, imr.lie_step, splitting.linear_parts)
+    one = splitting.order_claim("A6.order.strang", "", 2, imr.lie_step, splitting.linear_parts)
     monkeypatch.setattr(splitting, "CLAIMS", (one,))
     assert run("--smoke", "--only", "A6.order.strang", "--out", tmp_path / "run") == 1
     (row,) = table(tmp_path / "run")

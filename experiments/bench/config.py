@@ -6,7 +6,9 @@ from typing import Annotated
 from imr.lab.bounds import above, at_least
 from imr.lab.flags import RunFlags, flag_error
 
-DEFAULT: tuple[str, ...] = ("linear", "attention", "training", "beliefs", "devices", "rates")
+DEFAULT: tuple[str, ...] = (
+    "linear", "attention", "training", "beliefs", "context", "devices", "rates"
+)  # fmt: skip
 PARTS: tuple[str, ...] = (*DEFAULT, "tpu")
 TOPOLOGIES: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e-256")
 
@@ -17,8 +19,9 @@ class Config(RunFlags):
 
     parts: tuple[str, ...] = DEFAULT
     """What to measure: linear (the flow of the linear model), attention (its field, by size), training,
-    beliefs, devices (a ring of them, results and bytes), rates (of the machine, and the cost model); and
-    tpu, which compiles for TPUs without having one, a minute or two for each program: needs libtpu."""
+    beliefs, context (kernel regression in many), devices (a ring of them, results and bytes), rates (of
+    the machine, and the cost model); and tpu, which compiles for TPUs without having one, a minute or
+    two for each program: needs libtpu."""
     topologies: tuple[str, ...] = TOPOLOGIES
     """Those that tpu compiles for."""
     n: Annotated[int, at_least(1)] = 8000
@@ -41,6 +44,10 @@ class Config(RunFlags):
     """The most of them whose n x n matrix is made at once, to compare."""
     depth: Annotated[int, at_least(1)] = 9
     """Length of the words, all 3^depth of them, whose constrained beliefs are timed."""
+    contexts: Annotated[int, at_least(1)] = 1000
+    """Contexts whose kernel regressions are solved in one call."""
+    ridges: Annotated[tuple[float, ...], above(0)] = (1.0, 0.1)
+    """Ridges of those."""
     repetitions: Annotated[int, at_least(1)] = 7
     """Rounds; in each, every way runs once, warm, one after the other."""
     all_cores: bool = False
@@ -51,7 +58,7 @@ def shrink(config: Config) -> Config:
     """The smoke version."""
     return replace(
         config, n=200, features=50, repetitions=2, scales=config.scales[:1], depth=4,
-        tokens=(1100, 2048), most_dense=1100,
+        tokens=(1100, 2048), most_dense=1100, contexts=10,
     )  # fmt: skip
 
 
@@ -61,6 +68,6 @@ def check(config: Config) -> None:
         raise flag_error("parts", f"must be among {', '.join(PARTS)}", config.parts)
     if not set(config.topologies) <= set(TOPOLOGIES):
         raise flag_error("topologies", f"must be among {', '.join(TOPOLOGIES)}", config.topologies)
-    for name in ("tokens", "scales", "topologies"):
+    for name in ("tokens", "scales", "ridges", "topologies"):
         if not getattr(config, name):
             raise flag_error(name, "must hold at least one number", getattr(config, name))

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from experiments.bench import attention, beliefs, devices, linear, rates, tpu, training
+from experiments.bench import attention, beliefs, context, devices, linear, rates, tpu, training
 from experiments.bench.config import PARTS, Config
 from imr.lab.folder import RunFolder
 
-MODULES = dict(zip(PARTS, (linear, attention, training, beliefs, devices, rates, tpu), strict=True))
+_PARTS = linear, attention, training, beliefs, context, devices, rates, tpu
+MODULES = dict(zip(PARTS, _PARTS, strict=True))
 
 
 def measure(config: Config, run: RunFolder) -> dict[str, tuple[str, list[dict[str, Any]]]]:

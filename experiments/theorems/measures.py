@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.theorems import closed_forms, fields, flows, splitting
+from experiments.theorems import closed_forms, context, fields, flows, splitting
 from experiments.theorems.config import Config
 from experiments.theorems.problems import Problem, make_problems
 from imr.lab.beside import beside
@@ -26,7 +26,7 @@ class Results(NamedTuple):
 def chosen(config: Config) -> tuple[Claim, ...]:
     """The claims whose id begins with one of `config.only`, or all of them."""
     reduced = flows.claims(forward=config.smoke)
-    claims = (*fields.CLAIMS, *reduced, *closed_forms.CLAIMS, *splitting.CLAIMS)
+    claims = (*fields.CLAIMS, *reduced, *closed_forms.CLAIMS, *splitting.CLAIMS, *context.CLAIMS)
     for prefix in config.only:
         if not any(claim.id.startswith(prefix) for claim in claims):
             sections = ", ".join(dict.fromkeys(claim.id.split(".")[0] for claim in claims))

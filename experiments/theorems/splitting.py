@@ -146,7 +146,7 @@ def order(taus, errors):
     return slope(jnp.log(taus), jnp.log(errors), above & (finer <= FITTED))
 
 
-def _order_claim(id, statement, expected, step, fields, field=None):
+def order_claim(id, statement, expected, step, fields, field=None):
     """The order of a step of fields, against the flow of their sum, or of another field."""
 
     def measure(p):
@@ -188,26 +188,26 @@ CLAIMS = (
     identity(*_SELF, _self_layer(jax_attention), "jax's attention (float32)", SINGLE),
     identity("A6.block", "transformer block = Lie step: Z′ = Z − τCA(Z), Z⁺ = Z′ + τMLP(Z′)",
              _block, "imr.nn.Block"),
-    _order_claim("A6.order.euler", "depth is time: L layers of τ = T/L, order 1 (Euler)",
+    order_claim("A6.order.euler", "depth is time: L layers of τ = T/L, order 1 (Euler)",
                  1, imr.lie_step, lambda p: (whole(linear_parts(p)),)),
-    _order_claim("A6.order.untied", "untied layers: the flow under θ(t), order 1 (Euler)",
+    order_claim("A6.order.untied", "untied layers: the flow under θ(t), order 1 (Euler)",
                  1, imr.lie_step, lambda p: (_path(p),)),
-    _order_claim("A6.order.lie", "Lie splitting, order 1", 1, imr.lie_step, linear_parts),
-    _order_claim("A6.order.strang", "Strang splitting, order 2", 2, imr.strang_step, linear_parts),
-    _order_claim(
+    order_claim("A6.order.lie", "Lie splitting, order 1", 1, imr.lie_step, linear_parts),
+    order_claim("A6.order.strang", "Strang splitting, order 2", 2, imr.strang_step, linear_parts),
+    order_claim(
         "A6.order.triple_jump", "triple jump of Strang, order 4", 4, composed, linear_parts
     ),
-    _order_claim("A6.order.quadratic.lie", "Lie splitting of label, row and column term, order 1",
+    order_claim("A6.order.quadratic.lie", "Lie splitting of label, row and column term, order 1",
                  1, imr.lie_step, quadratic_parts),
-    _order_claim("A6.order.quadratic.strang", "Strang splitting of the three, order 2",
+    order_claim("A6.order.quadratic.strang", "Strang splitting of the three, order 2",
                  2, imr.strang_step, quadratic_parts),
-    _order_claim("A6.order.quadratic.triple_jump", "triple jump of Strang of the three, order 4",
+    order_claim("A6.order.quadratic.triple_jump", "triple jump of Strang of the three, order 4",
                  4, composed, quadratic_parts),
     Claim(
         "A6.sphere", "tangent field: each row keeps its norm", _sphere,
         (Check("cosine with Z", at_most(ROUNDING)), Check("norms along the flow", at_most(SOLVED))),
     ),
-    _order_claim("A6.order.sphere", "normalisation after the step: the tangent flow, order 1",
+    order_claim("A6.order.sphere", "normalisation after the step: the tangent flow, order 1",
                  1, projected_step, lambda p: (imr.gradient_field(symmetric_loss(p)),),
                  lambda p: imr.sphere_field(imr.gradient_field(symmetric_loss(p)))),
     identity("A7.read_out", "attention-only logits follow a → a − τ softmax(a)G, G = θθᵀ",

@@ -22,4 +22,6 @@ from imr.context.linear import LinearAttention as LinearAttention
 from imr.context.linear import curvature_filter as curvature_filter
 from imr.context.linear import gradient_step_weights as gradient_step_weights
 from imr.context.linear import linear_self_attention as linear_self_attention
+from imr.context.regression import KernelRegression as KernelRegression
+from imr.context.regression import kernel_regression as kernel_regression
 from imr.context.squared import squared_flow as squared_flow

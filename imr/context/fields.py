@@ -6,16 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from imr._checks import check_at_least, check_axis, check_rank, is_concrete
+from imr._checks import check_at_least, check_axis, check_rank, is_concrete, out_of_traces
 from imr._module import Module
 from imr._typing import Features, Rows, ScalarLike
-from imr.context.kernels import Kernel, as_kernel
+from imr.context.kernels import Kernel, Labelled, as_kernel
 from imr.errors import ImrError
 from imr.losses import FeatureLoss
 from imr.models.model import RowModel
 from imr.targets import DenseTargets, LabelTargets, Targets, as_targets
-
-Labelled = Bool[Array | np.ndarray, "n"]
 
 
 class ContextField(Module):
@@ -96,7 +94,8 @@ def context_field(
 
 def as_mask(labelled: Any) -> Bool[Array, "n"]:
     """Which tokens are labelled, at least one of them."""
-    labelled = jnp.asarray(labelled)
+    with out_of_traces(labelled):
+        labelled = jnp.asarray(labelled)  # what is concrete stays so inside a trace
     check_rank("labelled", labelled, 1, "(n,)")
     if labelled.dtype != bool:
         raise ImrError(f"labelled must be boolean; found dtype {labelled.dtype}.")

@@ -3,18 +3,19 @@ r"""Kernels K between the tokens of a context, as operators: what is large is ne
 import abc
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from imr._checks import (
+    as_floats,
     check_at_least,
     check_axis,
     check_count,
     check_features,
     check_finite,
-    check_floating,
     check_positive,
     check_rank,
     is_concrete,
@@ -25,6 +26,9 @@ from imr._typing import Features, Rows, Scalar, ScalarLike
 from imr.errors import ImrError
 
 _LARGEST_CHECKED = 2048  # rows of a dense kernel whose eigenvalues are computed to check it
+
+
+Labelled = Bool[Array | np.ndarray, "n"]
 
 
 class Kernel(Module):
@@ -38,6 +42,14 @@ class Kernel(Module):
     @abc.abstractmethod
     def mv(self, y: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """$K Y$."""
+
+    @abc.abstractmethod
+    def of_tokens(self, rows: Any) -> "Kernel":
+        """The kernel between some of the tokens, given by their indices or a slice."""
+
+    def bound(self) -> Scalar:
+        """What no eigenvalue exceeds: the largest sum of a row, of entries that are not negative."""
+        return jnp.max(self.mv(jnp.ones((self.size, 1))))
 
     def matrix(self) -> Float[Array, "n n"]:
         """K itself."""
@@ -56,6 +68,12 @@ class DenseKernel(Kernel):
     def mv(self, y):
         return matmul(self.values.astype(y.dtype), y)
 
+    def bound(self):
+        return jnp.max(jnp.sum(jnp.abs(self.values), axis=1))
+
+    def of_tokens(self, rows):
+        return DenseKernel(self.values[rows][:, rows])
+
     def matrix(self):
         return self.values
 
@@ -73,14 +91,21 @@ class FactorKernel(Kernel):
         factor = self.factor.astype(y.dtype)
         return matmul(factor, matmul(factor.T, y))
 
+    def bound(self):
+        lengths = jnp.abs(self.factor)
+        return jnp.max(jnp.sum(lengths, axis=0)) * jnp.max(jnp.sum(lengths, axis=1))
+
+    def of_tokens(self, rows):
+        return FactorKernel(self.factor[rows])
+
 
 class ExponentialKernel(Kernel):
     r"""$K_{ij} = \exp(\beta x_i \cdot x_j)$, or $\exp(-\beta |x_i - x_j|^2 / 2)$, some rows at a time."""
 
     x: Features
     beta: Scalar
-    distance: bool
-    block: int
+    distance: bool = eqx.field(static=True)
+    block: int = eqx.field(static=True)
 
     @property
     def size(self):
@@ -100,13 +125,17 @@ class ExponentialKernel(Kernel):
 
         return jax.lax.map(row, (x, squares), batch_size=self.block)
 
+    def of_tokens(self, rows):
+        return ExponentialKernel(self.x[rows], self.beta, self.distance, self.block)
+
 
 def as_kernel(kernel: Any, num_tokens: int | None = None) -> Kernel:
     """A kernel as an operator.
 
     Args:
-      kernel: K, shape (n, n), symmetric and positive semi-definite; or what a function of
-        `imr.context` returns.
+      kernel: K, shape (n, n), symmetric and positive semi-definite; a factor X of another shape
+        (n, r), $K = X X^T$; or what a function of `imr.context` returns, such as `linear_kernel` of a
+        factor that is square.
       num_tokens: n, to be checked.
     Returns: A `Kernel`.
     Raises: ImrError if it is no such matrix, by how much where values are concrete (eigenvalues up
@@ -117,18 +146,13 @@ def as_kernel(kernel: Any, num_tokens: int | None = None) -> Kernel:
     [[1.0], [1.0]]
     """
     if not isinstance(kernel, Kernel):
-        kernel = jnp.asarray(kernel)
-        check_rank("kernel", kernel, 2, "(n, n)")
-        check_floating("kernel", kernel)
+        kernel = as_floats("kernel", kernel)
+        check_rank("kernel", kernel, 2, "(n, n), or (n, r) for a factor")
         check_finite("kernel", kernel)
-        if kernel.shape[0] != kernel.shape[1]:
-            raise ImrError(
-                f"kernel must be square, (n, n); found shape {kernel.shape}. The kernel of features x "
-                "(n, p) is imr.context.linear_kernel(x)."
-            )
-        if is_concrete(kernel):
+        square = kernel.shape[0] == kernel.shape[1]
+        if square and is_concrete(kernel):
             _check_kernel(np.asarray(kernel))
-        kernel = DenseKernel(kernel)
+        kernel = DenseKernel(kernel) if square else FactorKernel(kernel)
     if num_tokens is not None:
         check_axis("kernel", kernel.size, "the context", num_tokens, "tokens")
     return kernel
@@ -193,16 +217,32 @@ def exponential_kernel(
     return ExponentialKernel(x, jnp.asarray(beta, x.dtype), distance, block)
 
 
+class ScaledKernel(Kernel):
+    """$s_i K_{ij} s_j$, as large as K is."""
+
+    kernel: Kernel
+    scale: Rows
+
+    @property
+    def size(self):
+        return self.kernel.size
+
+    def mv(self, y):
+        scale = self.scale.astype(y.dtype)[:, None]
+        return scale * self.kernel.mv(scale * y)
+
+    def of_tokens(self, rows):
+        return ScaledKernel(self.kernel.of_tokens(rows), self.scale[rows])
+
+
 class NormalisedKernel(NamedTuple):
     """$K_{ij} / (d_i d_j)$ and its density weights d, shape (n,)."""
 
-    kernel: DenseKernel
+    kernel: Kernel
     weights: Rows
 
 
-def normalised_kernel(
-    kernel: Any, labelled: Bool[Array | np.ndarray, "n"] | None = None
-) -> NormalisedKernel:
+def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> NormalisedKernel:
     r"""What makes softmax attention over examples a gradient flow.
 
     With $d_i = \sum_{j \, labelled} K_{ij}$, attention with the weights $K_{ij} / d_i$ is the flow of
@@ -210,7 +250,7 @@ def normalised_kernel(
     that may rise.
 
     Args:
-      kernel: as `as_kernel` takes it, of non-negative entries.
+      kernel: as `as_kernel` takes it, of non-negative entries; one that is never held stays so.
       labelled: which tokens are examples, shape (n,); by default all.
     Returns: The kernel, and the weights for `context_field(..., weights=)`.
     Raises: ImrError if the kernel is none, or a token has no weight at all.
@@ -220,11 +260,13 @@ def normalised_kernel(
     >>> normalised.weights.tolist(), normalised.kernel.matrix().tolist()
     ([2.0, 2.0], [[0.25, 0.25], [0.25, 0.25]])
     """
-    k = as_kernel(kernel).matrix()
-    check_at_least("kernel", k, 0)
-    density = k.sum(axis=1) if labelled is None else jnp.where(labelled[None, :], k, 0).sum(axis=1)
+    kernel = as_kernel(kernel)
+    if not isinstance(kernel, ExponentialKernel):
+        check_at_least("kernel", kernel.matrix(), 0)
+    keys = jnp.ones(kernel.size) if labelled is None else jnp.where(labelled, 1.0, 0.0)
+    density = kernel.mv(keys[:, None])[:, 0]
     check_positive("the sum of each row of kernel over labelled tokens", density)
-    return NormalisedKernel(DenseKernel(k / (density[:, None] * density[None, :])), density)
+    return NormalisedKernel(ScaledKernel(kernel, 1 / density), density)
 
 
 def diffusion_kernel(kernel: Any, share: ScalarLike = 0.9) -> DenseKernel:

@@ -17,14 +17,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import as_floats, check_choice, check_count, check_features, check_finite
+from imr._checks import (
+    as_floats,
+    check_choice,
+    check_count,
+    check_features,
+    check_finite,
+    is_concrete,
+)
 from imr._module import Module
 from imr._numerics import matmul
 from imr._typing import Features, ScalarLike
+from imr.context.fields import Labelled
 from imr.errors import ImrError
 from imr.flow.integrate import Path, check_step, integrate
+from imr.flow.kernel import solve_in_context
 from imr.flow.solve import Flow, as_flow, finished
-from imr.flow.state import as_state, cast_like
+from imr.flow.state import as_state, atol_of_coordinates, cast_like
 from imr.flow.state import norm as state_norm
 from imr.flow.times import as_times
 from imr.losses import FeatureLoss
@@ -51,6 +60,9 @@ def solve_reduced(
     block: int | None = None,
     mesh: Any = None,
     throw: bool | None = None,
+    kernel: Any = None,
+    labelled: Labelled | None = None,
+    ridge: ScalarLike = 0.0,
 ) -> Flow:
     r"""The flow of a feature loss, exactly, in the coordinates of its model's span.
 
@@ -58,6 +70,11 @@ def solve_reduced(
     $G = \theta \theta^T$: n x k numbers instead of n x f. Quadratic: $Z(t) = Z_0 + B_1 Q^T + B_2 K^T$,
     $dB_1/dt = \beta A Z K$, $dB_2/dt = \beta A^T Z Q$ with $A = C - softmax(\beta Z Q K^T Z^T)$, which is
     never held.
+
+    With a kernel K between tokens it is the flow of `imr.context.context_field`, in which labelled
+    tokens alone are integrated: $Z(t) = e^{-\lambda t} Z_0 + K_{\cdot S} B \theta$,
+    $dB/dt = C - softmax(Z_S \theta^T) - \lambda B$, with one row of B for each of them, or r rows if
+    K has a factor of fewer columns. K = I is the linear flow.
 
     Args:
       loss: as `imr.feature_loss` returns it, of a model with a span: `imr.Linear`, `imr.Latent`,
@@ -72,10 +89,17 @@ def solve_reduced(
       block: rows of a square model's softmax at a time, see `imr.attention.attention_products`.
       mesh: of one axis, see `imr.parallel.make_mesh`: rows are spread over its devices, whether
         they divide n or not; steps are those of the whole. Keys of a square model go round in a ring.
-    Returns: A `Flow`, with its loss.
+      kernel: K, shape (n, n), or a factor X of it, (n, r); as `imr.context.as_kernel` takes it. The
+        loss then has a model of rows (`imr.Linear`, `imr.Latent`, ...) and no anchor.
+      labelled: boolean, shape (n,), the examples; goes with a kernel. Labels of other tokens are
+        never read, and may be -1; a class may have no example. A mask that is traced may differ
+        between the contexts of a `jax.vmap`.
+      ridge: lambda, at least 0, of $\frac{\lambda}{2} \|Z\|_K^2$; goes with a kernel.
+    Returns: A `Flow`, with its loss; in a context that is the sum over examples, without the ridge.
     Raises:
       ImrError: if the model has no span, shapes do not fit, targets are no distributions, values are
-        not finite, or times are out of order.
+        not finite, or times are out of order; if the kernel is not symmetric or not positive
+        semi-definite, no token is labelled, ridge is negative, or an argument does not go with kernel.
       FlowError: if the end is not reached, unless throw is False.
 
     >>> import jax.numpy as jnp, imr
@@ -89,6 +113,17 @@ def solve_reduced(
     """
     check_choice("norm", norm, ("coordinates", "features"))
     check_step(rtol, atol, dt0)
+    if kernel is not None:
+        _check_alone(norm=norm == "coordinates", block=block is None, mesh=mesh is None)
+        return solve_in_context(
+            loss, z0, kernel, labelled, ridge, t0=t0, t1=t1, ts=ts, solver=solver, rtol=rtol,
+            atol=atol, dt0=dt0, adjoint=adjoint, max_steps=max_steps, throw=throw,
+        )  # fmt: skip
+    if labelled is not None or not is_concrete(ridge) or ridge != 0:
+        raise ImrError(
+            "labelled and ridge go with kernel, which is None. What holds features back without one is "
+            "the anchor of the loss."
+        )
     vectors = _checked_span(loss)
     given = as_floats("z0", z0)
     check_features(given)
@@ -110,7 +145,9 @@ def solve_reduced(
                 f"another; found {block}. Leave it out."
             )
     if norm == "coordinates":
-        atol = _atol_of_coordinates(z0, vectors, rtol, atol)
+        # If B (n, m) is off by e in the root mean square, Z = Z_0 + B V is by at most e |V| sqrt(m / f).
+        m, f = vectors.shape
+        atol = atol_of_coordinates(z0, state_norm(vectors) * (m / max(f, 1)) ** 0.5, rtol, atol)
     n = z0.shape[0]
     if mesh is not None:
         extra = padding(n, mesh_axis(mesh)[1])
@@ -132,24 +169,14 @@ def solve_reduced(
     return finished(flow, given, throw)
 
 
-@jax.jit
-def _atol_of_coordinates(z0: Array, vectors: Array, rtol: ScalarLike, atol: ScalarLike) -> Array:
-    """What B may be off by: atol, or less if the features would be off by more than `solve` allows.
-
-    If B (n, m) is off by e in the root mean square, Z = Z_0 + B V is by at most e |V| sqrt(m / f).
-    """
-    z0, vectors = jax.lax.stop_gradient((z0, vectors))
-    rtol, atol = (jnp.asarray(x, z0.dtype) for x in (rtol, atol))
-    m, f = vectors.shape
-    length = state_norm(vectors) * (m / max(f, 1)) ** 0.5
-
-    def lower():
-        # Squares that overflow or underflow leave atol, or allow less than they might.
-        mean_square = jnp.sum(z0**2) / max(z0.size, 1)
-        return jnp.minimum(atol, (atol + rtol * jnp.sqrt(mean_square)) / length)
-
-    # z0 is read only where it matters.
-    return jax.lax.cond(length > 1, lower, lambda: atol)
+def _check_alone(**left_out: bool) -> None:
+    """Refuses what does not go with kernel."""
+    for name, is_left_out in left_out.items():
+        if not is_left_out:
+            raise ImrError(
+                f"{name} does not go with kernel; leave it out. A kernel too large to hold is "
+                "imr.context.exponential_kernel(x, block=...), or a factor."
+            )
 
 
 def _checked_span(loss: Any) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from imr._checks import as_floats
-from imr._typing import Array, PyTree
+from imr._typing import Array, PyTree, ScalarLike
 from imr.errors import ImrError
 
 
@@ -66,6 +66,23 @@ def norm(tree: PyTree) -> Array:
     square = sum(jnp.sum((x / scale) ** 2) for x in leaves)
     zero = square == 0
     return jnp.where(zero, 0, scale * jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+@jax.jit
+def atol_of_coordinates(z0: Array, length: Array, rtol: ScalarLike, atol: ScalarLike) -> Array:
+    """What coordinates may be off by, in the root mean square, so that features are off by no more than
+    `solve` allows: those are off by at most `length` times as much.
+    """
+    z0, length = jax.lax.stop_gradient((z0, length))
+    rtol, atol = (jnp.asarray(x, z0.dtype) for x in (rtol, atol))
+
+    def lower():
+        # Squares that overflow or underflow leave atol, or allow less than they might.
+        mean_square = jnp.sum(z0**2) / max(z0.size, 1)
+        return jnp.minimum(atol, (atol + rtol * jnp.sqrt(mean_square)) / length)
+
+    # z0 is read only where it matters.
+    return jax.lax.cond(length > 1, lower, lambda: atol)
 
 
 def all_finite(tree: PyTree) -> Array:
