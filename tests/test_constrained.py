@@ -256,6 +256,37 @@ def test_the_spectrum_of_a_known_process_inside_jit():
     np.testing.assert_allclose(inside, expected, atol=1e-12)
 
 
+def test_a_known_process_is_looked_at_inside_jit():
+    rows = jax.jit(
+        lambda x: (
+            x * constrained.head_count(MESS3) * constrained.row_normalised_token_vectors(MESS3)
+        )
+    )
+    np.testing.assert_allclose(rows(3.0), 3 * constrained.row_normalised_token_vectors(MESS3))
+
+
+@pytest.mark.acceptance
+def test_functions_of_processes_take_traced_parameters():
+    heads = constrained.one_head_attention(0.55, 6)
+
+    def all_of(x):
+        process = processes.mess3(x, 0.6)
+        return [
+            constrained.token_vectors(process), constrained.row_normalised_token_vectors(process),
+            constrained.constrained_level(process, 2), constrained.predicted_values(process, heads),
+            constrained.constrained_beliefs(process, WORDS[:5]),
+            constrained.constrained_beliefs(process, WORDS[:5], method="kernel"),
+            constrained.apply_heads(process, WORDS[:5], heads),
+        ]  # fmt: skip
+
+    h = 1e-5
+    many = jax.jit(jax.vmap(all_of))(np.array([0.15 - h, 0.15, 0.15 + h]))
+    slopes = jax.jit(jax.jacfwd(all_of))(0.15)
+    for x, slope, one in zip(*map(jax.tree.leaves, (many, slopes, all_of(0.15))), strict=True):
+        np.testing.assert_allclose(x[1], one, atol=1e-12)
+        np.testing.assert_allclose(slope, (x[2] - x[0]) / (2 * h), atol=1e-8)
+
+
 def test_eigenvalues_of_a_spectrum_are_taken():
     value = constrained.spectrum(MESS3).eigenvalues[1]
     assert constrained.one_head_attention(value, 4).attention.shape == (1, 4, 4)

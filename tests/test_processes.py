@@ -189,6 +189,18 @@ def test_sampling_compiles_once_and_maps_over_keys_and_processes():
     assert jax.vmap(draw)(many).shape == (2, 9)
 
 
+@pytest.mark.acceptance
+@pytest.mark.parametrize(
+    "make", [lambda x: processes.mess3(x, 0.6), lambda x: processes.fanizza(x, 0.5)]
+)
+def test_what_is_drawn_has_no_derivative(make):
+    def weighted(x):
+        return x * jnp.sum(processes.sample(make(x), jax.random.key(0), 9).tokens + 1)
+
+    value, slope = jax.value_and_grad(weighted)(0.15)
+    assert slope == pytest.approx(value / 0.15)
+
+
 def test_a_process_made_under_a_trace():
     matrix = NAMED["mess3"].transitions
 

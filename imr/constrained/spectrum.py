@@ -54,14 +54,14 @@ def spectrum(process: Process) -> Spectrum:
             "the chain has no basis of eigenvectors (their matrix has condition number "
             f"{condition:.1e}); use method='recursive' or 'kernel'."
         )
-    with jax.ensure_compile_time_eval():  # the tokens may be traced
-        weights = np.asarray(token_vectors(process), np.float64) @ right
     float64 = process.transitions.dtype == jnp.float64
     precision = 1e-9 if float64 else rounding(process.transitions)
-    active = np.abs(weights).max(0) > precision
     dtype = jnp.result_type(process.transitions, jnp.complex64)
-    arrays = (jnp.asarray(x, dtype) for x in (values, right, np.linalg.inv(right), weights))
-    return Spectrum(*arrays, active=jnp.asarray(active))
+    with jax.ensure_compile_time_eval():  # other values may be traced
+        weights = np.asarray(token_vectors(process), np.float64) @ right
+        active = jnp.asarray(np.abs(weights).max(0) > precision)
+        arrays = (jnp.asarray(x, dtype) for x in (values, right, np.linalg.inv(right), weights))
+        return Spectrum(*arrays, active=active)
 
 
 def head_count(process: Process, *, tolerance: float = 1e-5) -> int:

@@ -52,7 +52,7 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     check_process(process)
     if process.generalised:
         raise ImrError("process must be hidden Markov; rows of others are no probabilities.")
-    if is_concrete(process) and len(at := np.argwhere(~np.any(process.transitions, axis=-1))):
+    if is_concrete(process) and len(at := np.argwhere(~np.any(np.asarray(process.transitions), -1))):
         x, i = at[0]
         raise ImrError(
             f"rows cannot be normalised: token {process.tokens[x]!r} is never emitted from state "

@@ -46,7 +46,7 @@ def sample(process: Process, key: Any, length: int, lengths: Any = None) -> Samp
         key = jax.random.wrap_key_data(key)
     if lengths is not None:
         lengths = as_lengths(lengths, key.shape, length)
-    process = bare(process)
+    process = jax.lax.stop_gradient(bare(process))  # what is drawn has no derivative
     uniforms = _uniforms(key, length + 1, process.transitions.dtype)
     return _sample(process, uniforms, lengths)
 
