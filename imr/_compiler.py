@@ -1,14 +1,17 @@
-"""The flag of XLA without which some versions compute wrong numbers on CPUs."""
+"""The option of XLA without which some versions compute wrong numbers on CPUs."""
 
+import functools
 import os
 import re
 import warnings
 
 import jax
+from jax._src import compiler
 from jax._src.xla_bridge import backends_are_initialized
 from jaxlib.version import __version__ as jaxlib_version
 
-FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+OPTION = "xla_cpu_experimental_ynn_fusion_type"
+FLAG = f"--{OPTION}"
 
 
 def version() -> tuple[int, ...]:
@@ -23,23 +26,42 @@ def keep_products_apart() -> None:
     start, a theta closed over) that is followed by a reduction is compiled to one such fusion on
     CPUs, whose result is garbage from about 500 rows on, in every dtype. 0.10.2 is wrong for some
     products of arguments too, and crashes at rank 7. `jax.lax.optimization_barrier` around the
-    operands does not keep 0.10.2 from it, nor can it help the products of users and of einsum.
-    Without YNN at all, the flag left empty, everything is right, and the field of self-attention
-    takes 1.8 times as long; as here, it takes as long as before.
+    operands or the product does not keep 0.10.2 and 0.11.0 from it, nor can it help the products of
+    users and of einsum. Without YNN at all, the flag left empty, everything is right, and the field
+    of self-attention takes 1.8 times as long; as here, it takes as long as before.
 
     XLA reads its flags when jax starts its first backend, and ends the process at a flag that it
     does not know: versions that were not tried are left alone. So is a flag that the user has set.
+    Later than that, each program is compiled with the option; no public setting of jax does that.
     """
     if not (0, 10, 2) <= version() < (0, 13) or FLAG in os.environ.get("XLA_FLAGS", ""):
         return
     flag = f"{FLAG}=individual_dot"
     if not backends_are_initialized():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    elif jax.default_backend() == "cpu":
+        return
+    compiler.get_compile_options = _with_the_option(compiler.get_compile_options)
+    if jax.default_backend() == "cpu":
         warnings.warn(
             f"jaxlib {jaxlib_version} computes wrong numbers on CPUs for some products with a "
-            "constant, and imr was imported after jax had started, too late to prevent it: import "
-            f"imr before anything is computed, or set XLA_FLAGS={flag} in the environment",
+            "constant, and imr was imported after jax had started. What is compiled from here on is "
+            "right; programs that were compiled before may be wrong: import imr before anything is "
+            f"computed, or set XLA_FLAGS={flag} in the environment",
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _with_the_option(get_compile_options):
+    """jax's function from which every program has its options, with ours for programs on CPUs."""
+
+    @functools.wraps(get_compile_options)
+    def get(*args, env_options_overrides=None, backend=None, **kwargs):
+        if backend is not None and backend.platform == "cpu":
+            users = env_options_overrides or {}
+            env_options_overrides = {OPTION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", **users}
+        return get_compile_options(
+            *args, env_options_overrides=env_options_overrides, backend=backend, **kwargs
+        )
+
+    return get

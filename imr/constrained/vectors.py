@@ -52,8 +52,9 @@ def row_normalised_token_vectors(process: Process) -> Float[Array, "k s"]:
     check_process(process)
     if process.generalised:
         raise ImrError("process must be hidden Markov; rows of others are no probabilities.")
-    if is_concrete(process) and len(at := np.argwhere(~np.any(np.asarray(process.transitions), -1))):
-        x, i = at[0]
+    never = ~np.any(np.asarray(process.transitions), -1) if is_concrete(process) else np.False_
+    if never.any():
+        x, i = np.argwhere(never)[0]
         raise ImrError(
             f"rows cannot be normalised: token {process.tokens[x]!r} is never emitted from state "
             f"{process.states[i]!r}. Use token_vectors."
