@@ -83,8 +83,9 @@ def tokens_of(z, length=6):
     return (z[:, :length] > -0.4).astype(jnp.int32) + (z[:, :length] > 0.4)
 
 
-def key():
-    return jax.random.key(0)
+def key(z):
+    """A random key that is traced as z is: a compiler takes long to draw from a constant one."""
+    return jax.random.key((0 * z[0, 0]).astype(int))
 
 
 # Models, losses and fields
@@ -231,7 +232,7 @@ def products(z, c):
 
 @row("random_feature_products", draws=True)
 def random_features(z, c):
-    return attention.random_feature_products(0.3 * few(z), 0.3 * c(512, F), key=key())
+    return attention.random_feature_products(0.3 * few(z), 0.3 * c(512, F), key=key(z))
 
 
 # Processes, beliefs, constrained beliefs
@@ -269,7 +270,7 @@ def fitted(z, c):
 
 @of_process("sample", draws=True)
 def sampled(z, c):
-    tokens, states = imr.sample(PROCESSES[z.dtype], jax.random.split(key(), 2000), 6)
+    tokens, states = imr.sample(PROCESSES[z.dtype], jax.random.split(key(z), 2000), 6)
     return tokens.astype(z.dtype), states.astype(z.dtype)
 
 
@@ -339,7 +340,7 @@ def antisymmetric(z, c):
     field = imr.closed_field(
         imr.feature_loss(imr.Quadratic(0.3 * c(F, 4)), None), column_term=False
     )
-    return metrics.antisymmetric_share(field, few(z), key(), num_probes=2)
+    return metrics.antisymmetric_share(field, few(z), key(z), num_probes=2)
 
 
 @row(
@@ -379,7 +380,7 @@ def regressions(z, c):
 @row("fit_noisy_regression", draws=True)
 def noisy_regression(z, c):
     r = regression
-    fit = r.fit_noisy_regression(key(), z, LABELS, K, 0.1, 0.5, weights=1 + c(N), num_steps=8)
+    fit = r.fit_noisy_regression(key(z), z, LABELS, K, 0.1, 0.5, weights=1 + c(N), num_steps=8)
     return fit.theta, fit.bias, fit.gradient
 
 
@@ -443,7 +444,7 @@ def divergence(z, c):
 def token_loss(z, c):
     model, process = partial(one_hot, c=c), PROCESSES[z.dtype]
     return [
-        nn.next_token_loss(model, process, key(), batch_size=2000, soft=s) for s in (False, True)
+        nn.next_token_loss(model, process, key(z), batch_size=2000, soft=s) for s in (False, True)
     ]
 
 
@@ -530,7 +531,7 @@ def lens_model(z, c):
 def recorded(z, c):
     model = lens_model(z, c)
     activations, folded = lens.record(model, TEXT), lens.fold_norms(model)
-    heads, seen = jax.tree.map(lambda x: x[0], model.heads), np.tri(128, dtype=bool)
+    heads, seen = jax.tree.map(lambda x: x[0], model.heads), jnp.tri(128, dtype=bool)
     gradient = lens.energy_gradient(heads, z[:128], seen)
     return activations.attention, activations.updates, activations.final, gradient, folded.query
 
@@ -538,8 +539,8 @@ def recorded(z, c):
 @row("measure_text", "label_null")
 def texts(z, c):
     model = lens_model(z, c)
-    measures = lens.measure_text(model, TEXT, 120, key(), draws=2)
-    null = lens.label_null(model, TEXT, 120, key(), draws=2)
+    measures = lens.measure_text(model, TEXT, 120, key(z), draws=2)
+    null = lens.label_null(model, TEXT, 120, key(z), draws=2)
     return (
         measures.cosines,
         measures.energies,
@@ -551,7 +552,7 @@ def texts(z, c):
 
 @row("gradient_shares", draws=True)
 def shares(z, c):
-    return lens.gradient_shares(lens_model(z, c), TEXT, 120, key(), probes=2)
+    return lens.gradient_shares(lens_model(z, c), TEXT, 120, key(z), probes=2)
 
 
 @row("head_gradient", "head_logits", "head_updates")
@@ -581,7 +582,7 @@ def weights_of_heads(z, c):
     return [
         lens.imr_fits(heads), cosines, lens.theta_spectra(heads).singular_values,
         lens.score(cosines.whole, nulls).null_mean, lens.mismatched(heads, 1).query,
-        lens.theta_spectra(lens.rotated(heads, key())).symmetric_share,
+        lens.theta_spectra(lens.rotated(heads, key(z))).symmetric_share,
         lens.model_from_transformer(made).heads.query, lens_arrays().heads.query,
     ]  # fmt: skip
 
@@ -598,7 +599,7 @@ def training(z, c):
         return train.epoch_of_batches(key, len(rows), 2000)
 
     optimizer = optax.sgd(0.1)
-    states = train.init_states(lambda key: c(K, F), optimizer, jax.random.split(key(), 2))
+    states = train.init_states(lambda key: c(K, F), optimizer, jax.random.split(key(z), 2))
     chunk, means = train.make_chunk(loss, optimizer, schedule), []
     states = train.fit(
         chunk, states, jnp.ones(2, z.dtype), z, num_steps=4,
@@ -609,4 +610,4 @@ def training(z, c):
 
 @row("add_noise", draws=True)
 def noisy(z, c):
-    return data.add_noise(key(), z @ c(F, F), 0.5).sum(axis=1)
+    return data.add_noise(key(z), z @ c(F, F), 0.5).sum(axis=1)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_rows import ROWS, N, Z
+from jax.extend.core import ClosedJaxpr
+from jax.interpreters import partial_eval
 
 import imr
 from imr import _compiler
@@ -138,15 +140,22 @@ def compiled(row, constant, z):
     Where the constant is of ones each array has a program of its own: a constant, or a product, with
     two uses is kept out of the fusions that are wrong. They have never been for zeros and identities.
     """
-    traced = jax.make_jaxpr(partial(leaves_of, row, constant))(z)
-    run = jax.extend.core.jaxpr_as_fun(traced)
+
+    def results(z):
+        leaves = leaves_of(row, constant, z)
+        return [*leaves, *means_of(leaves)]
+
     if constant != "ones":
-        return jax.jit(lambda z: [*run(z), *means_of(run(z))])(z)
-    programs = [lambda z, i=i: run(z)[i] for i in range(len(traced.out_avals))]
-    programs += [
-        lambda z, i=i: run(z)[i].mean(axis=-1) for i, x in enumerate(traced.out_avals) if x.ndim
-    ]
-    return [jax.jit(program)(z) for program in programs]
+        return jax.jit(results)(z)
+    traced = jax.make_jaxpr(results)(z)
+
+    def program(i):
+        """What does not lead to result i is left out before it is lowered."""
+        used = [j == i for j in range(len(traced.out_avals))]
+        jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, used, instantiate=True)
+        return jax.jit(jax.extend.core.jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.consts)))
+
+    return [program(i)(z)[0] for i in range(len(traced.out_avals))]
 
 
 def errors(name, constant, dtype):
