@@ -312,8 +312,7 @@ def traced_processes(z, c):
         named.mixture(two, jnp.stack([p, 1 - p])), named.product(two),
         named.with_begin_token(two[0]), named.with_end_token(two[0], p),
     ]  # fmt: skip
-    # All of a process in one array, as each array is a program.
-    return [jnp.concatenate([x.ravel() for x in jax.tree.leaves(process)]) for process in made]
+    return jnp.concatenate([x.ravel() for x in jax.tree.leaves(made)])  # each array is a program
 
 
 # Metrics, regression and nets
