@@ -1,12 +1,13 @@
 """Files that others may have written, read within bounds of size, number and depth."""
 
+import io
 import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from imr.errors import DataError
 
@@ -23,6 +24,8 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
       OSError: if the system cannot open it.
       DataError: if it is no regular file.
     """
+    if hasattr(path, "open") and not isinstance(path, Path):  # a path in an object store
+        return io.BufferedReader(cast(Any, path).open("rb"))
     path = Path(path)
     # Before it is opened, which may wait for ever; a folder the system refuses by itself.
     if path.exists() and not (path.is_file() or path.is_dir()):

@@ -28,13 +28,35 @@ need() {
   [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4; found $(printf '%q' "$2")."
 }
 
-# Succeeds if the flags of an experiment name its run folder.
-names_out() {
-  local word
-  for word in "$@"; do
-    case "$word" in --out | --out=*) return 0 ;; esac
+# Sets `out` to the run folder among the flags of an experiment, or to nothing, and `words` to the others.
+# shellcheck disable=SC2034 # for scripts that source this
+take_out() {
+  out='' words=()
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --out)
+        out=${2:-}
+        shift
+        ;;
+      --out=*) out=${1#--out=} ;;
+      *) words+=("$1") ;;
+    esac
+    if [ $# -gt 0 ]; then shift; fi
   done
-  return 1
+}
+
+# Prints words so that a shell reads them as they are.
+quoted() {
+  local text
+  printf -v text '%q ' "$@"
+  printf '%s' "${text% }"
+}
+
+# Stops if an experiment refuses its flags or its run folder. Other programs have no --check.
+check_run() {
+  if [ "$1" = -m ] && [[ $2 == experiments.* ]]; then
+    JAX_PLATFORMS=cpu "$python" -P "$@" --check || exit
+  fi
 }
 
 # Succeeds if a Python runs and is new enough.

@@ -1,29 +1,32 @@
-"""The launchers with hostile values: nothing of them runs, and every argument arrives as it was."""
+"""The launchers: what they would do, to the letter; hostile values run nothing, and arrive as they were."""
 
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 HOSTILE = [
     "a b", "a\nb", "a\tb", "", "$(touch owned)", "`touch owned`", "; touch owned", "&& touch owned",
     "'", '"', "\\", "*", "~", "$HOME", "!x", "#", "--name", "-", "{a,b}", "é", "\n#SBATCH --x", "\x01",
+    "a&b", ": x", "- x", "%s",
 ]  # fmt: skip
+TPU = {"--name": "a", "--zone": "z", "--type": "v5litepod-8"}
 
 
-def launch(name, folder, *words):
-    """Output of a dry run in that folder, which also is the one for temporary files."""
+def launch(name, folder, *words, path=""):
+    """Output of a launcher in that folder, which also is the one for temporary files."""
     command = [ROOT / "scripts" / name / "launch", *words]
-    environment = {**os.environ, "TMPDIR": str(folder)}
+    environment = os.environ | {"TMPDIR": str(folder), "PATH": f"{path}{os.environ['PATH']}"}
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def bash(script, folder):
+def bash(script, folder, **variables):
     """What a script prints, with a command `tell` that prints its arguments."""
-    subprocess.run(["bash", "-n", "-c", script], check=True)
-    environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{folder}/bin:{os.environ['PATH']}"} | variables
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, cwd=folder, env=environment
     )
@@ -37,74 +40,185 @@ def tell(path):
     path.chmod(0o755)
 
 
+IMAGES = ("--", "-m", "experiments.images", "--models", "it's", "--out", "/shared/my runs/$a")
+ON_TPU = ("--", "-m", "experiments.images", "--models", "it's")
+TEXTS = {
+    "slurm.txt": ("slurm", "--dry-run", *IMAGES),
+    "slurm_array.txt": (
+        "slurm", "--dry-run", "--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "8", "--mem",
+        "64G", "--partition", "a,b", "--account", "lab", "--qos", "low", "--array", "0-4%2", *IMAGES,
+    ),
+    "tpu.txt": (
+        "tpu", "--dry-run", "--name", "a", "--zone", "z", "--type", "v5litepod-16", "--bucket",
+        "gs://bucket/my runs", "--project", "p", "--spot", "--internal-ip", "--network", "n",
+        "--service-account", "s@p.com", *ON_TPU,
+    ),
+    "tpu_one_host.txt": (
+        "tpu", "--dry-run", "--name", "a", "--zone", "z", "--type", "v6e-8", "--keep", *ON_TPU,
+    ),
+    "jobset.yaml": (
+        "tpu", "--gke", "--name", "a", "--type", "v5p-32", "--bucket", "gs://bucket", "--image",
+        "registry/imr:1", "--spot", "--service-account", "s", *ON_TPU,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_would_be_done(tmp_path, name):
+    """After an intended change: IMR_TEST_GOLDEN=1 writes the texts anew."""
+    done = launch(TEXTS[name][0], tmp_path, *TEXTS[name][1:])
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.replace(str(ROOT), "ROOT")
+    if "tpu" in name:  # the one thing that is not the same at any time
+        stamp = next(word for word in text.split() if "runs/tpu/a-" in word).rpartition("/a-")[2]
+        text = text.replace(stamp, "STAMP")
+    if os.environ.get("IMR_TEST_GOLDEN") == "1":
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_slurm_passes_every_argument_as_it_is(tmp_path):
     tell(tmp_path / "bin" / "srun")
-    words = ["-m", "experiments.images", *HOSTILE, "--out", "/s/$(touch owned) r"]
-    done = launch("slurm", tmp_path, "--dry-run", "--time", "2-12:00", "--partition", "a,b_c", "--", *words)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    job = done.stdout
-    assert [line.split("=")[0] for line in job.splitlines() if line.startswith("#SBATCH")] == [
-        f"#SBATCH --{flag}"
-        for flag in ("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "time", "partition",
-                     "requeue", "signal", "output", "open-mode")
-    ]  # fmt: skip
-    [found] = bash(job, tmp_path)
-    assert found[2:] == ["-P", *words]
+    words = ["-m", "experiments.images", *HOSTILE]
+    out = "/s/$(touch owned) r"
+    for flags, more in (((), []), (("--array", "0-4"), ["--seed", "3"])):
+        done = launch("slurm", tmp_path, "--dry-run", *flags, "--", *words, "--out", out)
+        assert done.returncode == 0, done.stderr
+        [found] = bash(done.stdout, tmp_path, SLURM_ARRAY_TASK_ID="3")
+        assert found[2:] == ["-P", *words, "--out", out + ("/seed-3" if more else ""), *more]
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 def test_tpu_passes_every_argument_as_it_is_and_a_dry_run_makes_nothing(tmp_path):
     runs = sorted((ROOT / "runs").rglob("*"))
     words = ["-m", "experiments.images", *HOSTILE]
-    flags = ["--name", "a-1", "--zone", "z", "--type", "t", "--bucket", "gs://b", "--dry-run"]
+    flags = [*sum(TPU.items(), ()), "--bucket", "gs://bucket/a b", "--dry-run"]
     done = launch("tpu", tmp_path, *flags, "--", *words)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     assert sorted((ROOT / "runs").rglob("*")) == runs
     for command in ("gcloud", "git", "mkdir"):
         tell(tmp_path / "bin" / command)
-    commands = bash(done.stdout, tmp_path)
-    assert len(commands) == 9
-    [remote] = [words[-1] for words in commands if "IMR_DISTRIBUTED=1" in words[-1]]
-    (tmp_path / "imr").mkdir()
-    tell(tmp_path / "imr-env" / "bin" / "python")
-    assert bash(remote, tmp_path) == [["-P", *words, "--out", "../shared/a-1"]]
-    assert not (tmp_path / "imr" / "owned").exists()
-    assert not (tmp_path / "owned").exists()
+    [remote] = [call[-1] for call in bash(done.stdout, tmp_path) if " start " in call[-1]]
+    tell(tmp_path / "imr" / "scripts" / "tpu" / "worker")
+    assert bash(remote, tmp_path) == [["start", *words, "--out", "gs://bucket/a b/a"]]
+    assert not list(tmp_path.rglob("owned"))
 
 
-TPU = {"--name": "a", "--zone": "z", "--type": "t"}
+def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
+    flags = ["--gke", "--image", "i", "--name", "a", "--bucket", "gs://bucket/a b"]
+    for kind, hosts, chips, topology in (
+        ("v5litepod-1", 1, 1, "1x1"), ("v6e-16", 4, 4, "4x4"), ("v4-8", 1, 4, "2x2x1"),
+    ):  # fmt: skip
+        done = launch("tpu", tmp_path, *flags, "--type", kind, "--", "-m", "x", *HOSTILE)
+        assert done.returncode == 0, done.stderr
+        manifest = yaml.safe_load(done.stdout)
+        assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+        (replicated,) = manifest["spec"]["replicatedJobs"]
+        job = replicated["template"]["spec"]
+        assert job["parallelism"] == job["completions"] == hosts
+        pod = job["template"]["spec"]
+        assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
+        (container,) = pod["containers"]
+        assert container["resources"]["limits"] == {"google.com/tpu": chips}
+        assert {each["name"]: each["value"] for each in container["env"]}["IMR_DISTRIBUTED"] == "1"
+        out = ["--out", "gs://bucket/a b/a"]
+        assert container["command"] == ["python", "-P", "-m", "x", *HOSTILE, *out]
+
+
 BAD = {
     "slurm": [
         ("--time", "1\n#SBATCH --wrap=x"), ("--time", "1 2"), ("--time", ""), ("--partition", "a\necho"),
         ("--partition", "a b"), ("--partition", "-x"), ("--nodes", "00"), ("--nodes", "1\n2"),
-        ("--gpus-per-node", "9" * 30),
+        ("--gpus-per-node", "9" * 30), ("--cpus-per-task", "0"), ("--mem", "1 G"), ("--mem", "all"),
+        ("--account", "a,b"), ("--qos", "$(x)"), ("--array", "0-"), ("--array", "0-4\n#SBATCH --x"),
     ],
     "tpu": [
         ("--name", "a;touch owned"), ("--name", "A"), ("--name", "-a"), ("--name", "a\nb"),
-        ("--zone", "$(x)"), ("--type", "-x"), ("--version", "a b"), ("--project", "a/b"),
-        ("--bucket", "b"), ("--bucket", "gs://"), ("--bucket", "gs://b c"), ("--bucket", "gs://b/../c"),
+        ("--zone", "$(x)"), ("--version", "a b"), ("--project", "a/b"), ("--network", "-n"),
+        ("--service-account", "a b"), ("--image", "a b"), ("--bucket", "b"), ("--bucket", "gs://"),
+        ("--bucket", "gs://b c"), ("--bucket", "gs://bucket/../c"), ("--bucket", "gs://bucket/"),
     ],
 }  # fmt: skip
 
 
+def refused(name, folder, flags, *words):
+    flags = [word for pair in flags.items() for word in pair]
+    done = launch(name, folder, *flags, "--dry-run", "--", "-m", "x", *words)
+    assert done.returncode == 2, (flags, done.stdout)
+    assert done.stdout == ""
+    assert list(folder.iterdir()) == []
+    return done.stderr
+
+
+@pytest.mark.laws
 @pytest.mark.parametrize("name", BAD)
 def test_values_that_could_be_commands_are_refused(tmp_path, name):
     for flag, value in BAD[name]:
-        flags = (TPU if name == "tpu" else {}) | {flag: value}
-        end = [] if name == "tpu" else ["--out", "/s"]
-        words = [word for pair in flags.items() for word in pair]
-        done = launch(name, tmp_path, *words, "--dry-run", "--", "-m", "x", *end)
-        assert done.returncode == 2, (flag, value, done.stdout)
-        assert done.stdout == ""
-        assert done.stderr.startswith(f"error: {flag} must be "), done.stderr
-    assert list(tmp_path.iterdir()) == []
+        flags, end = ({}, ["--out", "/s"]) if name == "slurm" else (TPU, [])
+        said = refused(name, tmp_path, flags | {flag: value}, *end)
+        assert said.startswith(f"error: {flag} must be "), said
 
 
-def test_the_run_folder_is_found_in_both_spellings(tmp_path):
+@pytest.mark.laws
+def test_jobs_without_shared_storage_are_refused(tmp_path):
+    for out in ([], ["a --out b"], ["--out"], ["--out="]):
+        assert "a folder that all nodes share" in refused("slurm", tmp_path, {}, *out)
+    for out in ("/tmp/r", "/var/tmp/r", "/dev/shm/../shm/r"):
+        said = refused("slurm", tmp_path, {}, f"--out={out}")
+        assert "--out must lie on storage that all nodes share" in said
+    said = refused("tpu", tmp_path, TPU | {"--type": "v5litepod-16"})
+    assert "v5litepod-16 has 4 hosts: they need --bucket" in said
+    done = launch("tpu", tmp_path, *sum(TPU.items(), ()), "--spot", "--dry-run", "--", "-m", "x")
+    assert done.stderr.startswith("error: --spot needs --bucket")
     for out in (["--out", "/s"], ["--out=/s"]):
-        assert launch("slurm", tmp_path, "--dry-run", "--", "-m", "x", *out).returncode == 0
-        done = launch("tpu", tmp_path, *sum(TPU.items(), ()), "--dry-run", "--", "-m", "x", *out)
-        assert "leave --out to this script" in done.stderr
-    done = launch("slurm", tmp_path, "--dry-run", "--", "-m", "x", "a --out b")
-    assert "a folder that all nodes share" in done.stderr
+        assert "leave --out to this script" in refused("tpu", tmp_path, TPU, *out)
+    said = refused("slurm", tmp_path, {"--array": "0-4"}, "--out", "/s", "--seed=1")
+    assert "leave --seed to --array" in said
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("kind", ["v7-8", "v5litepod-2", "v5p-12", "v4-0", "-x", "$(x)", "h100"])
+def test_an_unknown_type_lists_the_known(tmp_path, kind):
+    said = refused("tpu", tmp_path, TPU | {"--type": kind})
+    assert said.startswith("error: unknown --type ")
+    for known in ("v4-N", "v5p-N", "v5litepod-N", "v6e-N", "256 chips"):
+        assert known in said
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [
+        ("v2-8", "tpu-ubuntu2204-base"), ("v4-16", "tpu-ubuntu2204-base"), ("v5p-8", "v2-alpha-tpuv5"),
+        ("v5litepod-256", "v2-alpha-tpuv5-lite"), ("v6e-4", "v2-alpha-tpuv6e"),
+    ],
+)  # fmt: skip
+def test_versions_go_with_types(tmp_path, kind, version):
+    flags = sum((TPU | {"--type": kind, "--bucket": "gs://bucket"}).items(), ())
+    for more, wanted in (((), version), (("--version", "other"), "other")):
+        done = launch("tpu", tmp_path, *flags, *more, "--dry-run", "--", "-m", "x")
+        assert f" --runtime-version {wanted}\n" in done.stdout
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("invalid partition specified: x", "--partition"), ("Memory specification can not be met", "--mem"),
+        ("Invalid account or account/partition combination specified", "--partition or --account"),
+        ("Invalid qos specification", "--qos"), ("Requested node configuration", "--nodes"),
+    ],
+)  # fmt: skip
+def test_what_slurm_says_is_passed_on_with_the_flag(tmp_path, words, flag):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/usr/bin/env bash\necho "sbatch: error: {words}" >&2\nexit 1\n')
+    sbatch.chmod(0o755)
+    flags = ("--gpus-per-node", "0", "--", "-c", "x", "--out", "/s")
+    done = launch("slurm", tmp_path, *flags, path=f"{tmp_path}/bin:")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: SLURM refuses the job: sbatch: error: {words}\n  See {flag}"
+    )

@@ -127,6 +127,26 @@ def test_same_configuration_resumes(tmp_path):
     assert not again.finished
 
 
+def test_a_folder_that_another_host_does_not_see_is_refused(tmp_path, monkeypatch):
+    """As of a process beside the first, which has opened a folder of that name on its own disk."""
+    monkeypatch.setattr(run, "is_first", lambda: False)
+    with pytest.raises(RunError, match=rf"{tmp_path}/a is here not .* all hosts share"):
+        opened(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").touch()
+    assert opened(tmp_path / "b").path == tmp_path / "b"
+
+
+def test_a_check_makes_nothing(tmp_path):
+    assert run.check_run("probe", Config(), out=tmp_path / "a") == tmp_path / "a"
+    assert list(tmp_path.iterdir()) == []
+    opened(tmp_path / "b")
+    with pytest.raises(RunError, match=r"rate: 0.1 there, 0.2 now.*--out"):
+        run.check_run("probe", Config(rate=0.2), out=tmp_path / "b")
+    run.check_run("probe", Config(rate=0.2), out=tmp_path / "b", overwrite=True)
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["config"]["rate"] == 0.1
+
+
 def test_another_configuration_is_refused_with_both_values(tmp_path):
     opened(tmp_path / "a")
     with pytest.raises(RunError) as caught:

@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +16,13 @@ from jax.experimental.multihost_utils import process_allgather
 from imr._files import read_json
 from imr._typing import PyTree
 from imr.errors import ImrError, RunError
-from imr.lab.files import using
+from imr.lab.files import Place, entries, is_local, make_folder, place, remove, using
 from imr.lab.metrics import Metrics
 from imr.parallel import Preempted, agreed, is_first, preempted, stop_on_signals
 
 # Old checkpoints are moved there before they are removed, so that none is ever there by half.
 _REMOVED = ".removed"
+_COMPLETE = "commit_success.txt"
 _JSON = ("config/metadata", "record/metadata", "state/_METADATA", "state/_sharding")
 _REMEDY = "Move or delete that checkpoint folder, or choose another output folder."
 
@@ -45,14 +45,14 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, config: Mapping[str, Any], *, every: int = 1, keep: int = 1,
+        self, directory: str | os.PathLike[str], config: Mapping[str, Any], *, every: int = 1, keep: int = 1,
         lines: Metrics | None = None,
     ):  # fmt: skip
-        self.directory, self.lines = Path(directory).resolve(), lines
+        self.directory, self.lines = place(directory), lines
         # As it will come back: JSON has no tuples.
         self.config = json.loads(json.dumps(config))
         with using(self.directory, " for checkpoints"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self.directory)
             if is_first():
                 _sweep(self.directory)
         agreed(True)  # none looks at the folder before it is swept
@@ -70,6 +70,8 @@ class Checkpoints:
             there = self._manager.latest_step() == step
             if ((force or stop) and not there) or self._manager.should_save(step):
                 raw, rows = _raw(state), self.lines.rows() if self.lines else []
+                if self.lines:
+                    self.lines.flush()
                 record = {"lines": rows, "sha256": _digest(raw, self.config, rows)}
                 args = ocp.args.Composite(
                     state=ocp.args.StandardSave(raw), config=ocp.args.JsonSave(self.config),
@@ -150,14 +152,14 @@ class Checkpoints:
             ) from error
 
 
-def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_newest(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and newest state, in nested dictionaries of arrays, of a folder of `Checkpoints`.
 
     Arrays of 64 bits are cast to 32 as jax casts them all, if it is not set to 64.
 
     Raises: RunError if there is no checkpoint, or it is damaged.
     """
-    directory = Path(directory).resolve()
+    directory = place(directory)
     if not directory.is_dir():
         raise RunError(f"{directory} holds no checkpoint: there is no such folder.")
     with contextlib.closing(_manager(directory, read_only=True)) as manager:
@@ -177,12 +179,12 @@ def read_newest(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return config, jax.tree.map(jnp.asarray, _verified(manager, step, config, target)[0])
 
 
-def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+def _manager(directory: Place, **options: Any) -> ocp.CheckpointManager:
     json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("config", "record")}
     # A folder that cannot be made is then an error at once, for which no thread waits in vain.
     now = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     with _reading(f"a checkpoint in {directory}"):
-        for step in (entry for entry in directory.iterdir() if entry.name.isdigit()):
+        for step in (entry for entry in entries(directory) if entry.name.isdigit()):
             _check_json(step, "_CHECKPOINT_METADATA")
         return ocp.CheckpointManager(
             directory, item_handlers={"state": ocp.StandardCheckpointHandler(), **json_handlers},
@@ -190,21 +192,27 @@ def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
         )  # fmt: skip
 
 
-def _check_json(folder: Path, *names: str) -> None:
+def _check_json(folder: Place, *names: str) -> None:
     """Refuses JSON of a size or depth that no process of ours writes, for orbax reads any."""
-    for path in filter(Path.is_file, map(folder.joinpath, names)):
-        read_json(path)
+    for path in map(folder.joinpath, names):
+        if path.is_file():
+            read_json(path)
 
 
-def _sweep(directory: Path) -> None:
+def _sweep(directory: Place) -> None:
     """Removes halves of checkpoints, which orbax renames once they are complete, and old ones."""
-    for entry in list(directory.iterdir()):
-        if entry.name == _REMOVED or "orbax-checkpoint-tmp" in entry.name:
-            shutil.rmtree(entry)
+    for entry in entries(directory):
+        if entry.name == _REMOVED or "orbax-checkpoint-tmp" in entry.name or _is_half(entry):
+            remove(entry)
+
+
+def _is_half(step: Place) -> bool:
+    """Whether orbax has not completed a checkpoint in an object store, where it renames none."""
+    return not is_local(step) and step.name.isdigit() and not (step / _COMPLETE).exists()
 
 
 def _read(manager: ocp.CheckpointManager, step: int, **items: Any) -> Mapping[str, Any]:
-    _check_json(Path(manager.directory) / str(step), *_JSON)
+    _check_json(place(manager.directory) / str(step), *_JSON)
     return manager.restore(step, args=ocp.args.Composite(**items))
 
 

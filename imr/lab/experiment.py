@@ -16,7 +16,7 @@ from imr.errors import ImrError
 from imr.lab.cache import compilation_cache
 from imr.lab.console import optional_package, say
 from imr.lab.flags import C, check_bounds, resolve_paths
-from imr.lab.folder import RunFolder, open_run
+from imr.lab.folder import RunFolder, check_run, open_run
 from imr.lab.phases import phase
 from imr.parallel import (
     Preempted,
@@ -65,6 +65,10 @@ class Experiment(Generic[C]):
         if self.check is not None:
             self.check(config)
         config = resolve_paths(config)
+        if config.check:
+            path = check_run(self.name, config, out=config.out, overwrite=config.overwrite)
+            say(f"This configuration can run in {path}.")
+            return 0
         actual = self.shrink(config) if config.smoke and self.shrink is not None else config
         with compilation_cache(config.compilation_cache), jax.enable_x64(self.float64):
             with phase("data"):

@@ -1,12 +1,30 @@
-"""Files that are there whole or not at all, and errors of the file system that say what to do."""
+"""Where runs are kept, on a file system or in an object store; files that are there whole or not at all.
+
+A path in an object store is one of `etils.epath`, which has the methods of `pathlib.Path`. Such a store
+knows whole objects: it has no folders, no renaming, no appending and no locks.
+"""
 
 import contextlib
 import errno
+import importlib.util
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
-from imr.errors import RunError
+from imr.errors import ImrError, RunError, missing_package
+
+# A path in an object store is no `Path`, but has its methods.
+if TYPE_CHECKING:
+    Place = Path
+else:
+    Place = PurePath
+
+_STORE = re.compile(r"gs://[^/]+/.*[^/].*")
+# One letter is a drive of Windows. A Path has made gs:/ of gs://.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _ROOM = "make room there and run again, without --overwrite, to resume"
 _REMEDIES = {
@@ -16,24 +34,92 @@ _REMEDIES = {
 }  # fmt: skip
 
 
+def place(path: str | os.PathLike[str]) -> Place:
+    """The absolute path of a run folder or of a part of one: local, or gs://BUCKET/FOLDER.
+
+    Raises:
+      RunError: for any other address; none is taken for a local folder.
+      MissingPackageError: if the package for object stores is not installed.
+
+    >>> place("s3://bucket/run")
+    Traceback (most recent call last):
+      ...
+    imr.errors.RunError: s3://bucket/run cannot be written to. Give a folder, or gs://BUCKET/FOLDER.
+    """
+    words = os.fspath(path)
+    if not _SCHEME.match(words):
+        return Path(words).expanduser().absolute()
+    if not _STORE.fullmatch(words):
+        raise RunError(f"{words} cannot be written to. Give a folder, or gs://BUCKET/FOLDER.")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise missing_package("gcsfs", "gcs")
+    import fsspec.config
+    from etils import epath
+
+    # Listings that are kept would not show what orbax or another process has written since.
+    fsspec.config.conf.setdefault("gcs", {"use_listings_cache": False})
+    there: Any = epath.Path(words)
+    return there
+
+
+def is_local(path: Place) -> bool:
+    """Whether a path of `place` is one of the file system."""
+    return isinstance(path, Path)
+
+
+def make_folder(path: Place) -> None:
+    """Makes a folder and those above it; in an object store they come with what is in them."""
+    if is_local(path):  # gcsfs would make a missing bucket, too
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def entries(path: Place) -> list[Place]:
+    """What is in a folder; in an object store, nothing if there is none."""
+    try:
+        return list(path.iterdir())
+    except FileNotFoundError:
+        if is_local(path):
+            raise
+        return []
+
+
+def remove(path: Place) -> None:
+    """Removes a file, or a folder with all that is in it."""
+    there: Any = path
+    if not path.is_dir():
+        path.unlink()
+    elif is_local(path):
+        shutil.rmtree(path)
+    else:
+        there.rmtree()
+
+
 @contextlib.contextmanager
-def using(path: Path, what: str = "") -> Iterator[None]:
+def using(path: Place, what: str = "") -> Iterator[None]:
     """Within it an error of the file system is a RunError that names the path and the remedy."""
     try:
         yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "choose another folder with --out")
-        problem = error.strerror or error
+    except ImrError:
+        raise
+    except Exception as error:
+        if is_local(path) and not isinstance(error, OSError):  # clients of stores raise many kinds
+            raise
+        remedy = _REMEDIES.get(getattr(error, "errno", 0), "choose another folder with --out")
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         raise RunError(f"{path} cannot be used{what} ({problem}); {remedy}.") from error
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+def write_whole(path: Place, data: str | bytes) -> None:
     """Writes the whole file or nothing, also if the process is killed or the machine loses power."""
+    data = data.encode() if isinstance(data, str) else data
     half = path.with_name(path.name + ".tmp")
     with using(path):
+        if not is_local(path):
+            path.write_bytes(data)
+            return
         try:
             with half.open("wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(half, path)

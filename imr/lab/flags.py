@@ -16,7 +16,7 @@ from imr.errors import ImrError
 from imr.lab.bounds import Bound, at_least
 
 # Where and how a run goes, not what it computes: these fields take no part in its identity.
-CONTROL = ("out", "overwrite", "compilation_cache")
+CONTROL = ("out", "overwrite", "check", "compilation_cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,13 @@ class RunFlags:
     """The first of the seeds."""
     smoke: bool = False
     """A small version of everything, for tests."""
-    out: Path | None = None
-    """Run folder; runs/NAME/<hash of the configuration> by default."""
+    # A Path would make gs:/ of gs://.
+    out: str | Path | None = None
+    """Run folder, or gs://BUCKET/FOLDER; runs/NAME/<hash of the configuration> by default."""
     overwrite: bool = False
     """Replace the run in that folder."""
+    check: bool = False
+    """Say whether the flags and the run folder fit, and run nothing."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that a run that is repeated or resumed
     compiles nothing anew; see IMR_COMPILATION_CACHE."""

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
@@ -23,9 +22,10 @@ from imr._files import parse_json, read_bytes, read_json
 from imr.errors import ImrError, RunError
 from imr.lab.as_json import json_ready
 from imr.lab.console import say
-from imr.lab.files import using, write_whole
+from imr.lab.files import Place, entries, is_local, make_folder, place, remove, using, write_whole
 from imr.lab.flags import CONTROL
-from imr.lab.lock import LOCK_FILE, Lock, lock
+from imr.lab.lines import lines_of
+from imr.lab.lock import LOCK_FILE, Claim, Lock, lock
 from imr.lab.metrics import Metrics
 from imr.lab.phases import phase
 from imr.parallel import agreed, is_first
@@ -96,12 +96,12 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _read_config(path: Path, overwrite: bool) -> dict[str, Any] | None:
+def _read_config(path: Place, overwrite: bool) -> dict[str, Any] | None:
     """The config.json of a run folder, flat; None for an empty folder.
 
     Raises: RunError for another program's.
     """
-    names = {entry.name for entry in path.iterdir()} - {*_LEFT}
+    names = {entry.name for entry in entries(path)} - {*_LEFT}
     if not names:
         return None
     remedy = "so it is left alone; choose another folder with --out"
@@ -123,6 +123,21 @@ def _read_config(path: Path, overwrite: bool) -> dict[str, Any] | None:
         raise RunError(f"{file} is damaged or not from imr, {remedy}.") from None
 
 
+def check_run(
+    name: str, config: Any, *, out: str | os.PathLike[str] | None = None, overwrite: bool = False
+) -> Place:
+    """The folder that `open_run` would open; raises what that would raise, and makes nothing."""
+    path = _path(name, config, out)
+    with using(path, " as a run folder"):
+        if path.exists():
+            _check(path, {"experiment": name, **config_dict(config)}, overwrite)
+    return path
+
+
+def _path(name: str, config: Any, out: str | os.PathLike[str] | None) -> Place:
+    return place(Path("runs", name, config_hash(config)) if out is None else out)
+
+
 def open_run(
     name: str, config: Any, *, out: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> "RunFolder":
@@ -133,19 +148,23 @@ def open_run(
     Args:
       name: of the experiment.
       config: a dataclass instance; see `config_dict`.
-      out: the folder, `runs/<name>/<config_hash>` by default.
+      out: the folder, `runs/<name>/<config_hash>` by default; gs://BUCKET/FOLDER for an object store.
       overwrite: whether an earlier run there, of any configuration, is removed first: only what
         a run writes, and only if config.json says that imr wrote it. A run that was itself begun
         with it, and stopped by SIGTERM, is resumed: who repeats a command then is a scheduler.
     Raises: RunError if the folder holds a run of another configuration, or is not empty and no run
       folder, or cannot be written, or another process is at work in it.
     """
-    path = Path("runs", name, config_hash(config)) if out is None else Path(out).expanduser()
-    path = path.absolute()
+    path = _path(name, config, out)
     if not is_first():
         # The first process opens the folder; this one writes checkpoints into it, with the others.
         if agreed(False):
             raise RunError("the first process could not open the run folder; it says why.")
+        if not (path / "config.json").exists():
+            raise RunError(
+                f"{path} is here not what it is for the first process, which has just opened it; choose "
+                "a folder with --out that all hosts share."
+            )
         return RunFolder(path)
     opened = False
     try:
@@ -156,10 +175,10 @@ def open_run(
     return run
 
 
-def _open(path: Path, name: str, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
+def _open(path: Place, name: str, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
     now = {"experiment": name, **settings}
     with using(path, " as a run folder"):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         there = _check(path, now, overwrite)
         whole = there and not overwrite and not (path / _REMOVED).exists()
         if whole and (run := RunFolder(path)).finished:
@@ -178,7 +197,7 @@ def _open(path: Path, name: str, settings: dict[str, Any], overwrite: bool) -> "
         return RunFolder(path, held)
 
 
-def _check(path: Path, now: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def _check(path: Place, now: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """The configuration in the folder; a RunError if it is in the way of the one of now."""
     there = _read_config(path, overwrite)
     if there is None or overwrite:
@@ -192,22 +211,34 @@ def _check(path: Path, now: dict[str, Any], overwrite: bool) -> dict[str, Any] |
     return there
 
 
-def _remove(path: Path, names: tuple[str, ...]) -> None:
+def _remove(path: Place, names: tuple[str, ...]) -> None:
     """Removes parts of a run, and what an earlier call that was killed has left.
 
     Each is renamed first, in an order such that whatever is left at any moment can be resumed.
     """
+    removed = path / _REMOVED
+    if not is_local(path):
+        return _remove_stored(path, _MADE if removed.exists() else names)
     for name in ("config.json", *_MADE):
         (path / f"{name}.tmp").unlink(missing_ok=True)
-    removed = path / _REMOVED
     if removed.exists():
-        shutil.rmtree(removed)
+        remove(removed)
     there = [name for name in names if os.path.lexists(path / name)]
     if there:
         removed.mkdir()
         for name in there:
             os.replace(path / name, removed / name)
-        shutil.rmtree(removed)
+        remove(removed)
+
+
+def _remove_stored(path: Place, names: tuple[str, ...]) -> None:
+    """The same in an object store, which renames nothing: a mark says that there is more to remove."""
+    there = [path / name for name in names if (path / name).exists()]
+    if there:
+        write_whole(path / _REMOVED, "")
+    for entry in there:
+        remove(entry)
+    (path / _REMOVED).unlink(missing_ok=True)
 
 
 def _sum(data: bytes) -> str:
@@ -225,12 +256,12 @@ class RunFolder:
     of a `with` statement.
     """
 
-    def __init__(self, path: Path, held: Lock | None = None) -> None:
+    def __init__(self, path: Place, held: Lock | Claim | None = None) -> None:
         self.path, self.figures, self.checkpoints = path, path / "figures", path / "checkpoints"
-        self._lock = held
+        self._lock, self._lines = held, None
         with using(path, " as a run folder"):
-            self.figures.mkdir(exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
+            make_folder(self.figures)
+            make_folder(self.checkpoints)
 
     def close(self) -> None:
         """Lets other processes write into the folder."""
@@ -271,11 +302,21 @@ class RunFolder:
 
     def metrics(self, **tags: Any) -> Metrics:
         """The metrics file; the tags stand on every line written through the result."""
-        return Metrics(self.path / "metrics.jsonl" if is_first() else Path(os.devnull), **tags)
+        if not is_first():
+            return Metrics(os.devnull, **tags)
+        if self._lines is None or is_local(self.path):
+            self._lines = lines_of(self.path / "metrics.jsonl", self._check)
+        return Metrics(self._lines, **tags)
+
+    def _check(self) -> None:
+        """Raises if another process writes into this folder now."""
+        if self._lock is not None:
+            self._lock.check()
 
     def save_figure(self, name: str, figure: Any, **arrays: Any) -> None:
         """Writes figures/NAME.png and the arrays it shows to NAME.npz."""
         if is_first():
+            self._check()
             # In memory first, whole or not at all.
             image, data = io.BytesIO(), io.BytesIO()
             figure.savefig(image, dpi=150, format="png")
@@ -295,11 +336,13 @@ class RunFolder:
         with phase("summary"):
             ready = json_ready("summary", summary)
             if is_first():
+                metrics = self.metrics()
+                metrics.flush()
+                self._check()
                 texts = {"table.md": table.rstrip("\n") + "\n", "summary.json": _text(ready)}
                 sums = {name: _sum(text.encode()) for name, text in texts.items()}
-                if (metrics := self.metrics().path).exists():
-                    sums[metrics.name] = _sum(metrics.read_bytes())
-                texts = {".sums": _text(sums), **texts}
-                for name, text in texts.items():
+                if metrics.path.exists():
+                    sums[metrics.path.name] = _sum(metrics.path.read_bytes())
+                for name, text in {".sums": _text(sums), **texts}.items():
                     write_whole(self.path / name, text)
             agreed(True)  # none goes on before all is there

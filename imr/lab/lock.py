@@ -3,10 +3,12 @@
 import contextlib
 import os
 import platform
+import uuid
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from imr.errors import RunError
+from imr.lab.files import Place, is_local, using, write_whole
 
 try:
     import fcntl
@@ -39,7 +41,10 @@ class Lock:
             return
         with contextlib.suppress(OSError):  # only words; a full disk has no room for them
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+            os.pwrite(self._file, f"{_who()}\n".encode(), 0)
+
+    def check(self) -> None:
+        """Raises if another process has taken the folder over, as none can take this lock."""
 
     def close(self) -> None:
         """Lets go of the folder; a second time is no error."""
@@ -52,14 +57,45 @@ class Lock:
             self.close()
 
 
+class Claim:
+    """The claim on a folder in an object store, which knows no locks: who made the last one holds it.
+
+    What a killed process leaves behind keeps nobody out. Of two programs in a folder the earlier one
+    ends with its next `check`.
+    """
+
+    def __init__(self, folder: Place) -> None:
+        self._file, self._words = folder / LOCK_FILE, f"{_who()}, {uuid.uuid4().hex}\n"
+        write_whole(self._file, self._words)
+
+    def check(self) -> None:
+        """Raises a RunError if another process has claimed the folder since."""
+        with using(self._file):
+            who = self._file.read_text() if self._file.exists() else "nobody, "
+        if who != self._words:
+            raise RunError(
+                f"{self._file.parent} has been taken over by {who.partition(', ')[0]}; let that end, or "
+                "choose another folder with --out."
+            )
+
+    def close(self) -> None:
+        """Leaves the claim as it is, which keeps nobody out."""
+
+
+def _who() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
+
+
 _held: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
 
 
-def lock(folder: Path) -> Lock:
-    """The lock of a folder, the same for all who ask for it in this process.
+def lock(folder: Place) -> Lock | Claim:
+    """The lock of a folder, the same for all who ask for it in this process; in a store, a claim.
 
     Raises: RunError if another process holds it.
     """
+    if not is_local(folder):
+        return Claim(folder)
     folder = folder.resolve()
     there = _held.get(folder)
     if there is None or there._file is None:

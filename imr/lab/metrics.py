@@ -9,12 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from imr._files import parse_json, read_bytes
+from imr._files import parse_json
 from imr.errors import ImrError, RunError
 from imr.lab.as_json import json_ready
-from imr.lab.files import using, write_whole
-
-_LARGEST = 2**28  # bytes
+from imr.lab.lines import Lines
 
 
 class Metrics:
@@ -24,23 +22,25 @@ class Metrics:
     say which lines `rows` and `reset` mean.
     """
 
-    def __init__(self, path: str | os.PathLike[str], **tags: Any) -> None:
-        self.path, self.tags = Path(path), json_ready("tags", tags)
+    def __init__(self, lines: Lines | str | os.PathLike[str], **tags: Any) -> None:
+        self._lines = lines if isinstance(lines, Lines) else Lines(Path(lines))
+        self.path, self.tags = self._lines.path, json_ready("tags", tags)
         self._nowhere = self.path == Path(os.devnull)  # of a process that is not the first
-        with using(self.path):
-            data = self.path.read_bytes() if self.path.is_file() else b""
-            if data and not data.endswith(b"\n"):
-                os.truncate(self.path, data.rfind(b"\n") + 1)
 
     def append(self, step: int | np.integer | jax.Array, **values: Any) -> None:
-        """Writes a line, there for any reader on return; do it before that step's checkpoint."""
+        """Writes a line, there for any reader on return; do it before that step's checkpoint.
+
+        In an object store it is there within seconds, and before that checkpoint.
+        """
         row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
         for key, value in row.items():
             if isinstance(value, list | dict):
                 raise ImrError(f"metrics.{key} must be a scalar; found {value!r}. Split it.")
-        # Opened anew for each line, since `reset` puts a new file in the place of the old one.
-        with using(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+        self._lines.append(_line(row))
+
+    def flush(self) -> None:
+        """On return all lines are there for any reader."""
+        self._lines.flush()
 
     def rows(self, **tags: Any) -> list[dict[str, Any]]:
         """The lines that carry the tags of this object, and those given, in the order written."""
@@ -52,14 +52,13 @@ class Metrics:
             return
         # Without tags all lines go, also those of a damaged file.
         others = [row for row in self._rows() if not self._carries(row, {})] if self.tags else []
-        write_whole(self.path, "".join(map(_line, [*others, *rows])))
+        self._lines.replace("".join(map(_line, [*others, *rows])))
 
     def _rows(self) -> list[dict[str, Any]]:
         if self._nowhere:
             return []
         try:
-            with using(self.path):
-                data = read_bytes(self.path, _LARGEST) if self.path.exists() else b""
+            data = self._lines.read()
             rows = [parse_json(line, self.path) for line in data.splitlines()]
             if any(type(row["step"]) is not int for row in rows):
                 raise TypeError

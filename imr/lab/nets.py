@@ -1,7 +1,7 @@
 """Nets by the call that makes them: their static part, their parameters, and those of a checkpoint."""
 
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ class SavedNets(NamedTuple):
         return nnx.merge(graph_of(self.call), jax.tree.map(lambda x: x[index], states))
 
 
-def read_nets(directory: str | Path) -> SavedNets:
+def read_nets(directory: str | os.PathLike[str]) -> SavedNets:
     """The nets of the newest checkpoint in a folder of `fit_run`, as that checkpoint describes them.
 
     Raises: RunError if there is no checkpoint, or it does not say what it holds, or holds something

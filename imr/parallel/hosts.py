@@ -1,7 +1,9 @@
 """Several processes: joining them, and agreement."""
 
 import os
+import re
 import socket
+import sys
 import time
 
 import jax
@@ -11,21 +13,25 @@ from imr._checks import check_count, check_positive
 from imr.errors import ImrError
 
 _VARIABLES = ("IMR_COORDINATOR", "IMR_NUM_PROCESSES", "IMR_PROCESS_ID")
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_SECONDS = 30.0  # after which a process that waits says for what
 
 
 def initialize(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
-    *, timeout: float = 300.0,
+    *, timeout: float | None = None,
 ) -> None:  # fmt: skip
     """Connects this process with the other processes of a program that runs on several hosts.
 
     Call it before anything asks jax for its devices. Experiments call it themselves.
 
     Args:
-      coordinator: host:port of process 0. Without arguments jax looks up the cluster: Cloud TPU,
-        SLURM or GKE.
+      coordinator: host:port of process 0. Without arguments they are the environment variables
+        `IMR_COORDINATOR`, `IMR_NUM_PROCESSES` and `IMR_PROCESS_ID`, or the cluster is looked up: SLURM,
+        Cloud TPU or GKE.
       num_processes, process_id: number of processes, and number of this one, from 0.
-      timeout: seconds to wait for the others; after that jax ends process 0 with its own report.
+      timeout: seconds to wait for the others, by default `IMR_TIMEOUT` or 300; after that jax ends
+        process 0 with its own report.
     Raises: ImrError if the values do not fit, or the coordinator does not answer in time.
     """
     given = (coordinator, num_processes, process_id)
@@ -34,6 +40,9 @@ def initialize(
             f"coordinator, num_processes and process_id go together; found {given}. Without all of "
             "them the cluster is looked up (Cloud TPU, SLURM, GKE)."
         )
+    if coordinator is None:
+        coordinator, num_processes, process_id = given = _of_environment() or _slurm() or given
+    timeout = _timeout() if timeout is None else timeout
     if coordinator is not None and num_processes is not None:
         check_count("num_processes", num_processes)
         host, _, port = coordinator.rpartition(":")
@@ -42,8 +51,7 @@ def initialize(
         if not isinstance(process_id, int) or not 0 <= process_id < num_processes:
             last = num_processes - 1
             raise ImrError(f"process_id must lie in 0 to {last}; found {process_id!r}.")
-        if process_id:
-            _wait_for(host, int(port), timeout)
+        _wait_for(host, int(port), process_id, timeout)
     # It affects only CPUs, whose processes communicate through it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -59,49 +67,82 @@ def initialize(
         ) from error
 
 
-def _wait_for(host, port, timeout):
+def _slurm() -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and number of this one in a step of SLURM, as jax has them.
+
+    Looked up here, so that `_wait_for` can say what is wrong with the address.
+    """
+    values = [os.environ.get(name) for name in _SLURM]
+    if None in values or "OMPI_MCA_orte_hnp_uri" in os.environ:  # by which jax prefers Open MPI
+        return None
+    job, nodes, count, number, _ = map(str, values)
+    # The first of node07,x or of node[07-12],x.
+    first = re.match(r"([^,[]*)(?:\[(\d+)[^]]*\]([^,[]*))?", nodes)
+    host = "".join(part or "" for part in first.groups()) if first else nodes
+    port = os.environ.get("JAX_COORDINATOR_PORT") or 2**16 - 2**12 + int(job) % 2**12
+    return f"{host}:{port}", int(count), int(number)
+
+
+def _wait_for(host: str, port: int, process_id: int, timeout: float) -> None:
     """Waits until the coordinator listens; jax would end the process without naming the address."""
-    end, problem = time.monotonic() + timeout, None
-    while time.monotonic() < end:
+    start, said, problem = time.monotonic(), 0.0, None
+    while (waited := time.monotonic() - start) < timeout:
         try:
+            socket.getaddrinfo(host, port)
+            if process_id == 0:
+                return
             with socket.create_connection((host, port), timeout=min(5.0, timeout)):
                 return
         except OSError as error:
             problem = error
-            time.sleep(min(0.2, timeout))
+        if waited - said > _SECONDS:
+            if isinstance(problem, socket.gaierror):  # which no later start of process 0 can mend
+                break
+            said = waited
+            print(f"waiting for coordinator {host}:{port} ({problem})", file=sys.stderr, flush=True)
+        time.sleep(min(0.2, timeout))
     raise ImrError(
-        f"coordinator {host}:{port} did not answer in {timeout:g} s ({problem}). Check that process 0 "
-        "runs, that this host reaches it under this address, and that no firewall closes the port."
+        f"coordinator {host}:{port} did not answer in {min(waited, timeout):.1f} s ({problem}). Check that "
+        "process 0 runs, that this host reaches it under this address, and that no firewall closes the "
+        "port."
     )
 
 
 def initialize_from_environment() -> None:
-    """Calls `initialize` if a launcher has set the environment variables for it.
+    """Calls `initialize` without arguments if a launcher has set the environment variables for it.
 
-    `IMR_COORDINATOR`, `IMR_NUM_PROCESSES`, `IMR_PROCESS_ID` and `IMR_TIMEOUT` are its arguments;
-    `IMR_DISTRIBUTED=1` calls it without arguments. If none is set, this is the only process.
+    They are `IMR_COORDINATOR`, `IMR_NUM_PROCESSES` and `IMR_PROCESS_ID`, or `IMR_DISTRIBUTED=1` for a
+    cluster that is looked up. If none is set, this is the only process.
 
     Raises: ImrError if only some are set, or one is no number.
     """
-    given = [os.environ.get(name) for name in _VARIABLES]
+    joined = os.environ.get("IMR_DISTRIBUTED", "0")
+    if joined not in ("0", "1"):
+        raise ImrError(f"IMR_DISTRIBUTED must be 0 or 1; found {joined!r}.")
+    if joined == "1" or _of_environment() is not None:
+        initialize()
+
+
+def _of_environment() -> tuple[str, int, int] | None:
+    given = [os.environ.get(name, "") for name in _VARIABLES]
     if not any(given):
-        joined = os.environ.get("IMR_DISTRIBUTED", "0")
-        if joined not in ("0", "1"):
-            raise ImrError(f"IMR_DISTRIBUTED must be 0 or 1; found {joined!r}.")
-        if joined == "1":
-            initialize()
-        return
+        return None
+    try:
+        return given[0], int(given[1]), int(given[2])
+    except ValueError:
+        raise ImrError(
+            f"{', '.join(_VARIABLES)} must be an address and two integers; found {given}."
+        ) from None
+
+
+def _timeout() -> float:
     wait = os.environ.get("IMR_TIMEOUT", "300")
     try:
-        count, number = map(int, given[1:])  # pyright: ignore[reportArgumentType]
         timeout = float(wait)
-    except (TypeError, ValueError):
-        raise ImrError(
-            f"{', '.join(_VARIABLES)} must be an address and two integers, IMR_TIMEOUT seconds; found "
-            f"{given} and {wait!r}."
-        ) from None
+    except ValueError:
+        raise ImrError(f"IMR_TIMEOUT must be a number of seconds; found {wait!r}.") from None
     check_positive("IMR_TIMEOUT", timeout)
-    initialize(given[0], count, number, timeout=timeout)
+    return timeout
 
 
 def is_first() -> bool:

@@ -1,0 +1,84 @@
+# The manifest of an experiment for Google Kubernetes Engine; scripts/tpu/launch sources this file.
+# shellcheck shell=bash
+#
+# kubectl apply -f runs it on a cluster that has JobSet and a node pool of that type. The image needs
+# the repository with its dependencies, such as
+#
+#   FROM python:3.12
+#   COPY . /imr
+#   RUN pip install -e '/imr[experiments,gcs,tpu]'
+#
+# The service account of the pods, if one is named, must be able to write to the bucket.
+
+# A word as a string of JSON, and so of YAML.
+json() {
+  local text=$1 code char
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  if [[ $text == *[[:cntrl:]]* ]]; then
+    for ((code = 1; code < 32; code++)); do
+      printf -v char "\\x$(printf %x "$code")"
+      text=${text//"$char"/"$(printf '\\u%04x' "$code")"}
+    done
+  fi
+  printf '"%s"' "$text"
+}
+
+jobset() {
+  local word
+  [ -n "$accelerator" ] && [ -n "$topology" ] || fail "--gke knows no slice of --type $type; v4, v5p, v5litepod and v6e are known to it."
+  cat <<MANIFEST
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: 100 # after a preemption, with exit code 75, it resumes
+  replicatedJobs:
+    - name: slice
+      replicas: 1
+      template:
+        spec:
+          parallelism: $hosts
+          completions: $hosts
+          backoffLimit: 0
+          template:
+            spec:
+              restartPolicy: Never
+              terminationGracePeriodSeconds: 120
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: $accelerator
+                cloud.google.com/gke-tpu-topology: $topology
+MANIFEST
+  if [ -n "$spot" ]; then
+    cat <<MANIFEST
+                cloud.google.com/gke-spot: "true"
+              tolerations:
+                - key: cloud.google.com/gke-spot
+                  operator: Equal
+                  value: "true"
+                  effect: NoSchedule
+MANIFEST
+  fi
+  if [ -n "$service_account" ]; then printf '              serviceAccountName: %s\n' "$(json "$service_account")"; fi
+  cat <<MANIFEST
+              containers:
+                - name: imr
+                  image: $(json "$image")
+                  env:
+                    - {name: IMR_DISTRIBUTED, value: "1"}
+                    - {name: IMR_PREEMPTED_CODE, value: "75"}
+                    - {name: JAX_PLATFORMS, value: tpu}
+                  ports:
+                    - containerPort: 8471
+                    - containerPort: 8476
+                  resources:
+                    requests: {google.com/tpu: $chips}
+                    limits: {google.com/tpu: $chips}
+                  command:
+MANIFEST
+  for word in python -P "$@"; do printf '                    - %s\n' "$(json "$word")"; done
+}

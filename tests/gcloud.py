@@ -1,0 +1,171 @@
+"""A pretended gcloud: its slices are folders, their workers processes of this machine.
+
+`PRETENDED_GCLOUD` is the folder of slices, and `calls.log` in it has every call. A test takes a slice
+away by `preempt`, and cuts all connections while there is a file `cut`.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+FOLDER = Path(os.environ.get("PRETENDED_GCLOUD", "."))
+HOSTS = {"v5litepod-8": 1, "v4-16": 2}
+LOST = 255
+UV = """#!/usr/bin/env bash
+if [ "$1" = venv ]; then
+  mkdir -p imr-env/bin
+  printf '#!/usr/bin/env bash\\nexec %q "$@"\\n' {python} >imr-env/bin/python
+  chmod +x imr-env/bin/python
+fi
+"""
+
+
+def parse(words):
+    flags, rest, alone = (
+        {},
+        [],
+        ("--quiet", "--spot", "--internal-ip", "--internal-ips", "--force", "--recurse"),
+    )
+    words = iter(words)
+    for word in words:
+        if word in alone or word == "--recursive":
+            flags[word] = True
+        elif word.startswith("--"):
+            flags[word] = next(words)
+        else:
+            rest.append(word)
+    return flags, rest
+
+
+def preempt(folder, name):
+    """What Google does to a spot slice: its workers are gone, though it can still be described."""
+    (folder / name / "state").write_text("PREEMPTED")
+    end(folder / name)
+
+
+def end(slice_):
+    """Kills what runs on the workers of a slice, and takes their disks away."""
+    for worker in slice_.glob("[0-9]*"):
+        pid = worker / "imr.pid"
+        with contextlib.suppress(OSError, ValueError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+        shutil.rmtree(worker)
+
+
+def create(name, flags):
+    slice_ = FOLDER / flags["--node-id"]
+    if slice_.exists():
+        sys.exit(f"ERROR: {name} exists")
+    for number in range(HOSTS[flags["--accelerator-type"]]):
+        uv = slice_ / str(number) / ".local" / "bin" / "uv"
+        uv.parent.mkdir(parents=True)
+        uv.write_text(UV.replace("{python}", shlex.quote(sys.executable)))
+        uv.chmod(0o755)
+    (slice_ / "request").write_text("WAITING_FOR_RESOURCES")
+
+
+def described(slice_, what):
+    if not slice_.exists():
+        sys.exit(f"ERROR: (gcloud) NOT_FOUND: {slice_.name}")
+    file = slice_ / what
+    if not file.exists():
+        sys.exit(f"ERROR: (gcloud) NOT_FOUND: {what} of {slice_.name}")
+    print(file.read_text())
+    if what == "request" and file.read_text() == "WAITING_FOR_RESOURCES":
+        file.write_text("ACTIVE")
+        (slice_ / "state").write_text("READY")
+
+
+def workers(slice_, flags):
+    if (FOLDER / "cut").exists() or (slice_ / "state").read_text() != "READY":
+        sys.exit(LOST)
+    there = sorted(slice_.glob("[0-9]*"))
+    return there if flags["--worker"] == "all" else [there[int(flags["--worker"])]]
+
+
+def ssh(slice_, flags):
+    count = len(list(slice_.glob("[0-9]*")))
+    processes = []
+    for worker in workers(slice_, flags):
+        environment = os.environ | {
+            "HOME": str(worker), "PYTHONPATH": f"{worker}/imr", "JAX_PLATFORMS": "cpu",
+            "PATH": f"{FOLDER}/bin:{os.environ['PATH']}", "IMR_COORDINATOR": f"127.0.0.1:{os.environ['PORT']}",
+            "IMR_NUM_PROCESSES": str(count), "IMR_PROCESS_ID": worker.name,
+        }  # fmt: skip
+        words = ["bash", "-c", flags["--command"]]
+        processes.append(subprocess.Popen(words, cwd=worker, env=environment))
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        if (FOLDER / "cut").exists() or (slice_ / "state").read_text() != "READY":
+            for process in processes:
+                process.kill()
+            sys.exit(LOST)
+    sys.exit(max(abs(process.returncode) for process in processes))
+
+
+def scp(source, target, flags):
+    copy = shutil.copytree if "--recurse" in flags else shutil.copy
+    if ":" in target:
+        name, path = target.split(":")
+        for worker in workers(FOLDER / name, flags):
+            copy(source, worker / path)
+    else:
+        name, path = source.split(":")
+        copy(workers(FOLDER / name, flags)[0] / path, target)
+
+
+def stored(address):
+    """Names and contents of the objects of the stand-in for the store below an address."""
+    server = os.environ["STORAGE_EMULATOR_HOST"] + "/storage/v1/b/bucket/o"
+    prefix = re.sub("gs://[^/]+/", "", address)
+    with urllib.request.urlopen(f"{server}?prefix={quote(prefix)}") as answer:
+        names = [item["name"] for item in json.load(answer)["items"]]
+    for name in names:
+        with urllib.request.urlopen(f"{server}/{quote(name, safe='')}?alt=media") as answer:
+            yield name.removeprefix(prefix).lstrip("/"), answer.read()
+
+
+def main(words):
+    with (FOLDER / "calls.log").open("a") as log:
+        log.write(f"{shlex.join(words)}\n")
+    flags, rest = parse(words)
+    match rest:
+        case ["storage", "cat", address]:
+            for _, data in stored(address):
+                sys.stdout.write(data.decode())
+                return
+            sys.exit("ERROR: no such object")
+        case ["storage", "rsync", address, folder]:
+            for name, data in stored(address):
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        case ["compute", "tpus", "queued-resources", "create", name]:
+            create(name, flags)
+        case ["compute", "tpus", "queued-resources", "describe", name]:
+            described(FOLDER / name, "request")
+        case ["compute", "tpus", "queued-resources", "delete", name]:
+            end(FOLDER / name)
+            shutil.rmtree(FOLDER / name)
+        case ["compute", "tpus", "tpu-vm", "describe", name]:
+            described(FOLDER / name, "state")
+        case ["compute", "tpus", "tpu-vm", "ssh", name]:
+            ssh(FOLDER / name, flags)
+        case ["compute", "tpus", "tpu-vm", "scp", source, target]:
+            scp(source, target, flags)
+        case _:
+            sys.exit(f"ERROR: unknown command {words}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,239 @@
+"""Run folders in an object store, and addresses that are none."""
+
+import importlib.util
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from imr.errors import MissingPackageError, RunError
+from imr.lab import files, lines, phases
+from imr.lab.checkpoint import Checkpoints, read_newest
+from imr.lab.folder import open_run
+from imr.lab.metrics import Metrics
+from tests.object_store import serving
+from tests.test_run import Config
+from tests.test_stops import PROBE, Hook, end_of
+
+
+@pytest.mark.parametrize(
+    "out", ["s3://bucket/run", "gs://bucket", "gs:/bucket/run", "gs:///run", "gs://bucket//", "http://a/b"]
+)  # fmt: skip
+def test_addresses_that_nothing_can_write_to_are_refused(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    assert PROBE.main(["--out", out]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {out} cannot be written to. Give a folder, or gs://BUCKET/FOLDER.\n"
+    for reader in (lambda: read_newest(out), lambda: Checkpoints(out, {})):
+        with pytest.raises(RunError, match=f"{re.escape(out)} cannot be written to"):
+            reader()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_without_its_package_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=re.escape("pip install 'imr[gcs]'")):
+        files.place("gs://bucket/run")
+    assert PROBE.main(["--out", "gs://bucket/run"]) == 2
+    assert "pip install 'imr[gcs]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drive_and_a_colon_are_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("C:/a", "a:b", "a/b:/c"):
+        assert files.is_local(files.place(name))
+
+
+@pytest.fixture(scope="module")
+def server():
+    if importlib.util.find_spec("gcsfs") is None:  # it reads the environment when it is imported
+        pytest.skip("needs the extra gcs")
+    with serving() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture
+def store(server):
+    server.objects.clear()
+    return server
+
+
+RUN = "gs://bucket/a run's/folder"
+NAME = RUN.removeprefix("gs://bucket/")
+
+
+def end_in(store):
+    """`test_stops.end_of`, of the run in the store."""
+    ends = {
+        name: store.files()[f"{NAME}/{name}"]
+        for name in ("summary.json", "table.md", "metrics.jsonl")
+    }
+    names = {name.split("/")[3] for name in store.files(f"{NAME}/checkpoints/")}
+    for name in sorted(names):
+        holds, state = read_newest(f"{RUN}/checkpoints/{name}")
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        arrays = [(jax.tree_util.keystr(at), np.asarray(leaf).tobytes()) for at, leaf in leaves]
+        ends[name] = repr((holds, arrays))
+    return ends
+
+
+def broken_off(experiment, monkeypatch, phase, *flags, number=signal.SIGTERM):
+    hook = Hook(phase, number)
+    monkeypatch.setattr(phases, "HOOKS", [hook])
+    monkeypatch.setenv("IMR_PREEMPTED_CODE", "75")
+    code = experiment.main(["--out", RUN, *flags])
+    monkeypatch.setattr(phases, "HOOKS", [])
+    assert hook.sent
+    return code
+
+
+@pytest.mark.acceptance
+def test_a_run_in_a_store_that_is_broken_off_ends_as_a_local_one(store, tmp_path, monkeypatch):
+    assert PROBE.main(["--out", str(tmp_path / "local")]) == 0
+    for phase in ("data", "train", "evaluate", "figures", "summary"):
+        assert broken_off(PROBE, monkeypatch, phase) == 75
+    assert PROBE.main(["--out", RUN]) == 0
+    assert end_in(store) == end_of(tmp_path / "local")
+    assert store.files(f"{NAME}/figures").keys() == {
+        f"{NAME}/figures/figure.npz", f"{NAME}/figures/figure.png"
+    }  # fmt: skip
+    # Finished, it is only read, and with --overwrite begun anew.
+    before = dict(store.objects)
+    assert PROBE.main(["--out", RUN]) == 0
+    assert store.objects == before
+    assert broken_off(PROBE, monkeypatch, "train", "--overwrite") == 75
+    assert f"{NAME}/summary.json" not in store.files()
+    assert PROBE.main(["--out", RUN, "--overwrite"]) == 0
+    assert end_in(store) == end_of(tmp_path / "local")
+
+
+@pytest.mark.acceptance
+def test_the_smoke_run_of_an_experiment_in_a_store(store, tmp_path, monkeypatch, capsys):
+    from experiments.images.__main__ import EXPERIMENT
+
+    monkeypatch.setenv("IMR_COMPILATION_CACHE", str(tmp_path / "programs"))
+    flags = ("--smoke", "--models", "attention")
+    assert EXPERIMENT.main(["--out", str(tmp_path / "local"), *flags]) == 0
+    figures = sorted(path.name for path in (tmp_path / "local" / "figures").iterdir())
+    assert broken_off(EXPERIMENT, monkeypatch, "train", *flags) == 75
+    assert EXPERIMENT.main(["--out", RUN, *flags]) == 0
+    assert f"every row, as data: {RUN}/summary.json" in capsys.readouterr().out
+    assert end_in(store) == end_of(tmp_path / "local")
+    there = f"{NAME}/figures/"
+    assert sorted(name.removeprefix(there) for name in store.files(there)) == figures
+
+
+@pytest.mark.acceptance
+def test_folders_of_a_store_are_checked_as_local_ones_are(store, capsys):
+    open_run("probe", Config(), out=RUN).close()
+    with pytest.raises(RunError, match=r"rate: 0.1 there, 0.2 now.*--out"):
+        open_run("probe", Config(rate=0.2), out=RUN)
+    open_run("probe", Config(rate=0.2), out=RUN, overwrite=True).close()
+    store.objects.clear()
+    store.objects[f"{NAME}/thesis.tex"] = (1, b"years of work")
+    with pytest.raises(RunError, match="no run of imr"):
+        open_run("probe", Config(), out=RUN, overwrite=True)
+    assert store.files() == {f"{NAME}/thesis.tex": b"years of work"}
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        read_newest(RUN)
+    before = dict(store.objects)
+    assert PROBE.main(["--out", RUN, "--check"]) == 2
+    assert PROBE.main(["--out", RUN + "2", "--check"]) == 0
+    assert f"can run in {RUN}2" in capsys.readouterr().err
+    assert store.objects == before
+
+
+@pytest.mark.acceptance
+def test_of_two_programs_the_earlier_one_gives_way(store):
+    first = open_run("probe", Config(), out=RUN)
+    second = open_run("probe", Config(), out=RUN)
+    second.metrics().append(1, loss=1.0)
+    before = dict(store.objects)
+    for write in (
+        lambda: first.metrics().append(1, loss=2.0), lambda: first.finish({}, ""),
+        lambda: first.save_figure("a", None),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match=rf"taken over by process {os.getpid()} on .*--out"):
+            write()
+    assert store.objects == before
+    second.finish({}, "")
+    assert open_run("probe", Config(), out=RUN).finished
+
+
+@pytest.mark.acceptance
+def test_lines_are_there_when_their_checkpoint_is(store, monkeypatch):
+    """Though a store is not written to at every line."""
+    folder = open_run("probe", Config(), out=RUN)
+    rows, name = folder.metrics(net="a"), f"{NAME}/metrics.jsonl"
+    with Checkpoints(folder.checkpoints / "net", {}, lines=rows) as checkpoints:
+        for step in range(1, 6):
+            rows.append(step, loss=1.0)
+            folder.metrics(net="b").append(step, loss=2.0)
+            written = store.files().get(name, b"").count(b"\n")
+            assert written == (1 if step == 1 else 2 * step - 2)
+            checkpoints.save(step, {"x": np.zeros(3)})
+            assert store.files()[name].count(b"\n") == 2 * step
+    again = open_run("probe", Config(), out=RUN).metrics(net="a")
+    assert len(again.rows()) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "_SECONDS", 0.0)
+        again.reset([{"step": 9}])
+        again.append(10)
+    assert store.files()[name].count(b"\n") == 7
+    assert Metrics(lines.StoredLines(files.place(f"{RUN}/metrics.jsonl"), int)).rows(net="b")
+
+
+@pytest.mark.acceptance
+def test_halves_that_a_killed_process_left_are_removed(store, monkeypatch):
+    state = {"x": np.arange(3.0)}
+    for step in (1, 2):
+        with Checkpoints(RUN, {}) as checkpoints:
+            checkpoints.save(step, state)
+    # The newest is not complete, and one that was replaced is not quite gone.
+    del store.objects[f"{NAME}/2/commit_success.txt"]
+    store.objects[f"{NAME}/0/config/metadata"] = (1, b"{}")
+    with Checkpoints(RUN, {}) as checkpoints:
+        assert checkpoints.restore(state) is None
+        checkpoints.save(3, state)
+    assert {name.split("/")[2] for name in store.files(NAME)} == {"3"}
+
+    # A removal that was broken off goes on, and never leaves a run that looks whole.
+    store.objects.clear()
+    folder = open_run("probe", Config(), out=RUN)
+    folder.finish({}, "table")
+    with Checkpoints(folder.checkpoints / "net", {}) as checkpoints:
+        checkpoints.save(1, state)
+    removed = []
+
+    def fail(path):
+        if removed:
+            raise OSError("killed")
+        removed.append(files.remove(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imr.lab.folder.remove", fail)
+        with pytest.raises(RunError, match="killed"):
+            open_run("probe", Config(), out=RUN, overwrite=True)
+    assert len(store.files(f"{NAME}/checkpoints")) > 0
+    again = open_run("probe", Config(), out=RUN)
+    assert not again.finished
+    assert store.files(NAME).keys() == {f"{NAME}/config.json", f"{NAME}/.lock"}
+
+
+@pytest.mark.acceptance
+def test_a_store_that_does_not_answer_is_an_error_of_ours(store, monkeypatch):
+    run = open_run("probe", Config(), out=RUN)
+
+    def fail(self, path, mode):
+        raise ValueError("no route to it")
+
+    monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend.open", fail)
+    with pytest.raises(RunError, match=rf"{RUN}.* cannot be used .*no route to it.*--out"):
+        run.finish({}, "")
