@@ -303,7 +303,7 @@ NO_ARRAY_FUNCTIONS = {
         "model_from_transformer", "fold_norms", "imr_fits", "mismatched", "rotated", "score",
         "theta_spectra", "weight_cosines", "constrained_level",
         "constrained_beliefs", "token_vectors", "row_normalised_token_vectors",
-        "ContextBlock", "Fit", "Fixed", "ViterbiPath", "fit_process", "largest", "residual_products", "viterbi",
+        "ContextBlock", "LinearSelfAttention", "Fit", "Fixed", "ViterbiPath", "fit_process", "largest", "residual_products", "viterbi",
     },
     "classes of results and errors": {
         "DepthIsTime", "Result", "Flow", "Process", "Sample", "RandomFeatureProducts", "EntropyRate",

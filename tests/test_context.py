@@ -23,6 +23,7 @@ from imr.context import (
 from imr.context.fields import as_mask
 
 N, P, D, K = 9, 3, 4, 3
+GD_PLUS_PLUS = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.05])  # steps and curvature
 LABELLED = np.arange(N) < 6
 
 
@@ -194,8 +195,7 @@ def test_layers_of_linear_attention_are_steps_of_gradient_descent():
 
 def test_curvature_correction_filters_the_spectrum():
     """GD++ on the examples themselves, in the eigenbasis of X X^T / N."""
-    x = C.x[LABELLED]
-    steps, curvature = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.05])
+    x, (steps, curvature) = C.x[LABELLED], GD_PLUS_PLUS
     spectrum, vectors = np.linalg.eigh(x @ x.T / len(x))
     y = residual = C.values[LABELLED]
     for eta, gamma in zip(steps, curvature, strict=True):
@@ -203,6 +203,72 @@ def test_curvature_correction_filters_the_spectrum():
         x = x - gamma * x @ (x.T @ x) / len(x)
     gain = curvature_filter(*map(jnp.asarray, (spectrum, steps, curvature)))
     assert error(vectors @ (gain[:, None] * (vectors.T @ y)), residual) < 1e-13
+
+
+@nnx.jit
+def predict(net, x, y, labelled, *choices):
+    """Predictions of a net, with the exact weights if there are choices."""
+    if choices:
+        net.gradient_steps(*choices)
+    return net(x, y, labelled)
+
+
+@pytest.mark.laws
+def test_a_linear_net_corrects_curvature():
+    """Three layers and the filter; without the correction they are another function."""
+    x, (steps, curvature) = C.x[LABELLED], GD_PLUS_PLUS
+    spectrum, vectors = np.linalg.eigh(x @ x.T / len(x))
+    y = C.values[LABELLED]
+    gain = np.asarray(curvature_filter(*map(jnp.asarray, (spectrum, steps, curvature))))
+    wanted = y - vectors @ (gain[:, None] * (vectors.T @ y))
+    net = imr.nn.LinearSelfAttention(P, 2, layers=3, rngs=nnx.Rngs(0))
+    given = jnp.asarray(C.x), jnp.asarray(C.values), LABELLED, jnp.asarray(steps)
+    assert error(predict(net, *given, jnp.asarray(curvature))[LABELLED], wanted) < 1e-12
+    assert error(predict(net, *given, jnp.zeros(3))[LABELLED], wanted) > 1e-2
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("rank", [None, P + 1])
+def test_causal_layers_take_steps_on_the_examples_before_each_token(rank):
+    """Merged or separate keys and queries, two heads, tied; labels that come later change nothing."""
+    eta, x, y = 0.2, C.x, C.values
+    net = imr.nn.LinearSelfAttention(
+        P, 2, layers=3, heads=2, rank=rank, tied=True, causal=True, rngs=nnx.Rngs(0)
+    )
+    known = np.arange(N) % 4 != 1
+    found = predict(net, jnp.asarray(x), np.where(known[:, None], y, np.nan), known, eta)
+    wanted = np.zeros((N, 2))
+    for i in range(1, N):
+        before = known & (np.arange(N) < i)
+        w = np.zeros((2, P))
+        for _ in range(3):
+            w += eta / before.sum() * (y - x @ w.T)[before].T @ x[before]
+        wanted[i] = w @ x[i]
+    assert error(found, wanted) < 1e-12
+    other = np.where(np.arange(N)[:, None] < 5, y, 7.0)
+    later = predict(net, jnp.asarray(x), other, known, eta)
+    assert error(later[:6], wanted[:6]) < 1e-12
+    assert error(later, wanted) > 1e-2
+
+
+@pytest.mark.laws
+def test_every_weight_of_a_linear_net_learns():
+    """From random weights: a batch of contexts of different sizes under jit, vmap and grad."""
+    net = imr.nn.LinearSelfAttention(
+        P, 2, layers=2, rank=2, causal=True, scale=1.0, rngs=nnx.Rngs(1)
+    )
+    x, y = np.stack([C.x, C.x[::-1]]), np.stack([C.values] * 2)
+    masks = np.stack([np.arange(N) < m for m in (3, 6)])
+
+    def total(net):
+        found = jax.vmap(net)(jnp.asarray(x), jnp.asarray(y), masks)
+        return jnp.sum(jnp.sin(found)), found
+
+    gradients, found = nnx.jit(nnx.grad(total, has_aux=True))(net)
+    assert error(found[1], predict(net, jnp.asarray(x[1]), y[1], masks[1])) < 1e-13
+    leaves = jax.tree.leaves(gradients)
+    assert len(leaves) == 3
+    assert all(np.abs(g).max() > 1e-6 for g in leaves)
 
 
 @pytest.mark.laws
@@ -324,6 +390,15 @@ class TestErrors:
         ):
             with pytest.raises(imr.ImrError, match=message):
                 context_field(loss, jnp.eye(N), LABELLED)
+
+    def test_linear_nets(self):
+        net = imr.nn.LinearSelfAttention(P, 2, rank=2, rngs=nnx.Rngs(0))
+        with pytest.raises(imr.ImrError, match="rank must be at least 3, the length of x"):
+            net.gradient_steps(0.1)
+        with pytest.raises(imr.ImrError, match="y has 4 outputs, but the net has 2"):
+            net(jnp.asarray(C.x), jnp.asarray(C.f), LABELLED)
+        with pytest.raises(imr.ImrError, match="curvature changes the keys"):
+            gradient_step_weights(P, 2, 0.1, 0.1, causal=True)
 
     def test_a_label_of_an_example_is_read(self):
         labels = jnp.asarray(np.where(np.arange(N) == 1, K, C.labels))

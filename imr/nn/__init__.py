@@ -9,6 +9,7 @@ from imr.nn.edits import add_along as add_along
 from imr.nn.edits import coordinates as coordinates
 from imr.nn.edits import replace_along as replace_along
 from imr.nn.flow import FlowBlock as FlowBlock
+from imr.nn.linear_attention import LinearSelfAttention as LinearSelfAttention
 from imr.nn.next_token import exact_kl as exact_kl
 from imr.nn.next_token import next_token_loss as next_token_loss
 from imr.nn.patches import PatchBlock as PatchBlock
