@@ -301,7 +301,8 @@ NO_ARRAY_FUNCTIONS = {
         "predicted_values", "Transformer", "PatchBlock", "exact_kl", "next_token_loss", "record",
         "measure_text", "label_null", "gradient_shares", "energy_gradient", "model_from_arrays",
         "model_from_transformer", "fold_norms", "imr_fits", "mismatched", "rotated", "score",
-        "theta_spectra", "weight_cosines", "constrained_level",
+        "theta_spectra", "weight_cosines", "constrained_level", "context_circuits",
+        "construction_cosines", "permuted_circuit", "rotated_circuit",
         "constrained_beliefs", "token_vectors", "row_normalised_token_vectors",
         "ContextBlock", "LinearSelfAttention", "Fit", "Fixed", "ViterbiPath", "fit_process", "largest", "residual_products", "viterbi",
     },
@@ -310,7 +311,7 @@ NO_ARRAY_FUNCTIONS = {
         "Filtered", "Level", "MixedStates", "Prefixes", "AdditiveFilter", "Heads", "Values",
         "Spectrum", "Activations", "EnergyGradient", "LabelCosines", "Energies", "TermCosines",
         "TextMeasures", "HeadWeights", "Mlp", "Norm", "TransformerWeights", "Pieces", "Fits",
-        "Score", "Spectra", "WeightCosines", "ClassScatter", "NeuralCollapse", "Probe", "Record",
+        "Score", "Spectra", "WeightCosines", "Circuit", "ClassScatter", "NeuralCollapse", "Probe", "Record",
         "Preempted", "DataError", "FlowError", "ImrError", "MissingPackageError", "RunError",
     },
 }  # fmt: skip
