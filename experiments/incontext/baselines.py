@@ -83,7 +83,9 @@ def nearest(x: Tokens, targets: Targets, count: int) -> Logits:
 
 def class_means(x: Tokens, targets: Targets, beta: Any, shrink: Any = 0.0) -> Logits:
     """Logits -beta |x - m|^2 / 2 for the mean m of each class's examples."""
-    means = targets.T @ x[: len(targets)] / (targets.sum(axis=0) + shrink)[:, None]
+    # A class without an example has its mean at 0.
+    counts = jnp.maximum(targets.sum(axis=0) + shrink, 1e-6)
+    means = targets.T @ x[: len(targets)] / counts[:, None]
     return -0.5 * beta * jnp.sum((x[:, None] - means[None]) ** 2, axis=2)
 
 

@@ -14,7 +14,10 @@ from imr.lab.claims import Check, Claim, Control, Verdict
 
 
 def claims(sizes: Sizes) -> tuple[Claim, ...]:
-    """What must hold of every seed, and what must fail it."""
+    """What must hold of every seed, and what must fail it.
+
+    ln 5 is exact but for the rounding of float32 means over ten thousand queries, some 1e-6.
+    """
     n, few = sizes.examples[0], min(sizes.shots)
     late = [s for s in sizes.shots if s >= FEW]
     one, two = f"1 layers, {n} examples", f"2 layers, {n} examples"
@@ -22,7 +25,7 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
     block = f"process, exponential and ridge, {some} layers"
     less = "less the step, over the closed form"
     depth = ("process: accuracy, deep less one layer", "prototypes: accuracy, deep less one layer")
-    rise = ("process: CE rise with depth, ridge", "process: CE rise with depth, no ridge")
+    rise = ("process: CE rise when iterated, ridge", "process: CE rise when iterated, no ridge")
     table = [
         ("regression", "I1", f"{one}: trained {less}", near(0, 0.01), f"{one}: untrained {less}"),
         ("regression", "I1", f"{one}: cosine of trained", at_least(0.999), f"{one}: cosine of untrained"),
@@ -51,7 +54,7 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
         ("images", "I9", f"{few} shots: all queries less one at a time", at_least(0.02),
          f"{FEW} shots: all queries less one at a time"),
         ("classification", "I10", "process: shuffled less majority", at_most(0.0), "process: trained less majority"),
-        ("classification", "I10", "prototypes, uniform attention: CE less ln 5", near(0, 1e-6),
+        ("classification", "I10", "prototypes, uniform attention: CE less ln 5", near(0, 1e-5),
          "prototypes, labels shuffled: CE less ln 5"),
         ("classification", "I10", "prototypes, labels shuffled: accuracy", near(0.2, 0.02),
          f"prototypes, exponential and ridge, {some} layers: accuracy"),

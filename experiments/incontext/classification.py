@@ -30,8 +30,8 @@ from imr.nn import ContextBlock
 from imr.nn.context import KERNELS
 
 BATCH = 16  # contexts in a step of training
-BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of kernels
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
+BETAS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)  # of kernels
+RIDGES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 1.0, 3.0)
 TAUS = (0.1, 0.3, 1.0, 3.0, 10.0)  # steps of flows that are not trained
 START_NOISE = 0.3  # of the weights of blocks, so that the construction has to be learned
 NEIGHBOURS = (1, 3, 5, 7, 9, 15)
@@ -210,6 +210,10 @@ def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Pa
             for s, reading in enumerate(readings):
                 reading |= geometry(f"{kind.name}, {name}", trained.params, s)
                 reading |= geometry(f"{kind.name}, {name}, untrained", trained.untrained, s)
+        for ridge in (False, True):
+            if name == block_name("softmax", sizes.depths[1], ridge):
+                found = iterated(sizes, trained, tests, kind)
+                note(f"{name}, iterated to {sizes.depths[-1]}", found, trained)
         if name == block_name("exponential", sizes.depths[1], True):
             arrays |= {} if kind.name == "prototypes" else pictures(trained)
             others = [
@@ -232,6 +236,19 @@ def _note_control(readings, kind: Kind, what: str, found: np.ndarray) -> None:
     for reading, (accuracy, loss) in zip(readings, found, strict=True):
         reading[f"{kind.name}, {what}: accuracy"] = float(accuracy)
         reading[f"{kind.name}, {what}: CE less ln 5"] = float(loss - np.log(CLASSES))
+
+
+def iterated(sizes: Sizes, trained: Any, tests: list[Labels], kind: Kind) -> np.ndarray:
+    """Scores of a block whose layer is repeated more often than in its training, (seeds, 2)."""
+
+    @jax.jit
+    def evaluate(params, tasks):
+        net: Any = nnx.merge(trained.graph, params)
+        net.layers = sizes.depths[-1]
+        return net_scores(net, tasks, kind.examples)
+
+    nets = [jax.tree.map(lambda x, s=s: x[s], trained.params) for s in range(len(tests))]
+    return np.stack([evaluate(*each) for each in zip(nets, tests, strict=True)])
 
 
 def grams(params: Any, seed: int) -> dict[str, np.ndarray]:
@@ -278,14 +295,19 @@ def measure_classification(config: Config, sizes: Sizes, run: RunFolder) -> Part
     for r in readings:
         for task in ("process", "prototypes"):
             deep, flat = (
-                r[f"{task}, {block_name('softmax', d, False)}: accuracy"] for d in (some, one)
+                r[f"{task}, {block_name('softmax', depth, False)}: accuracy"]
+                for depth in (some, one)
             )
             r[f"{task}: accuracy, deep less one layer"] = deep - flat
         for ridge in (False, True):
-            first, last = (
-                r[f"process, {block_name('softmax', d, ridge)}: CE"] for d in (some, many)
+            words = "ridge" if ridge else "no ridge"
+            net, deep = (
+                f"process, {block_name('softmax', depth, ridge)}" for depth in (some, many)
             )
-            r[f"process: CE rise with depth, {'ridge' if ridge else 'no ridge'}"] = last - first
+            r[f"process: CE rise when iterated, {words}"] = (
+                r[f"{net}, iterated to {many}: CE"] - r[f"{net}: CE"]
+            )
+            r[f"process: CE rise when trained deeper, {words}"] = r[f"{deep}: CE"] - r[f"{net}: CE"]
         best = r["process, rbf kernel regression: CE"]
         for kernel in ("exponential", "linear"):
             name = block_name(kernel, some, True)

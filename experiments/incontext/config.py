@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
     examples: tuple[int, ...] = (10, 20, 40)
     time: float = 60.0  # to which the dynamics are followed
     rates: tuple[float, ...] = (0.02, 0.01, 0.005)  # of their gradient descent
-    autoregression_steps: int = 1500
+    autoregression_steps: int = 3000
     classification_steps: int = 600
     depths: tuple[int, ...] = (1, 5, 10, 20)
     chosen: int = 200  # tasks on which something is chosen

@@ -100,6 +100,15 @@ def _depth(sizes: Sizes, run: RunFolder, arrays: dict[str, np.ndarray]) -> None:
             axis=1,
         )
         _means(axis, sizes.depths, shown[label], label, colour)
+    some, many = sizes.depths[1], sizes.depths[-1]
+    for ridge, label, colour in ((False, "no ridge", "C3"), (True, "ridge", "C0")):
+        name = f"process: {block_name('softmax', some, ridge)}"
+        pair = np.stack(
+            [arrays[key][:, 1] for key in (name, f"{name}, iterated to {many}")], axis=1
+        )
+        label = f"trained with {some} layers and iterated, {label}"
+        axis.plot((some, many), pair.mean(axis=0), ":", color=colour, marker="s", label=label)
+        shown[label] = pair
     for name, label, colour in (
         ("rbf kernel regression", "kernel regression at its optimum", "black"),
         ("standard transformer", "standard transformer", "0.5"),

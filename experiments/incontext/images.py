@@ -242,6 +242,11 @@ def measure_images(config: Config, sizes: Sizes, run: RunFolder, data: ImageData
         if shots == FEW:
             widths = [BETAS[int(each["rbf flow"].known[:, -1].argmax())] for each in found]
     if FEW in sizes.shots:
+        gains = []
         for r, more in zip(readings, meta_trained(config, sizes, run, splits, widths), strict=True):
             r |= more
+            gains.append(more)
+        for name in gains[0]:
+            numbers = {"accuracy": [each[name] for each in gains]}
+            rows.append(mean_row({"shots": FEW, "method": f"{name}, gain"}, numbers))
     return Part(readings, rows, arrays, {})

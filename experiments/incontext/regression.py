@@ -199,6 +199,20 @@ def predictions(net: LinearSelfAttention, s) -> jax.Array:
     return jax.vmap(lambda s: net(s[:-1], s[1:], everyone))(s)
 
 
+def isotropic_terms(s) -> jax.Array:
+    """Sums of v_j (k_j . x_i) over j < i for v and k among x and y, what a layer without a direction
+    can write at each element from the second on, shape (b, l - 2, p, 4)."""
+    x, y = s[:, :-1], s[:, 1:]
+    before = np.tri(x.shape[1], k=-1)
+    weights = before / np.maximum(before.sum(axis=1, keepdims=True), 1)
+    terms = [
+        jnp.einsum("ij,bip,bjp,bjq->biq", weights, x, key, value)
+        for value in (x, y)
+        for key in (x, y)
+    ]
+    return jnp.stack(terms, axis=-1)[:, 1:]
+
+
 def measure_autoregression(config: Config, sizes: Sizes, run: RunFolder) -> Part:
     """A causal net of one layer on rotations, against the best gradient step at every prefix."""
     p = rotation_task(jax.random.key(0)).shape[1]
@@ -220,9 +234,11 @@ def measure_autoregression(config: Config, sizes: Sizes, run: RunFolder) -> Part
         return net
 
     # The prediction is linear in the step: the best one is a quotient.
-    chosen = draw(keys_for(config.seed, "choose", sizes.regression_tests))[:, :, :]
+    chosen = draw(keys_for(config.seed, "choose", sizes.regression_tests // 4))
     unit, target = predictions(step_of(1.0), chosen)[:, 1:], chosen[:, 2:]
     size = float(jnp.sum(unit * target) / jnp.sum(unit**2))
+    terms = np.asarray(isotropic_terms(chosen), np.float64).reshape(-1, 4)
+    mixture = np.linalg.lstsq(terms, np.asarray(target, np.float64).ravel())[0]
     readings, numbers = [], {}
     for s in range(config.seeds):
         test = draw(keys_for(config.seed + s, "test", sizes.regression_tests // 4))
@@ -232,16 +248,20 @@ def measure_autoregression(config: Config, sizes: Sizes, run: RunFolder) -> Part
         }
         nets["best step"] = step_of(size)
         found = {kind: np.asarray(predictions(net, test)[:, 1:]) for kind, net in nets.items()}
+        found["best mixture"] = np.asarray(isotropic_terms(test)) @ mixture
         losses = {k: float(np.mean(np.sum((f - test[:, 2:]) ** 2, -1))) for k, f in found.items()}
         reading = {}
         for kind, f in found.items():
             reading[f"{kind} over best step"] = losses[kind] / losses["best step"]
+            reading[f"{kind} over best mixture"] = losses[kind] / losses["best mixture"]
             reading[f"cosine of {kind}"] = float(cosines(f, found["best step"]).mean())
             numbers.setdefault(kind, []).append((losses[kind], reading[f"cosine of {kind}"]))
         readings.append(reading)
     rows = [
         mean_row({"method": kind}, {"loss": [a for a, _ in pairs], "cosine": [b for _, b in pairs]},
-                 trained if kind == "trained" else None, 1 if kind == "best step" else 0)
+                 trained if kind == "trained" else None, int(kind.startswith("best")))
         for kind, pairs in numbers.items()
     ]  # fmt: skip
-    return Part(readings, rows, {"step": np.array(size)}, {trained.folder: trained.rate})
+    return Part(
+        readings, rows, {"step": np.array(size), "mixture": mixture}, {trained.folder: trained.rate}
+    )

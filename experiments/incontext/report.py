@@ -99,9 +99,9 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in row.items():
         if key.endswith("_std"):
             continue
-        shown[key] = (
-            cell(row, key, ".4g" if abs(value) < 0.1 else ".3f") if f"{key}_std" in row else value
-        )
+        if f"{key}_std" in row:
+            value = cell(row, key, ".3f" if 0.1 <= abs(value) < 1000 else ".3g")
+        shown[key] = value
     return {
         k: "-" if v is None else f"{v:g}" if isinstance(v, float) else v for k, v in shown.items()
     }

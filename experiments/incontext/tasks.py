@@ -11,7 +11,7 @@ FEATURES = 10  # of linear regression
 QUERIES = 14  # of a context
 CLASSES = 5
 PROTOTYPE_EXAMPLES, PROCESS_EXAMPLES = 25, 50
-SPREAD, NOISE = 0.5, 0.43  # of prototypes, and of examples about them
+SPREAD, NOISE = 0.5, 0.3  # of prototypes, and of examples about them
 AMPLITUDE, LENGTH = 3.0, 0.8  # of Gaussian-process latents
 SLOPE, INTERCEPT, RECURRENCE_NOISE = 0.5, 1.0, 0.1  # standard deviations of affine recurrences
 
