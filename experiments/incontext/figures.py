@@ -61,23 +61,24 @@ def _dynamics(sizes: Sizes, run: RunFolder, arrays: dict[str, np.ndarray]) -> No
         1, len(sizes.rates), (3.6 * len(sizes.rates), 3.8), sharey=True,
         title="Modes of one linear layer: gradient descent (solid) and its flow (dashed)",
     )  # fmt: skip
+    times = arrays["times"][1:]
     for axis, rate in zip(axes[0], sizes.rates, strict=True):
         for i, s in enumerate(arrays["spectrum"]):
             colour = f"C{i}"
             axis.plot(
-                arrays["times"],
-                arrays[f"modes_{rate:g}"][0, :, i],
+                times,
+                arrays[f"modes_{rate:g}"][0, 1:, i],
                 color=colour,
                 label=f"eigenvalue {s:.2f}",
             )
             axis.plot(
-                arrays["times"],
-                arrays["theory"][:, i],
+                times,
+                arrays["theory"][1:, i],
                 color="black",
                 linestyle="--",
                 linewidth=0.8,
             )
-        axis.set(title=f"rate {rate:g}", xlabel="time")
+        axis.set(title=f"rate {rate:g}", xlabel="time", xscale="log")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("mode of v U")
     legend_below(figure, axes[0, 0], 4, fontsize=7)
