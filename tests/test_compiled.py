@@ -70,14 +70,15 @@ NO_ARRAY_FUNCTIONS = {
     "weights of heads by numpy, in which XLA has no part, and a mask from integers": {
         "head_weights", "fold_heads", "rotary_spectra", "damped_heads", "attended_distances",
         "shifted_cosines", "layer_cosines", "layer_scores", "part_cosines", "gauge_scores",
-        "permuted_layers", "without_shared", "head_mask",
+        "permuted_layers", "without_shared", "head_mask", "context_circuits", "construction_cosines",
+        "permuted_circuit", "rotated_circuit",
     },
     "classes of results, options and errors": {
         "DepthIsTime", "Result", "Flow", "Sample", "RandomFeatureProducts", "EntropyRate", "Fit",
         "Fixed", "Tied", "Filtered", "ViterbiPath", "Level", "MixedStates", "Prefixes", "AdditiveFilter",
         "Heads", "Values", "Spectrum", "LabelCosines", "Energies", "TermCosines", "TextMeasures",
         "HeadUpdates", "RotarySpectra", "Distances", "PartCosines", "Gauge", "FamilyWise",
-        "HeadWeights", "Mlp", "Norm", "TransformerWeights", "Pieces", "Fits", "Score", "Spectra",
+        "Circuit", "HeadWeights", "Mlp", "Norm", "TransformerWeights", "Pieces", "Fits", "Score", "Spectra",
         "WeightCosines", "ClassScatter", "NeuralCollapse", "Regression", "Basis",
         "Cost", "Machine", "TrainState", "Training", "Preempted", "DataError", "FlowError",
         "ImrError", "MissingPackageError", "RunError",

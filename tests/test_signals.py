@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "collapse": (set(), ("--classes", "3", "--t1", "10", "--decay-times", "2")),
     "features": (set(), ("--t1", "10")),
     "images": ({"regression", "train"}, ("--models", "attention")),
+    "incontext": ({"train"}, ("--parts", "recurrences", "--seeds", "1")),
     "lens": (set(), ("--draws", "8")),
     "theorems": (set(), ("--only", "A2.bias")),
     "tokens": (set(), ("--times", "5")),

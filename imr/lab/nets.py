@@ -92,7 +92,8 @@ def _checked_runs(runs: Any) -> list[dict[str, Any]]:
 def _check_count(arguments: Mapping[str, Any], leaves: int) -> None:
     """Refuses more layers than there are arrays, for making the layers would take as long."""
     most = max(
-        arguments.get("layers", 1), 1 if arguments.get("tied", True) else arguments["iterations"]
+        arguments.get("layers", 1),
+        1 if arguments.get("tied", True) else arguments.get("iterations", 1),
     )
     if most > max(leaves, 64):  # a few layers may share their arrays
         raise ValueError(f"{most} layers have more than its {leaves} arrays")

@@ -69,7 +69,8 @@ def make_chunk(
 
     Args:
       loss: `loss(params, hyper, data, batch, key)`, a scalar; `batch` is one entry of the schedule.
-      optimizer: of optax.
+      optimizer: of optax; one that takes extra arguments is given the loss as `value` and the run's
+        `hyper`, so that runs may differ in their learning rates.
       schedule: `schedule(data, key, step)` gives the chunk that begins at `step`: a pytree whose
         leading axis is the steps, such as the indices of shuffled minibatches.
       mesh: of one axis, see `imr.parallel.make_mesh`: its devices share the rows of a minibatch, the
@@ -77,6 +78,8 @@ def make_chunk(
     Returns: `chunk(states, hyper, data)`: states, which are consumed, and `hyper` have a leading axis
       of runs, `data` is shared. It returns the states after it and the losses, shape (runs, steps).
     """
+
+    update = optax.with_extra_args_support(optimizer).update
 
     def one_run(state: TrainState, hyper: PyTree, data: PyTree) -> tuple[TrainState, Array]:
         chunk_key, step_key = jax.random.split(state.key)
@@ -87,7 +90,7 @@ def make_chunk(
             params, opt_state, step = carry
             key = jax.random.fold_in(step_key, step)
             value, grads = jax.value_and_grad(loss)(params, hyper, data, batch, key)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
+            updates, opt_state = update(grads, opt_state, params, value=value, hyper=hyper)
             return (optax.apply_updates(params, updates), opt_state, step + 1), value
 
         carry, losses = jax.lax.scan(one_step, (state.params, state.opt_state, state.step), entries)

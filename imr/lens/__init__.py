@@ -4,6 +4,11 @@ from imr.lens.activations import Activations as Activations
 from imr.lens.activations import record as record
 from imr.lens.arrays import model_from_arrays as model_from_arrays
 from imr.lens.arrays import model_from_transformer as model_from_transformer
+from imr.lens.context import Circuit as Circuit
+from imr.lens.context import construction_cosines as construction_cosines
+from imr.lens.context import context_circuits as context_circuits
+from imr.lens.context import permuted_circuit as permuted_circuit
+from imr.lens.context import rotated_circuit as rotated_circuit
 from imr.lens.energy import EnergyGradient as EnergyGradient
 from imr.lens.energy import energy_gradient as energy_gradient
 from imr.lens.energy import gradient_shares as gradient_shares

@@ -8,7 +8,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import check_choice, check_counts, check_features, check_positive
+from imr._checks import (
+    check_at_least,
+    check_choice,
+    check_counts,
+    check_features,
+    check_positive,
+    check_rngs,
+)
 from imr._numerics import matmul, softmax
 from imr._typing import Features, LabelsLike
 from imr.context.fields import of_examples
@@ -35,8 +42,10 @@ class ContextBlock(nnx.Module):
       kernel: "softmax", "exponential" or "linear".
       tau: the step size to start from; its logarithm is the parameter.
       ridge: lambda to start from; its logarithm is the parameter. None leaves the term out.
-    Raises: ImrError if a size is no positive integer, the kernel is unknown, or tau or ridge is not
-      positive.
+      noise: W and theta start as identities plus N(0, noise^2) in every entry.
+      rngs: random streams of flax nnx; `params` draws that noise. Not needed without.
+    Raises: ImrError if a size is no positive integer, the kernel is unknown, tau or ridge is not
+      positive, noise is negative, or there is noise and no rngs.
 
     >>> import jax.numpy as jnp
     >>> block = ContextBlock(num_features=1, num_classes=2, kernel="exponential")
@@ -50,15 +59,25 @@ class ContextBlock(nnx.Module):
 
     def __init__(
         self, num_features: int, num_classes: int, *, layers: int = 5, rank: int | None = None,
-        kernel: str = "softmax", tau: float = 1.0, ridge: float | None = None,
+        kernel: str = "softmax", tau: float = 1.0, ridge: float | None = None, noise: float = 0.0,
+        rngs: nnx.Rngs | None = None,
     ):  # fmt: skip
         rank = num_features if rank is None else rank
         check_counts(num_features=num_features, num_classes=num_classes, layers=layers, rank=rank)
         check_choice("kernel", kernel, KERNELS)
         check_positive("tau", tau)
         self.layers, self.kernel = layers, kernel
-        self.projection = nnx.Param(jnp.eye(num_features, rank))
-        self.theta = nnx.Param(jnp.eye(num_classes))
+        check_at_least("noise", noise, 0)
+        if noise > 0:
+            check_rngs(rngs)
+
+        def start(*shape):
+            if rngs is None or noise == 0:
+                return nnx.Param(jnp.eye(*shape))
+            return nnx.Param(jnp.eye(*shape) + noise * jax.random.normal(rngs.params(), shape))
+
+        self.projection = start(num_features, rank)
+        self.theta = start(num_classes, num_classes)
         self.step = nnx.Param(jnp.full((), math.log(tau), float))
         if ridge is not None:
             check_positive("ridge", ridge)

@@ -1,0 +1,267 @@
+"""Linear regression in context: trained linear self-attention nets against tuned gradient descent."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy.optimize import minimize
+
+from experiments.incontext.config import Config, Sizes
+from experiments.incontext.models import Learned, Trained, count_parameters, train_net
+from experiments.incontext.readings import Part, cosines, mean_row, off_identity
+from experiments.incontext.tasks import FEATURES, keys_for, linear_task, rotation_task
+from experiments.incontext.theory import one_step
+from imr.context import curvature_filter
+from imr.lab.folder import RunFolder
+from imr.nn import LinearSelfAttention
+
+BATCH = 64  # contexts in a step of training
+STARTS = 8  # of the tuning of gradient descent
+LOOKED_AT = 1000  # contexts on which sensitivities are compared
+KINDS = ("trained", "untrained", "GD++", "GD")
+
+
+class Steps(NamedTuple):
+    """Sizes of gradient steps and of their curvature correction, shape (layers,), and their loss."""
+
+    step: np.ndarray
+    curvature: np.ndarray
+    residual: float  # mean square of what is left of a mode
+
+
+def tuned_steps(spectrum: np.ndarray, layers: int, curved: bool) -> Steps:
+    """The best steps on contexts of these spectra, shape (contexts, d), each start to convergence.
+
+    For a random w and query the expected loss is proportional to the mean square of the residuals.
+    """
+
+    def objective(theta, spectrum):
+        curvature = theta[layers:] if curved else jnp.zeros(layers)
+        left = jax.vmap(lambda s: curvature_filter(s, theta[:layers], curvature))(spectrum)
+        return jnp.mean(left**2)
+
+    random = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        slope, points = jax.jit(jax.value_and_grad(objective)), jnp.asarray(spectrum)
+        starts = random.uniform(0.3, 2.5, (STARTS, layers * (1 + curved)))
+        fits = [
+            minimize(lambda t: jax.tree.map(np.float64, slope(t, points)), start, jac=True)
+            for start in starts
+        ]
+    best: Any = min(fits, key=lambda fit: fit.fun)
+    curvature = best.x[layers:].copy() if curved else np.zeros(layers)
+    curvature[-1] = 0.0  # it moves nothing that is read
+    return Steps(best.x[:layers], curvature, float(best.fun))
+
+
+def spectra(seed: int, examples: int, count: int) -> np.ndarray:
+    """Eigenvalues of X^T X / N of contexts on which steps are chosen."""
+    keys = keys_for(seed, "choose", count)
+    x = jax.jit(jax.vmap(lambda key: linear_task(key, examples).x[:examples]))(keys)
+    x = np.asarray(x, np.float64)
+    return np.linalg.eigvalsh(x.mT @ x / examples)
+
+
+def squared_loss(net: LinearSelfAttention, tasks) -> jax.Array:
+    """Mean over contexts and queries."""
+    found = jax.vmap(net)(*tasks)
+    asked = jnp.broadcast_to(~tasks.labelled[..., None], found.shape)
+    return jnp.mean((found - tasks.y) ** 2, where=asked)
+
+
+def net_of(layers: int) -> Any:
+    """The call that makes a net."""
+    return partial(LinearSelfAttention, FEATURES, 1, layers=layers)
+
+
+def learned(sizes: Sizes, layers: int, examples: int) -> Learned:
+    """A net and how it is trained."""
+
+    def draw(keys):
+        return jax.vmap(lambda key: linear_task(key, examples))(keys)
+
+    def loss(net, key, own):
+        del own
+        return squared_loss(net, draw(jax.random.split(key, BATCH)))
+
+    name = f"linear, {layers} layers, {examples} examples"
+    return Learned(name, net_of(layers), loss, sizes.regression_steps)
+
+
+def construction(layers: int, steps: Steps) -> Any:
+    """Parameters of the net that takes these steps."""
+    net = net_of(layers)(rngs=nnx.Rngs(0))
+    net.gradient_steps(
+        jnp.asarray(steps.step, jnp.float32), jnp.asarray(steps.curvature, jnp.float32)
+    )
+    return nnx.state(net, nnx.Param)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def evaluate(graph, params, keys, examples: int):
+    """Losses of several nets on the same tasks, as drawn and with x doubled, (2, nets); and the
+    sensitivity of a prediction to its query, (nets, contexts, d)."""
+
+    def sensitivity(net, task):
+        def prediction(x):
+            return net(x, task.y, task.labelled)[examples, 0]
+
+        return jax.grad(prediction)(task.x)[examples]
+
+    def one(params):
+        net, losses = nnx.merge(graph, params), []
+        for scale in (1.0, 2.0):
+            tasks = jax.vmap(lambda key: linear_task(key, examples, scale))(keys)  # noqa: B023
+            losses.append(squared_loss(net, tasks))
+        some = jax.vmap(lambda key: linear_task(key, examples))(keys[:LOOKED_AT])
+        return jnp.stack(losses), jax.vmap(partial(sensitivity, net))(some)
+
+    losses, sensitivities = jax.lax.map(one, params)
+    return losses.T, sensitivities
+
+
+def measure_regression(config: Config, sizes: Sizes, run: RunFolder) -> Part:
+    """Every net of so many layers and examples; more than two layers with the fewest examples only."""
+    readings, rows, arrays, rates = [{} for _ in range(config.seeds)], [], {}, {}
+    pairs = [
+        (l, n) for n in sizes.examples for l in sizes.layers if n == sizes.examples[0] or l < 3
+    ]
+    for layers, examples in pairs:
+        trained = train_net(config, sizes, run, learned(sizes, layers, examples))
+        rates[trained.folder] = trained.rate
+        spectrum = spectra(config.seed, examples, sizes.regression_tests)
+        tuned = {curved: tuned_steps(spectrum, layers, curved) for curved in (True, False)}
+        losses = np.empty((config.seeds, 2, len(KINDS)))
+        similar = np.empty((config.seeds, len(KINDS)))
+        for s in range(config.seeds):
+            nets = [jax.tree.map(lambda x: x[s], p) for p in (trained.params, trained.untrained)]  # noqa: B023
+            nets += [construction(layers, tuned[curved]) for curved in (True, False)]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *nets)
+            keys = keys_for(config.seed + s, "test", sizes.regression_tests)
+            losses[s], sensitivity = jax.tree.map(
+                np.asarray, evaluate(trained.graph, stacked, keys, examples)
+            )
+            similar[s] = cosines(sensitivity, sensitivity[2]).mean(axis=1)
+        tag = f"{layers} layers, {examples} examples"
+        for s, reading in enumerate(readings):
+            best = losses[s, 0, 2]
+            for k, kind in enumerate(KINDS):
+                reading[f"{tag}: {kind} over GD++"] = losses[s, 0, k] / best
+                reading[f"{tag}: cosine of {kind}"] = similar[s, k]
+                reading[f"{tag}: {kind} over GD++, x doubled"] = losses[s, 1, k] / losses[s, 1, 2]
+            if layers == 1:
+                # On the same tasks, so that what is random in them cancels.
+                exact = one_step(FEATURES, examples).loss
+                for k, kind in enumerate(KINDS):
+                    reading[f"{tag}: {kind} less the step, over the closed form"] = float(
+                        (losses[s, 0, k] - best) / exact
+                    )
+                reading |= learned_step(tag, trained, s)
+        for k, kind in enumerate(KINDS):
+            numbers = {
+                "loss": losses[:, 0, k], "x doubled": losses[:, 1, k], "cosine": similar[:, k],
+            }  # fmt: skip
+            head = {"layers": layers, "examples": examples, "method": kind}
+            count = count_parameters(trained.params) if k < 2 else layers * (2 if k == 2 else 1)
+            row = mean_row(head, numbers, trained if k == 0 else None, STARTS if k > 1 else 0)
+            rows.append(row | {"parameters": count})
+        arrays[f"loss_{layers}_{examples}"] = losses
+    return Part(readings, rows, arrays, rates)
+
+
+def learned_step(tag: str, trained: Trained, seed: int) -> dict[str, float]:
+    """The step size that a net of one layer has learned, and what of it is no multiple of 1."""
+    key_query, value = (
+        np.asarray(trained.params[n][...][seed, 0, 0]) for n in ("key_query", "value")
+    )
+    step = -key_query[:FEATURES, :FEATURES] * value[-1, -1]
+    return {
+        f"{tag}: step": float(np.trace(step) / FEATURES),
+        f"{tag}: off identity": off_identity(step, np.eye(FEATURES)),
+    }
+
+
+# The autoregressive variant: every prefix of a sequence is a context.
+
+
+def sequence_loss(net: LinearSelfAttention, s) -> jax.Array:
+    """Mean squared error of the next element, from the second one on, of sequences (b, l, p)."""
+    found = predictions(net, s)
+    return jnp.mean(jnp.sum((found - s[:, 1:])[:, 1:] ** 2, axis=2))
+
+
+def predictions(net: LinearSelfAttention, s) -> jax.Array:
+    """Of the elements after the first, shape (b, l - 1, p)."""
+    everyone = np.full(s.shape[1] - 1, True)
+    return jax.vmap(lambda s: net(s[:-1], s[1:], everyone))(s)
+
+
+def isotropic_terms(s) -> jax.Array:
+    """Sums of v_j (k_j . x_i) over j < i for v and k among x and y, what a layer without a direction
+    can write at each element from the second on, shape (b, l - 2, p, 4)."""
+    x, y = s[:, :-1], s[:, 1:]
+    before = np.tri(x.shape[1], k=-1)
+    weights = before / np.maximum(before.sum(axis=1, keepdims=True), 1)
+    terms = [
+        jnp.einsum("ij,bip,bjp,bjq->biq", weights, x, key, value)
+        for value in (x, y)
+        for key in (x, y)
+    ]
+    return jnp.stack(terms, axis=-1)[:, 1:]
+
+
+def measure_autoregression(config: Config, sizes: Sizes, run: RunFolder) -> Part:
+    """A causal net of one layer on rotations, against the best gradient step at every prefix."""
+    p = rotation_task(jax.random.key(0)).shape[1]
+    call = partial(LinearSelfAttention, p, p, causal=True)
+
+    def draw(keys):
+        return jax.vmap(rotation_task)(keys)
+
+    def loss(net, key, own):
+        del own
+        return sequence_loss(net, draw(jax.random.split(key, BATCH)))
+
+    what = Learned("autoregressive, 1 layer", call, loss, sizes.autoregression_steps)
+    trained = train_net(config, sizes, run, what)
+
+    def step_of(size):
+        net = call(rngs=nnx.Rngs(0))
+        net.gradient_steps(size)
+        return net
+
+    # The prediction is linear in the step: the best one is a quotient.
+    chosen = draw(keys_for(config.seed, "choose", sizes.regression_tests // 4))
+    unit, target = predictions(step_of(1.0), chosen)[:, 1:], chosen[:, 2:]
+    size = float(jnp.sum(unit * target) / jnp.sum(unit**2))
+    terms = np.asarray(isotropic_terms(chosen), np.float64).reshape(-1, 4)
+    mixture = np.linalg.lstsq(terms, np.asarray(target, np.float64).ravel())[0]
+    readings, numbers = [], {}
+    for s in range(config.seeds):
+        test = draw(keys_for(config.seed + s, "test", sizes.regression_tests // 4))
+        nets = {
+            kind: nnx.merge(trained.graph, jax.tree.map(lambda x: x[s], params))  # noqa: B023
+            for kind, params in (("trained", trained.params), ("untrained", trained.untrained))
+        }
+        nets["best step"] = step_of(size)
+        found = {kind: np.asarray(predictions(net, test)[:, 1:]) for kind, net in nets.items()}
+        found["best mixture"] = np.asarray(isotropic_terms(test)) @ mixture
+        losses = {k: float(np.mean(np.sum((f - test[:, 2:]) ** 2, -1))) for k, f in found.items()}
+        reading = {}
+        for kind, f in found.items():
+            reading[f"{kind} over best step"] = losses[kind] / losses["best step"]
+            reading[f"{kind} over best mixture"] = losses[kind] / losses["best mixture"]
+            reading[f"cosine of {kind}"] = float(cosines(f, found["best step"]).mean())
+            numbers.setdefault(kind, []).append((losses[kind], reading[f"cosine of {kind}"]))
+        readings.append(reading)
+    rows = [
+        mean_row({"method": kind}, {"loss": [a for a, _ in pairs], "cosine": [b for _, b in pairs]},
+                 trained if kind == "trained" else None, int(kind.startswith("best")))
+        for kind, pairs in numbers.items()
+    ]  # fmt: skip
+    return Part(
+        readings, rows, {"step": np.array(size), "mixture": mixture}, {trained.folder: trained.rate}
+    )
