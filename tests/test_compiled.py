@@ -55,7 +55,8 @@ NO_ARRAY_FUNCTIONS = {
         "read_model", "read_heads", "HeadNames", "HeadLayers", "read_texts", "read_tokenizer", "sample_texts", "tokenize", "ImageData", "Source",
         "load_digits", "load_images", "held_back_split", "read_idx", "write_whole", "using", "lock",
         "Lock", "Checkpoints", "read_newest", "read_nets", "SavedNets", "fit_run", "cache_folder",
-        "compilation_cache",
+        "compilation_cache", "place", "is_local", "entries", "Lines", "StoredLines", "lines_of",
+        "make_folder", "remove", "check_run",
     },
     "how experiments are run, told and drawn": {
         "Bound", "Check", "Claim", "Control", "Line", "Verdict", "verdict_words", "Experiment",
