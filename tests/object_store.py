@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": len(body), **headers}.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and code != 304:  # whose body a client takes for its next answer
             self.wfile.write(body)
 
     def _error(self, code):
