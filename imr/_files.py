@@ -17,6 +17,20 @@ MOST_MARKS = 2**21
 DEEPEST = 100
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path, ~ and ~user expanded.
+
+    Raises: DataError if there is no such user, or no file can have this name.
+    """
+    try:
+        if "\0" in os.fspath(path):
+            raise RuntimeError("no name of a file holds a null character")
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        words = str(error).rstrip(".")
+        raise DataError(f"{os.fspath(path)!r} is no path: {words}. Give another.") from None
+
+
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a regular file for reading; a pipe or device, which may never end, is refused.
 
@@ -26,7 +40,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """
     if hasattr(path, "open") and not isinstance(path, Path):  # a path in an object store
         return io.BufferedReader(cast(Any, path).open("rb"))
-    path = Path(path)
+    path = expanded(path)
     # Before it is opened, which may wait for ever; a folder the system refuses by itself.
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is no regular file. Give a file.")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imr import lens
-from imr.errors import ImrError
+from imr.errors import ImrError, RunError
 from imr.lab.architecture import describe
 from imr.lab.data import read_idx
 from imr.lab.flags import RunFlags
@@ -309,6 +309,20 @@ def summary(folder):
     return Kind(path, run.summary, lambda data, value: value == json.loads(data))
 
 
+def sums(folder):
+    summary(folder)
+    whole = (folder / ".sums").read_text()
+
+    def read():
+        if not RunFolder(folder).finished:
+            raise RunError("these are the sums of other files")
+
+    def right(data, value):
+        return json.loads(data) == json.loads(whole)
+
+    return Kind(folder / ".sums", read, right)
+
+
 def metrics(folder):
     run = RunFolder(folder)
     for step in range(4):
@@ -351,7 +365,7 @@ def nets(folder):
 KINDS = {
     kind.__name__: kind
     for kind in (
-        idx, idx_gz, weights, heads, config, shard_index, tokenizer, texts, run_config, summary, metrics, nets,
+        idx, idx_gz, weights, heads, config, shard_index, tokenizer, texts, run_config, summary, sums, metrics, nets,
     )
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.experiment import run_main
 from imr.parallel import hosts
 from tests.signals import free_port
+from tests.test_stops import end_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, CHUNK, ROWS = 60, 5, 32
@@ -233,6 +234,35 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path):
     assert "error: no data here" in (tmp_path / "run.1.log").read_text()
 
 
+@pytest.mark.acceptance
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_local_launcher_is_stopped_with_all_that_it_has_started(tmp_path, number):
+    """By a signal to its whole group, as `timeout` and a terminal send them: each process has one."""
+
+    def launched(folder, marker="none", phase="none"):
+        words = ("-m", "tests.small", marker, phase, "--out", folder)
+        return subprocess.Popen(
+            [ROOT / "scripts" / "local", "2", *words], cwd=tmp_path, start_new_session=True,
+            env=environment(IMR_PYTHON=sys.executable, IMR_PREEMPTED_CODE="75"),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    with launched("unbroken") as process:
+        assert process.wait(timeout=120) == 0
+    with launched("broken", tmp_path / "there", "train") as process:
+        while not (tmp_path / "there.1").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == (75 if number == signal.SIGTERM else 130)
+    assert "is saved in" in said
+    assert "a process has failed" not in said
+    with launched("broken") as process:
+        assert process.wait(timeout=120) == 0
+    assert end_of(tmp_path / "broken") == end_of(tmp_path / "unbroken")
+
+
 def test_a_coordinator_out_of_reach(monkeypatch, capsys):
     monkeypatch.setattr(hosts, "_SECONDS", 0.0)
     port = free_port()
@@ -311,6 +341,8 @@ def test_errors(monkeypatch):
         parallel.initialize("127.0.0.1:1", 2)
     with pytest.raises(imr.ImrError, match="coordinator must be host:port; found 'here'"):
         parallel.initialize("here", 2, 0)
+    with pytest.raises(imr.ImrError, match="coordinator must be host:port; found 'a:²'"):
+        parallel.initialize("a:²", 2, 0)
     with pytest.raises(imr.ImrError, match="process_id must lie in 0 to 1"):
         parallel.initialize("127.0.0.1:1", 2, 2)
     with pytest.raises(imr.ImrError, match=r"could not be connected through 127\.0\.0\.1:1"):

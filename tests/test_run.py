@@ -375,6 +375,10 @@ def test_metrics_lines_are_flat_valid_json_with_step_first(tmp_path):
     assert line == wanted
     with pytest.raises(ImrError, match=r"metrics.loss must be a scalar; found \[1.0, 1.0\]"):
         metrics.append(4, loss=jnp.ones(2))
+    with pytest.raises(ImrError, match=r"metrics.data has the name of a tag of these lines"):
+        metrics.append(4, data="other")
+    with pytest.raises(ImrError, match=r"tags.step has the name of what numbers the lines"):
+        opened(tmp_path).metrics(step=1)
     assert (tmp_path / "metrics.jsonl").read_text() == wanted
 
 

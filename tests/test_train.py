@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import shutil
 from collections import Counter
 from functools import partial
@@ -152,6 +153,19 @@ def test_a_checkpoint_survives_the_chunks_that_follow(problem, tmp_path):
         assert restored.step[0] == step
         np.testing.assert_array_equal(restored.params["theta"], seen[step])
         shutil.rmtree(tmp_path / str(step))
+
+
+def test_a_state_or_configuration_that_cannot_be_kept_is_refused_at_once(tmp_path):
+    for config in ({"rate": math.inf}, {"model": object()}):
+        with pytest.raises(imr.ImrError, match="config must hold what JSON can"):
+            Checkpoints(tmp_path, config)
+    with pytest.raises(imr.ImrError, match="every must be an integer of at least 1; found 0"):
+        Checkpoints(tmp_path, {}, every=0)
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        with pytest.raises(imr.ImrError, match="state must hold an array; found none"):
+            checkpoints.save(1, {})
+        with pytest.raises(imr.ImrError, match="state must hold arrays; found a float at a/0"):
+            checkpoints.save(1, {"a": [0.5]})
 
 
 def test_checkpoints_save_when_due_and_at_the_end(tmp_path):

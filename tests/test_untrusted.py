@@ -19,7 +19,10 @@ import pytest
 from imr import lens
 from imr._files import LARGEST, MOST_MARKS, parse_json
 from imr.errors import DataError, ImrError, RunError
+from imr.lab.checkpoint import read_newest
 from imr.lab.data import read_idx
+from imr.lab.flags import RunFlags
+from imr.lab.folder import open_run
 from tests import mutations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +30,7 @@ needs_lens = pytest.mark.skipif(
     not all(map(find_spec, ("safetensors", "tokenizers"))),
     reason="the extra `lens` is not installed",
 )
-LIGHT = ("idx", "idx_gz", "texts", "summary", "metrics", "run_config")
+LIGHT = ("idx", "idx_gz", "texts", "summary", "sums", "metrics", "run_config")
 MODEL = ("tokenizer", "weights", "heads", "config", "shard_index")
 
 
@@ -192,6 +195,46 @@ def test_run_folders_that_are_refused(tmp_path, name, message, content):
     with pytest.raises(RunError, match=message) as caught:
         kind.read()
     assert str(kind.path.parent) in str(caught.value)
+
+
+@pytest.mark.usefixtures("bounded")
+def test_links_and_devices_in_a_run_folder(tmp_path):
+    """Nothing beside the folder is written, and nothing that has no end is read."""
+    mine = tmp_path / "mine"
+    mine.write_text("half a line")
+    folder = tmp_path / "run"
+    open_run("probe", RunFlags(), out=folder).close()
+    for name in (".lock", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(mine)
+        with pytest.raises(RunError, match=f"{name} is a link, which no run makes"):
+            open_run("probe", RunFlags(), out=folder).metrics()
+        (folder / name).unlink()
+    (folder / "summary.json.tmp").symlink_to(mine)
+    with open_run("probe", RunFlags(), out=folder) as run:
+        (folder / "table.md.tmp").symlink_to(mine)
+        run.metrics().append(1, loss=0.5)
+        run.finish({}, "| a |")
+        assert run.finished
+        for sums in ('{"/dev/zero": "x"}', "[1]", "3", "{}"):
+            (folder / ".sums").write_text(sums)
+            assert not run.finished
+    assert mine.read_text() == "half a line"
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.truncate(3 * 10**9)
+    with pytest.raises(DataError, match=r"metrics\.jsonl is larger than"):
+        open_run("probe", RunFlags(), out=folder).metrics()
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a\0b"])
+def test_paths_that_cannot_be(path):
+    for read in (lens.read_texts, lens.read_model, read_idx, read_newest, open_probe):
+        with pytest.raises(ImrError, match="is no path: "):
+            read(path)
+
+
+def open_probe(path):
+    return open_run("probe", RunFlags(), out=path)
 
 
 @pytest.mark.laws

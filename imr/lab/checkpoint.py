@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental.multihost_utils import process_allgather
 
+from imr._checks import check_count
 from imr._files import read_json
 from imr._typing import PyTree
 from imr.errors import ImrError, RunError
@@ -37,11 +38,12 @@ class Checkpoints:
     Args:
       directory: is made if it is missing.
       config: JSON-ready description of the run; a checkpoint of another one is refused.
-      every: `save` may be called at any step, and saves the first one in a new folder and those that
-        this number divides.
+      every: from 1; `save` may be called at any step, and saves the first one in a new folder and
+        those that this number divides.
       keep: how many to keep.
       lines: lines of metrics that belong to the state: saved and restored with it.
-    Raises: RunError if the folder cannot be made, or a checkpoint there is damaged.
+    Raises: ImrError if config or every is none; RunError if the folder cannot be made, or a checkpoint
+      there is damaged.
     """
 
     def __init__(
@@ -49,8 +51,14 @@ class Checkpoints:
         lines: Metrics | None = None,
     ):  # fmt: skip
         self.directory, self.lines = place(directory), lines
-        # As it will come back: JSON has no tuples.
-        self.config = json.loads(json.dumps(config))
+        check_count("every", every)
+        try:
+            # As it will come back: JSON has no tuples.
+            self.config = json.loads(json.dumps(config, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ImrError(
+                f"config must hold what JSON can: {_short(error)}. Convert it."
+            ) from None
         with using(self.directory, " for checkpoints"):
             make_folder(self.directory)
             if is_first():
@@ -62,10 +70,12 @@ class Checkpoints:
         """Saves the state at `step`, a pytree of arrays and random keys, when it is due.
 
         Raises:
+          ImrError: if the state holds no array, or anything else.
           Preempted: if a signal has asked for it; the state is then saved, due or not.
           RunError: if this checkpoint or the one before cannot be written.
         """
         stop = preempted()
+        _check_state(state)
         with self._writing():
             there = self._manager.latest_step() == step
             if ((force or stop) and not there) or self._manager.should_save(step):
@@ -267,6 +277,18 @@ def _leaves(tree: PyTree) -> dict[str, str]:
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _check_state(state: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for path, leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise ImrError(
+                f"state must hold arrays; found a {type(leaf).__name__} at {_name(path) or 'its root'}. "
+                "Make it one by jnp.asarray."
+            )
+    if not leaves:
+        raise ImrError("state must hold an array; found none.")
 
 
 def _is_key(x: Any) -> bool:

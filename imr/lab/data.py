@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imr._checks import check_at_least, check_choice, check_floating, check_rank
+from imr._files import expanded
 from imr._typing import Array, PRNGKeyArray
 from imr.errors import DataError, ImrError
 from imr.lab.console import optional_package
@@ -165,7 +166,7 @@ def _read(name: str, paths: list[Path]) -> ImageData:
 
 def _find(name: str, data_dir: str | Path) -> list[Path]:
     """The four files in a local folder, in the order of `_STEMS`."""
-    folder = Path(data_dir).expanduser()
+    folder = expanded(data_dir)
     expected = f"expected the files of {name}, with or without .gz: {', '.join(_STEMS)}"
     try:
         there = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
@@ -188,7 +189,7 @@ def _find(name: str, data_dir: str | Path) -> list[Path]:
 def _fetch(name: str, cache_dir: str | Path | None) -> list[Path]:
     """The four files in the cache, downloaded if they are missing or damaged."""
     pooch, source = optional_package("pooch"), SOURCES[name]
-    root = pooch.os_cache("imr") if cache_dir is None else Path(cache_dir).expanduser()
+    root = pooch.os_cache("imr") if cache_dir is None else expanded(cache_dir)
     # One folder a data set: the files of MNIST and of Fashion-MNIST bear the same names.
     folder = Path(root) / name
     _remove_partial(folder)

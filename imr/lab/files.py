@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from imr._files import expanded
 from imr.errors import ImrError, RunError, missing_package
 
 # A path in an object store is no `Path`, but has its methods.
@@ -39,6 +40,7 @@ def place(path: str | os.PathLike[str]) -> Place:
 
     Raises:
       RunError: for any other address; none is taken for a local folder.
+      DataError: if it names a user whom there is not.
       MissingPackageError: if the package for object stores is not installed.
 
     >>> place("s3://bucket/run")
@@ -47,8 +49,10 @@ def place(path: str | os.PathLike[str]) -> Place:
     imr.errors.RunError: s3://bucket/run cannot be written to. Give a folder, or gs://BUCKET/FOLDER.
     """
     words = os.fspath(path)
+    if not words:
+        raise RunError("the path of a run folder is empty. Give a folder.")
     if not _SCHEME.match(words):
-        return Path(words).expanduser().absolute()
+        return expanded(words).absolute()
     if not _STORE.fullmatch(words):
         raise RunError(f"{words} cannot be written to. Give a folder, or gs://BUCKET/FOLDER.")
     if importlib.util.find_spec("gcsfs") is None:
@@ -118,7 +122,8 @@ def write_whole(path: Place, data: str | bytes) -> None:
             path.write_bytes(data)
             return
         try:
-            with half.open("wb") as file:
+            half.unlink(missing_ok=True)
+            with half.open("xb") as file:  # never through a link that lies there
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

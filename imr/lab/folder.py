@@ -24,7 +24,7 @@ from imr.lab.as_json import json_ready
 from imr.lab.console import say
 from imr.lab.files import Place, entries, is_local, make_folder, place, remove, using, write_whole
 from imr.lab.flags import CONTROL
-from imr.lab.lines import lines_of
+from imr.lab.lines import LARGEST, lines_of
 from imr.lab.lock import LOCK_FILE, Claim, Lock, lock
 from imr.lab.metrics import Metrics
 from imr.lab.phases import phase
@@ -33,6 +33,7 @@ from imr.parallel import agreed, is_first
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 # What a run writes beside config.json, in the order in which it is taken away.
 _MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume", ".sums")
+_SUMMED = ("table.md", "summary.json", "metrics.jsonl")  # of which .sums holds checksums
 _REMOVED = ".removed"
 # What a process killed while it opened the folder leaves in it.
 _LEFT = (LOCK_FILE, _REMOVED, "config.json.tmp")
@@ -126,7 +127,7 @@ def _read_config(path: Place, overwrite: bool) -> dict[str, Any] | None:
 def check_run(
     name: str, config: Any, *, out: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> Place:
-    """The folder that `open_run` would open; raises what that would raise, and makes nothing."""
+    """The folder that `open_run` would open, if what lies there admits it; nothing is made."""
     path = _path(name, config, out)
     with using(path, " as a run folder"):
         if path.exists():
@@ -287,7 +288,8 @@ class RunFolder:
             if not (self.path / ".sums").exists():  # as earlier versions have left it
                 return (self.path / "table.md").is_file()
             sums = read_json(self.path / ".sums")
-            return sums == {name: _sum((self.path / name).read_bytes()) for name in sums}
+            names = [name for name in _SUMMED if (self.path / name).exists()]
+            return sums == {name: _sum(read_bytes(self.path / name, LARGEST)) for name in names}
         return False
 
     def summary(self) -> dict[str, Any]:
@@ -342,7 +344,7 @@ class RunFolder:
                 texts = {"table.md": table.rstrip("\n") + "\n", "summary.json": _text(ready)}
                 sums = {name: _sum(text.encode()) for name, text in texts.items()}
                 if metrics.path.exists():
-                    sums[metrics.path.name] = _sum(metrics.path.read_bytes())
+                    sums[metrics.path.name] = _sum(read_bytes(metrics.path, LARGEST))
                 for name, text in {".sums": _text(sums), **texts}.items():
                     write_whole(self.path / name, text)
             agreed(True)  # none goes on before all is there

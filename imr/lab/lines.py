@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 from imr._files import read_bytes
+from imr.errors import RunError
 from imr.lab.files import Place, is_local, using, write_whole
 
-_LARGEST = 2**28  # bytes
+LARGEST = 2**28  # bytes
 _SECONDS = 10.0  # between two writings of the whole; a store refuses more than one a second
 
 
@@ -17,15 +18,17 @@ class Lines:
 
     def __init__(self, path: Place) -> None:
         self.path = path
+        if path.is_symlink():
+            raise RunError(f"{path} is a link, which no run makes; remove it.")
         with using(path):
-            data = path.read_bytes() if path.is_file() else b""
+            data = self.read() if path.is_file() else b""
             if data and not data.endswith(b"\n"):
                 os.truncate(path, data.rfind(b"\n") + 1)
 
     def read(self) -> bytes:
         """All lines."""
         with using(self.path):
-            return read_bytes(self.path, _LARGEST) if self.path.exists() else b""
+            return read_bytes(self.path, LARGEST) if self.path.exists() else b""
 
     def append(self, line: str) -> None:
         """Writes a line, there for any reader on return."""
@@ -54,7 +57,7 @@ class StoredLines(Lines):
     def __init__(self, path: Place, check: Callable[[], None]) -> None:
         self.path, self._check, self._lock = path, check, threading.Lock()
         with using(path):
-            self._text = read_bytes(path, _LARGEST).decode() if path.exists() else ""
+            self._text = read_bytes(path, LARGEST).decode() if path.exists() else ""
         self._written, self._due = self._text, time.monotonic()
 
     def read(self) -> bytes:

@@ -4,8 +4,8 @@ import contextlib
 import os
 import platform
 import uuid
+import weakref
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from imr.errors import RunError
 from imr.lab.files import Place, is_local, using, write_whole
@@ -26,7 +26,12 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        if (folder / LOCK_FILE).is_symlink():
+            raise RunError(f"{folder / LOCK_FILE} is a link, which no run makes; remove it.")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.open(folder / LOCK_FILE, flags, 0o666)
+        self._release = weakref.finalize(self, os.close, self._file)
+        self._release.atexit = False  # the end of the process lets go of it
         if fcntl is None:
             return
         try:
@@ -48,13 +53,12 @@ class Lock:
 
     def close(self) -> None:
         """Lets go of the folder; a second time is no error."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._release()
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            self.close()
+    @property
+    def held(self) -> bool:
+        """Whether it has not been closed."""
+        return self._release.alive
 
 
 class Claim:
@@ -86,7 +90,7 @@ def _who() -> str:
     return f"process {os.getpid()} on {platform.node()}"
 
 
-_held: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
+_held: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
 
 
 def lock(folder: Place) -> Lock | Claim:
@@ -98,6 +102,6 @@ def lock(folder: Place) -> Lock | Claim:
         return Claim(folder)
     folder = folder.resolve()
     there = _held.get(folder)
-    if there is None or there._file is None:
+    if there is None or not there.held:
         there = _held[folder] = Lock(folder)
     return there

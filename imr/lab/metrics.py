@@ -25,6 +25,8 @@ class Metrics:
     def __init__(self, lines: Lines | str | os.PathLike[str], **tags: Any) -> None:
         self._lines = lines if isinstance(lines, Lines) else Lines(Path(lines))
         self.path, self.tags = self._lines.path, json_ready("tags", tags)
+        if "step" in self.tags:
+            raise ImrError("tags.step has the name of what numbers the lines. Call it otherwise.")
         self._nowhere = self.path == Path(os.devnull)  # of a process that is not the first
 
     def append(self, step: int | np.integer | jax.Array, **values: Any) -> None:
@@ -32,6 +34,11 @@ class Metrics:
 
         In an object store it is there within seconds, and before that checkpoint.
         """
+        if both := values.keys() & self.tags.keys():
+            name = min(both)
+            raise ImrError(
+                f"metrics.{name} has the name of a tag of these lines. Call it otherwise."
+            )
         row = {"step": int(step), **self.tags, **json_ready("metrics", values)}
         for key, value in row.items():
             if isinstance(value, list | dict):

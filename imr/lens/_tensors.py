@@ -20,6 +20,7 @@ _DEQUANTISE = (
     "Convert them first: AutoModel.from_pretrained(FOLDER).dequantize().save_pretrained(OTHER), of "
     "transformers."
 )
+_MOST_FILES = 10**4
 _LARGEST_HEADER = 2**20  # bytes; a tensor takes about 100
 
 
@@ -146,6 +147,10 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
             raise TypeError
     except (KeyError, AttributeError, TypeError):
         raise DataError(f"{folder / _INDEX} is damaged: it must hold a weight_map.") from None
+    if len(listed) > _MOST_FILES:
+        raise DataError(
+            f"{folder / _INDEX} names {len(listed)} files; at most {_MOST_FILES} are read."
+        )
     return {path_in(folder, file): names for file, names in sorted(listed.items())}
 
 

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import jax
 import numpy as np
 
+from imr._files import expanded
 from imr.lens._config import Config
 from imr.lens._tensors import Tensors
 from imr.lens.arrays import model_from_arrays
@@ -28,7 +28,7 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
         tensor is missing, misshapen, quantised or not finite, or a file is damaged.
       MissingPackageError: without safetensors; the extra `lens` has it.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     config = Config(folder)
     kind = config.choice("model_type", "model_type", _FAMILIES)
     return _FAMILIES[kind](config, Tensors(folder))

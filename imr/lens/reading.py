@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from imr._checks import check_choice
+from imr._files import expanded
 from imr.errors import DataError
 from imr.lens._config import Config
 from imr.lens._rotary import rotary_frequencies
@@ -42,7 +42,7 @@ def read_heads(
       ImrError: if `part` is none of the model's.
       MissingPackageError: without safetensors; the extra `lens` has it.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     config = Config(folder)
     if names is None:
         hint = " Give names=, a table of names: twenty lines, shown in the README of imr.lens."

@@ -3,13 +3,12 @@
 import importlib.resources
 import os
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from imr._checks import check_count
-from imr._files import read_bytes
+from imr._files import expanded, read_bytes
 from imr.errors import DataError, ImrError
 from imr.lens.tokenizer import refusals
 
@@ -38,7 +37,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
     Raises: DataError if it cannot be read, or holds no text.
     """
     try:
-        lines = read_bytes(Path(path).expanduser()).decode("utf-8-sig").splitlines()
+        lines = read_bytes(expanded(path)).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from None
     texts = [line.strip() for line in lines if line.strip()]

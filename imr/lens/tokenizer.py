@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imr._files import parse_json
+from imr._files import expanded, parse_json
 from imr.errors import DataError, missing_package
 from imr.lens._files import bytes_in
 
@@ -29,7 +29,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> Any:
         library: Any = importlib.import_module("tokenizers")
     except ImportError as error:
         raise missing_package("tokenizers", "lens") from error
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path} is missing: the tokenizer is read from there.")

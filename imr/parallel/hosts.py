@@ -46,7 +46,7 @@ def initialize(
     if coordinator is not None and num_processes is not None:
         check_count("num_processes", num_processes)
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
             raise ImrError(f"coordinator must be host:port; found {coordinator!r}.")
         if not isinstance(process_id, int) or not 0 <= process_id < num_processes:
             last = num_processes - 1
@@ -73,7 +73,9 @@ def _slurm() -> tuple[str, int, int] | None:
     Looked up here, so that `_wait_for` can say what is wrong with the address.
     """
     values = [os.environ.get(name) for name in _SLURM]
-    if None in values or "OMPI_MCA_orte_hnp_uri" in os.environ:  # by which jax prefers Open MPI
+    if (
+        None in values or not str(values[0]).isdecimal() or "OMPI_MCA_orte_hnp_uri" in os.environ
+    ):  # by which jax prefers Open MPI
         return None
     job, nodes, count, number, _ = map(str, values)
     # The first of node07,x or of node[07-12],x.
@@ -142,7 +144,7 @@ def _timeout() -> float:
     except ValueError:
         raise ImrError(f"IMR_TIMEOUT must be a number of seconds; found {wait!r}.") from None
     check_positive("IMR_TIMEOUT", timeout)
-    return timeout
+    return min(timeout, 1e9)  # which is as long as inf for what counts in integers
 
 
 def is_first() -> bool:
