@@ -17,6 +17,7 @@ from flax import nnx
 import imr
 from imr import attention, beliefs, constrained, context, lens, metrics, nn, regression, splitting
 from imr import processes as named
+from imr._numerics import matmul
 from imr.lab import data, train
 
 # Rows, features, classes: the fault shows in attention at 8,000 rows, not at 2,000.
@@ -117,13 +118,13 @@ def quadratic(z, c):
 
 @row(half=True)
 def cross_entropy(z, c):
-    return imr.cross_entropy(z @ c(F, K), LABELS)
+    return imr.cross_entropy(matmul(z, c(F, K)), LABELS)
 
 
 @row("Targets", "as_targets", "DenseTargets", "LabelTargets", "MaskedTargets", "SparseTargets")
 def targets(z, c):
     t = imr.as_targets(c(N, K))
-    return t.mv(z[:K]), t.rmv(z, K), t.inner(z @ c(F, K)), imr.as_targets(LABELS).mv(c(K, F))
+    return t.mv(z[:K]), t.rmv(z, K), t.inner(matmul(z, c(F, K))), imr.as_targets(LABELS).mv(c(K, F))
 
 
 @row("LowRankTargets", "same_class_targets")
@@ -148,14 +149,16 @@ def fields(z, c):
 
 @row("joint_field")
 def joint(z, c):
-    field = imr.joint_field(lambda z, theta: jnp.mean(imr.cross_entropy(z @ theta.T, LABELS)))
+    field = imr.joint_field(
+        lambda z, theta: jnp.mean(imr.cross_entropy(matmul(z, theta.T), LABELS))
+    )
     return field(0.0, (z, c(K, F)), None)
 
 
 @row("linear_path", "path_field")
 def path(z, c):
     path = imr.linear_path(jnp.array([0.0, 1.0], z.dtype), jnp.stack([c(K, F), 2 * c(K, F)]))
-    field = imr.path_field(lambda z, theta: z @ theta.T, path, LABELS)
+    field = imr.path_field(lambda z, theta: matmul(z, theta.T), path, LABELS)
     return path(0.5), field(0.5, z, None)
 
 
@@ -206,7 +209,10 @@ def cross_attention(z, c):
 
 @row()
 def attention_weights(z, c):
-    return [imr.attention_weights(few(z) @ c(F, 512), norm) for norm in ("row", "column", "double")]
+    return [
+        imr.attention_weights(matmul(few(z), c(F, 512)), norm)
+        for norm in ("row", "column", "double")
+    ]
 
 
 @row("self_attention", "reverse_attention", "attention_terms")
@@ -320,7 +326,7 @@ def traced_processes(z, c):
 
 @row("accuracy", "class_means", "class_scatter", "neural_collapse", "margins")
 def classes(z, c):
-    m, logits = metrics, z @ c(F, K)
+    m, logits = metrics, matmul(z, c(F, K))
     return [
         m.class_means(z, LABELS, K), m.class_scatter(z, LABELS, K), m.margins(logits, LABELS),
         m.accuracy(logits, LABELS), m.neural_collapse(z, jnp.eye(K, F, dtype=z.dtype), LABELS),
@@ -368,9 +374,9 @@ def regressions(z, c):
     r, weights = regression, 1 + c(N)
     fit = r.fit_regression(z, LABELS, K, 0.1, weights=weights)
     basis, coordinates = r.principal_basis(z, weights / weights.sum())
-    theta = c(K, F) @ basis.axes
+    theta = matmul(c(K, F), basis.axes)
     return [
-        fit.theta, fit.bias, r.objective(c(K, F), c(K), z, LABELS, 0.1), coordinates @ basis.axes.T,
+        fit.theta, fit.bias, r.objective(c(K, F), c(K), z, LABELS, 0.1), matmul(coordinates, basis.axes.T),
         r.from_basis(basis, theta, c(K)), r.largest_gradient(basis, theta, c(K)),
         r.preconditioner(basis, 0.1),
     ]  # fmt: skip
@@ -431,7 +437,7 @@ def context_block(z, c):
 
 def one_hot(tokens, c):
     """A model of tokens: its logits are a product with a constant."""
-    return jax.nn.one_hot(tokens, 3, dtype=c.keywords["dtype"]) @ c(3, 3)
+    return matmul(jax.nn.one_hot(tokens, 3, dtype=c.keywords["dtype"]), c(3, 3))
 
 
 @of_process("exact_kl")
@@ -513,7 +519,8 @@ def lens_arrays():
         "into": random.normal(size=(2, F, 16)), "out": random.normal(size=(2, 16, F)),
         "tokens": random.normal(size=(16, F)), "positions": 0.1 * random.normal(size=(128, F)),
     }  # fmt: skip
-    return lens.model_from_arrays(arrays)
+    with jax.ensure_compile_time_eval():  # kept beyond the trace that asks first
+        return lens.model_from_arrays(arrays)
 
 
 TEXT = np.arange(128) * 7 % 16
@@ -592,7 +599,8 @@ def weights_of_heads(z, c):
 @row("init_states", "make_chunk", "epoch_of_batches", "fit", "mean_loss", untraced=True)
 def training(z, c):
     def loss(theta, hyper, rows, batch, key):
-        return hyper * jnp.mean(imr.cross_entropy(rows[batch] @ theta.T @ c(K, K), LABELS[batch]))
+        logits = matmul(matmul(rows[batch], theta.T), c(K, K))
+        return hyper * jnp.mean(imr.cross_entropy(logits, LABELS[batch]))
 
     def schedule(rows, key, step):
         return train.epoch_of_batches(key, len(rows), 2000)
@@ -609,4 +617,4 @@ def training(z, c):
 
 @row("add_noise", draws=True)
 def noisy(z, c):
-    return data.add_noise(key(z), z @ c(F, F), 0.5).sum(axis=1)
+    return data.add_noise(key(z), matmul(z, c(F, F)), 0.5).sum(axis=1)

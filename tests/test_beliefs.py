@@ -166,6 +166,29 @@ def test_a_hundred_thousand_tokens_in_float32_and_float64():
     assert abs(actual.log_probability[-1] / log_p - 1) < 1e-5
 
 
+@pytest.mark.acceptance
+@pytest.mark.parametrize(("states", "tokens"), [(12, 3), (3, 20), (12, 20)])
+def test_the_tree_of_many_states_or_tokens(states, tokens):
+    """Their matrices are laid out and chosen in other ways; an odd length halves unevenly."""
+    rng = np.random.default_rng(0)
+    t = rng.dirichlet(np.full(tokens * states, 0.1), states).reshape(states, tokens, states)
+    process = bare(Process(t.swapaxes(0, 1)))
+    words, ends = rng.integers(0, tokens, (5, 11)), np.array([11, 0, 1, 6, 10])
+
+    def filtered(transitions, method):
+        changed = with_transitions(process, transitions)
+        return beliefs.bayes_filter(changed, words, ends, method=method)
+
+    def last(transitions, method):
+        return filtered(transitions, method).log_probability[:, -1].sum()
+
+    scan, tree = (filtered(process.transitions, m) for m in METHODS)
+    assert error(tree.beliefs, scan.beliefs) < 1e-12
+    assert abs(tree.log_probability - scan.log_probability).max() < 1e-12
+    scan, tree = (jax.grad(last)(process.transitions, m) for m in METHODS)
+    assert error(tree, scan) < 1e-10
+
+
 @pytest.mark.laws
 def test_rows_of_a_product_scale_each_for_itself():
     """A likely part must not drown an unlikely one that later tokens make the likely one."""

@@ -18,8 +18,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.bench.rounds import in_process
 from imr.attention import attention_products
+from imr.beliefs import bayes_filter
 from imr.errors import ImrError, missing_package
 from imr.parallel import cost
+from imr.processes import mess3
 
 RANK = 16
 # The compiler's name of each topology, and the clock of its cores in Hz: 197, 459 and 918 TFLOP/s in
@@ -56,11 +58,15 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
 
 
 def programs(topology: str, devices: Any):
-    """(name, n, function, shape, cost by the model or None) of the programs compiled for a topology."""
+    """(name, n, function, array, mesh, cost by the model or None) of the programs for a topology."""
+
+    def rows(n):
+        return jax.ShapeDtypeStruct((n, RANK), jnp.float32)
+
     if len(devices) > 4:
         n, mesh = 2**22, Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
         model = cost.attention_cost(n, RANK, way="ring", devices=devices.size)
-        yield "attention, ring", n, partial(attention_products, mesh=mesh), mesh, model
+        yield "attention, ring", n, partial(attention_products, mesh=mesh), rows(n), mesh, model
         return
     mesh = Mesh(devices[:1], ("rows",), axis_types=(AxisType.Auto,))
 
@@ -72,10 +78,14 @@ def programs(topology: str, devices: Any):
 
     for n in (2**16, 2**19):
         tiles = cost.attention_cost(n, RANK, way="tiles", block=2048)
-        yield "attention, Q = K", n, attention_products, mesh, tiles
+        yield "attention, Q = K", n, attention_products, rows(n), mesh, tiles
     strips = cost.attention_cost(2**16, RANK, way="strips", block=256)
-    yield "attention, Q and K", 2**16, apart, mesh, strips
-    yield "attention, its gradient", 2**16, gradient, mesh, None
+    yield "attention, Q and K", 2**16, apart, rows(2**16), mesh, strips
+    yield "attention, its gradient", 2**16, gradient, rows(2**16), mesh, None
+    words = jax.ShapeDtypeStruct((1000, 256), jnp.int32)
+    for way in ("scan", "associative"):
+        by_way = partial(bayes_filter, mess3(0.15, 0.6), method=way)
+        yield f"filter, {way}", words.size, by_way, words, mesh, None
 
 
 def compiled(names: list[str]) -> list[dict[str, Any]]:
@@ -86,11 +96,11 @@ def compiled(names: list[str]) -> list[dict[str, Any]]:
     for name in names:
         layout, clock = LAYOUTS[name]
         devices = np.asarray(topologies.get_topology_desc(layout, platform="tpu").devices)
-        for what, n, function, mesh, model in programs(name, devices):
+        for what, n, function, array, mesh, model in programs(name, devices):
             across = NamedSharding(mesh, PartitionSpec("rows"))
             start = time.perf_counter()
             program = jax.jit(function).lower(
-                jax.ShapeDtypeStruct((n, RANK), jnp.float32, sharding=across)
+                jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=across)
             )
             program = program.compile()
             seconds = time.perf_counter() - start
@@ -98,7 +108,7 @@ def compiled(names: list[str]) -> list[dict[str, Any]]:
             size = memory.argument_size_in_bytes + memory.output_size_in_bytes
             size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
             row = {
-                "program": what, "n": n, "topology": name,
+                "program": what, "n": n, "platform": "tpu", "topology": name,
                 "compiled s": cycles(program.as_text() or "") / clock,
             }  # fmt: skip
             if model is not None and name.startswith("v5e"):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from imr._checks import as_sequences, check_choice, is_concrete
 from imr._numerics import matmul, repeat_last
+from imr.beliefs.tree import prefix_rows
 from imr.errors import ImrError
 from imr.processes.process import (
     Process,
@@ -155,22 +156,22 @@ def forward(
     start = process.initial if initial is None else jnp.asarray(initial, process.initial.dtype)
     least = least_probability(process, start.dtype)
     first = jnp.tile(start[None, :], (len(tokens), 1)), jnp.zeros(len(tokens), start.dtype)
-    if associative:
-        beliefs, log_probability = jax.vmap(partial(_associative, process, start))(tokens)
+
+    def step(carry, x):
+        belief, log_probability = carry
+        belief = advance(belief, process.transitions, x)
+        p = matmul(belief, process.right)
+        p = jnp.where(p > least, p, 0)
+        # An impossible belief stays zero, so that derivatives of the others stay finite.
+        belief = jnp.where((p > 0)[:, None], belief / jnp.where(p > 0, p, 1)[:, None], 0)
+        log_probability = log_probability + log(p)
+        return (belief, log_probability), (belief, log_probability)
+
+    if associative and tokens.shape[1]:
+        beliefs, log_probability = _by_tree(process, start, tokens)
     else:
-
-        def step(carry, x):
-            belief, log_probability = carry
-            belief = advance(belief, process.transitions, x)
-            p = matmul(belief, process.right)
-            p = jnp.where(p > least, p, 0)
-            # An impossible belief stays zero, so that derivatives of the others stay finite.
-            belief = jnp.where((p > 0)[:, None], belief / jnp.where(p > 0, p, 1)[:, None], 0)
-            log_probability = log_probability + log(p)
-            return (belief, log_probability), (belief, log_probability)
-
         beliefs, log_probability = jax.lax.scan(step, first, tokens.T)[1]
-        beliefs, log_probability = jnp.swapaxes(beliefs, 0, 1), log_probability.T
+    beliefs, log_probability = jnp.swapaxes(beliefs, 0, 1), log_probability.T
     if lengths is not None:
         both = zip((beliefs, log_probability), first, strict=True)
         beliefs, log_probability = (repeat_last(x, start, lengths) for x, start in both)
@@ -191,42 +192,18 @@ def flatten(tokens: Array, lengths: Array | None) -> tuple[Array, Array | None]:
     return flat, None if lengths is None else jnp.reshape(lengths, -1)
 
 
-def _associative(process, start, tokens):
-    """Beliefs of one sequence by prefix products, with a log scale for each row."""
-    if tokens.shape[0] == 0:
-        return jnp.zeros((0, *start.shape), start.dtype), jnp.zeros(0, start.dtype)
-    matrices = _matrices(process.transitions, tokens)
-    # The start goes into the first matrix, so that unreachable states do not affect the scales.
-    first = jnp.tile(matmul(start, matrices[0])[None, :], (start.shape[0], 1))
-    matrices = matrices.at[0].set(first)
-    # A product is the same at any scales: they have no derivative.
-    most = 0.5 * math.log(float(jnp.finfo(start.dtype).max))
-
-    def rescale(matrix, log_scale):
-        size = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=-1))
-        size = jnp.where(size > 0, size, 1)
-        return matrix / size[..., None], log_scale + jnp.log(size)
-
-    def combine(a, b):
-        (a, log_a), (b, log_b) = a, b
-        # The scale of a row is that of the likeliest row of b that it leads to.
-        live = jnp.where(jnp.any(b != 0, axis=-1), log_b, -jnp.inf)
-        reached = jnp.max(jnp.where(a != 0, live[..., None, :], -jnp.inf), axis=-1)
-        top = jnp.where(jnp.isneginf(reached), jnp.max(live, axis=-1, keepdims=True), reached)
-        top = jnp.where(jnp.isneginf(top), jnp.max(log_b, axis=-1, keepdims=True), top)
-        # Rows that it does not lead to have a derivative, and may be likelier than all that it does.
-        weights = jnp.exp(jnp.minimum(log_b[..., None, :] - top[..., None], most))
-        return rescale(matmul(a * weights, b), log_a + top)
-
-    elements = rescale(matrices, jnp.zeros(matrices.shape[:-1], matrices.dtype))
-    products, scales = jax.lax.associative_scan(combine, elements)
-    belief = products[:, 0, :]
-    p = matmul(belief, process.right)
+def _by_tree(process, start, tokens):
+    """Beliefs (l, b, s) and log-probabilities (l, b) by products of matrices in a tree."""
+    rows, scales = prefix_rows(start, process.transitions, tokens)
+    p = matmul(rows, process.right)
     alive = p > least_probability(process, start.dtype)
     # All continuations of an impossible word are impossible, even if cancellation says otherwise.
-    alive = jnp.cumprod(alive, dtype=jnp.int32) > 0
-    log_probability = jnp.where(alive, log(jnp.where(alive, p, 1)) + scales[:, 0], -jnp.inf)
-    return jnp.where(alive[:, None], belief, 0) / jnp.where(alive, p, 1)[:, None], log_probability
+    position = jnp.arange(len(p), dtype=jnp.int32)[:, None]
+    end = jnp.min(jnp.where(alive, len(p), position), axis=0, keepdims=True)
+    alive = position < end
+    p = jnp.where(alive, p, 1)
+    beliefs = jnp.where(alive[..., None], rows, 0) / p[..., None]
+    return beliefs, jnp.where(alive, log(p) + scales, -jnp.inf)
 
 
 @jax.jit

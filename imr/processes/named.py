@@ -3,8 +3,11 @@
 Parameters may be traced, by `jax.grad` or `jax.vmap`; their values are then not checked.
 """
 
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -240,8 +243,29 @@ def post_quantum(log_alpha: ScalarLike, beta: ScalarLike) -> Process:
     first = [[1, -1, -1], [1, -1, -1], [0, 0, 0]]
     second, third = ([[v, 0, 0], [0, 1, 0], [0, lib.log(v), 1]] for v in (alpha, beta))
     transitions = lib.asarray([first, second, third])
-    scale = lib.abs(lib.linalg.eigvals(transitions.sum(0))).max()
-    return Process(transitions / scale, generalised=True)
+    return Process(
+        transitions / _largest_root(alpha + beta, log_alpha + lib.log(beta)), generalised=True
+    )
+
+
+def _largest_root(total, log_product):
+    """The eigenvalue of largest modulus of the sum of the matrices of `post_quantum`.
+
+    It is the largest root of the characteristic polynomial, to which Newton's steps from a bound
+    descend. A TPU has no eigenvalues of matrices that are not symmetric.
+    """
+    bound = total + 3 + abs(log_product)
+    u = 1 / bound  # the unit is the bound, whose powers would overflow
+    first, last = (1 + total) * u, (log_product - 2) * u
+
+    def step(_, root):
+        minor = (root - u) * (root - 2 * u) + log_product * u**2
+        slope = minor + (root - first) * (2 * root - 3 * u) + u**2
+        return root - ((root - first) * minor + (root + last) * u**2) / slope
+
+    if is_concrete(total):
+        return functools.reduce(lambda root, i: step(i, root), range(32), 1.0) * bound
+    return jax.lax.fori_loop(0, 32, step, jnp.ones_like(bound)) * bound
 
 
 def tom_quantum(alpha: ScalarLike, beta: ScalarLike) -> Process:
