@@ -138,8 +138,9 @@ def _gradient_columns(
     model: lens.TransformerWeights, probed: list[np.ndarray], key: jax.Array
 ) -> Columns:
     """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
-    l, h = model.heads.query.shape[:2]
-    models = [model, *(_other_values(model, shift) for shift in _spread(h, 2))]
+    l, h = model.attention.query.shape[:2]
+    groups = model.attention.key.shape[1]
+    models = [model, *(_other_values(model, shift) for shift in _spread(groups, 2))]
     shares = np.stack([
         [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
@@ -171,10 +172,14 @@ def _columns(name: str, value: Any, null: Any) -> Columns:
 
 
 def _other_values(model: lens.TransformerWeights, shift: int) -> lens.TransformerWeights:
-    """The model whose heads write what another head of their layer would."""
-    names = ("value", "value_bias", "output")
-    parts = {name: np.roll(np.asarray(getattr(model.heads, name)), shift, axis=1) for name in names}
-    return replace(model, heads=model.heads._replace(**parts))
+    """The model whose heads write what those of another key group of their layer would."""
+    heads = model.attention
+    repeats = {"value": 1, "value_bias": 1, "output": heads.group_size}
+    parts = {
+        name: np.roll(np.asarray(getattr(heads, name)), shift * repeats[name], axis=1)
+        for name in repeats if getattr(heads, name) is not None
+    }  # fmt: skip
+    return replace(model, attention=replace(heads, **parts))
 
 
 def _spread(count: int, draws: int) -> list[int]:
@@ -188,6 +193,7 @@ def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndar
     size = 8
     while size < len(tokens):
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    padded = np.zeros(min(size, len(model.positions)), np.int32)
+    most = size if model.positions is None else len(model.positions)
+    padded = np.zeros(min(size, most), np.int32)
     padded[: len(tokens)] = tokens
     return padded, np.int32(len(tokens))
