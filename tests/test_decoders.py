@@ -65,6 +65,13 @@ def saved(kind, folder):
 def test_streams_attention_and_logits(kind, tmp_path):
     """Two texts at once, the second padded: as each alone, in their model and in ours."""
     theirs, model = saved(kind, tmp_path), lens.read_model(tmp_path)
+    layers = list(lens.read_heads(tmp_path))
+    folded = lens.head_weights(map(lens.fold_heads, layers))
+    for whole, alone in (
+        (model.heads, lens.head_weights(layers)),
+        (lens.fold_norms(model), folded),
+    ):
+        assert all(error(a, b) < 1e-6 for a, b in zip(whole[:4], alone[:4], strict=True))
     ours = lens.record(model, TOKENS, LENGTHS)
     for number, length in enumerate(LENGTHS.tolist()):
         with torch.no_grad():

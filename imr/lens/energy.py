@@ -65,7 +65,7 @@ def gradient_shares(
 
     $|S|^2 / (|S|^2 + |A|^2)$ of the symmetric part S and the antisymmetric part A of its Jacobian J,
     by random probes v: $S v = (J v + J^T v) / 2$, $A v = (J v - J^T v) / 2$. 1 for a gradient, 1/2
-    for a random map.
+    for a random map. Updates are those before `output_norm`, by which heads depend on one another.
 
     Args:
       model, tokens, length: as in `measure_text`.
