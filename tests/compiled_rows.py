@@ -529,17 +529,18 @@ TEXT = np.arange(128) * 7 % 16
 def lens_model(z, c):
     """A model of two layers whose embeddings are traced and whose queries are a constant."""
     model = cast(lens_arrays(), z.dtype)
-    heads = model.heads._replace(query=0.3 * c(2, 2, F, 4))
-    return dataclasses.replace(model, tokens=z[:16], heads=heads)
+    attention = dataclasses.replace(model.attention, query=0.3 * c(2, 2, F, 4))
+    return dataclasses.replace(model, tokens=z[:16], attention=attention)
 
 
-@row("record", "Activations", "energy_gradient", "EnergyGradient", "fold_norms")
+@row("record", "Activations", "energy_gradient", "EnergyGradient", "fold_norms", "unembed")
 def recorded(z, c):
     model = lens_model(z, c)
     activations, folded = lens.record(model, TEXT), lens.fold_norms(model)
     heads, seen = jax.tree.map(lambda x: x[0], model.heads), jnp.tri(128, dtype=bool)
     gradient = lens.energy_gradient(heads, z[:128], seen)
-    return activations.attention, activations.updates, activations.final, gradient, folded.query
+    logits = lens.unembed(model, activations.final)
+    return activations.attention, activations.updates, logits, gradient, folded.query
 
 
 @row("measure_text", "label_null")
@@ -561,7 +562,7 @@ def shares(z, c):
     return lens.gradient_shares(lens_model(z, c), TEXT, 120, key(z), probes=2)
 
 
-@row("head_gradient", "head_logits", "head_updates")
+@row("head_gradient", "head_logits", "head_updates", "measure_inputs")
 def heads(z, c):
     """Heads of other people's models."""
     weights = {
@@ -569,9 +570,10 @@ def heads(z, c):
     }  # fmt: skip
     heads = lens.Heads(**weights, frequencies=c(2), scale=0.5, cap=3.0)
     z, seen = few(z), jnp.tri(512, dtype=bool)
+    caught = lens.measure_inputs(heads, z[:64], seen[:64, :64], key=key(z), draws=2)
     return [
         lens.head_gradient(heads, z, seen), lens.head_updates(heads, z, seen).updates,
-        lens.head_logits(heads, z),
+        lens.head_logits(heads, z), caught.cosines, caught.energy_change,
     ]  # fmt: skip
 
 

@@ -186,6 +186,7 @@ def test_checkpoints_that_are_refused(tmp_path):
     refuses("type of layer 0 'chunked'; known are full_attention, sliding_attention",
             layer_types=["chunked", "full_attention"], sliding_window=3)  # fmt: skip
     refuses("positive factor; found None", rope_scaling={"type": "linear"})
+    refuses("makes 3 of 6 features turn", rope_parameters={"partial_rotary_factor": 0.5})
 
 
 # Planted heads and folding

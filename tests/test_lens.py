@@ -431,12 +431,14 @@ def test_activation_measures_against_plain_numpy(tmp_path, kind):
     norm = jax.tree.map(lambda x: x[layer], input_norms(model))
 
     def through(x):
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + model.epsilon)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + model.attention.epsilon
+        )
         return x * norm.scale[None] + norm.bias[None]
 
     with jax.numpy_rank_promotion("allow"):
         moved = taken.before[layer] + update
-        moved = through(moved) if model.norm_first else moved
+        moved = through(moved) if model.attention.norm_first else moved
         change = (energy(moved) - energy(taken.inputs[layer])) / n
         assert abs(found.energy_change[layer, head] - change) < 1e-4 * max(1, abs(change))
         end = taken.middle[layer] + taken.mlp[layer]
@@ -454,11 +456,13 @@ def test_activation_measures_against_plain_numpy(tmp_path, kind):
     last = L - 1
     moved = taken.middle[last] + taken.mlp[last][:, order]
     outer = (
-        model.outer_norm if model.norm_first else jax.tree.map(lambda x: x[last], model.mlp_norm)
+        model.outer_norm
+        if model.attention.norm_first
+        else jax.tree.map(lambda x: x[last], model.mlp_norm)
     )
     with jax.numpy_rank_promotion("allow"):
         moved = (moved - moved.mean(-1, keepdims=True)) / np.sqrt(
-            moved.var(-1, keepdims=True) + model.epsilon
+            moved.var(-1, keepdims=True) + model.attention.epsilon
         )
         logits = np.asarray((moved * outer.scale + outer.bias) @ model.tokens.T, float)
     c = np.exp(logits - logits.max(1, keepdims=True))

@@ -14,7 +14,7 @@ class Config(RunFlags):
     """Flags of the lens experiment; `seed` is that of the nulls."""
 
     model_dir: Path | None = None
-    """A checkpoint of the BERT or GPT-2 family: config.json, model.safetensors, tokenizer.json."""
+    """A checkpoint of the BERT, GPT-2 or Llama family: config.json, model.safetensors, tokenizer.json."""
     run_dir: Path | None = None
     """A run of experiments.beliefs, or of experiments.images with self_attention, whose nets are
     read instead, trained and untrained; of the latter the weights alone."""

@@ -16,6 +16,7 @@ from imr.lab.folder import RunFolder
 PROBED_TEXTS = 8  # of the shares of gradient fields
 LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
 LEAST_DRAWS = 8  # of a null
+MOST_SHIFTS, SHIFTS = 128, 64  # other heads in a null: all up to so many, else so many of them
 
 Columns = dict[str, Any]  # arrays (l, h) or (l,) by the name of their column
 
@@ -57,9 +58,11 @@ def _weight_columns(
 ) -> Columns:
     """The weight measures, columns of shape (l, h)."""
     raw = model.heads
-    columns = _cosines(config, raw, "") | _cosines(config, lens.fold_norms(model), "folded_")
+    size = model.attention.group_size
+    folded = lens.fold_norms(model)
+    columns = _cosines(config, raw, size, "") | _cosines(config, folded, size, "folded_")
     l, h = raw.query.shape[:2]
-    shifts = _spread(l * h, config.draws)
+    shifts = _spread(l * h, config.draws, size)
     fits = [lens.imr_fits(lens.mismatched(raw, shift)) for shift in shifts]
     for name, value in lens.imr_fits(raw)._asdict().items():
         columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in fits])
@@ -68,11 +71,12 @@ def _weight_columns(
     return columns | _columns("symmetric_share", spectra.symmetric_share, null)
 
 
-def _cosines(config: Config, heads: lens.HeadWeights, tag: str) -> Columns:
-    """Weight cosines against all other heads' theta and against random rotations of theta."""
+def _cosines(config: Config, heads: lens.HeadWeights, size: int, tag: str) -> Columns:
+    """Weight cosines against theta of heads of other key groups and random rotations of theta."""
     l, h = heads.query.shape[:2]
     cosines = lens.weight_cosines(heads)
-    others = [lens.weight_cosines(lens.mismatched(heads, shift)) for shift in range(1, l * h)]
+    shifts = _spread(l * h, l * h if l * h <= MOST_SHIFTS else SHIFTS, size)
+    others = [lens.weight_cosines(lens.mismatched(heads, shift)) for shift in shifts]
     keys = list(jax.random.split(jax.random.key(config.seed), config.draws))
     turned = [lens.weight_cosines(lens.rotated(heads, key)) for key in keys]
     columns: Columns = {}
@@ -138,8 +142,9 @@ def _gradient_columns(
     model: lens.TransformerWeights, probed: list[np.ndarray], key: jax.Array
 ) -> Columns:
     """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
-    l, h = model.heads.query.shape[:2]
-    models = [model, *(_other_values(model, shift) for shift in _spread(h, 2))]
+    l, h = model.attention.query.shape[:2]
+    groups = model.attention.key.shape[1]
+    models = [model, *(_other_values(model, shift) for shift in _spread(groups, 2))]
     shares = np.stack([
         [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
@@ -171,15 +176,20 @@ def _columns(name: str, value: Any, null: Any) -> Columns:
 
 
 def _other_values(model: lens.TransformerWeights, shift: int) -> lens.TransformerWeights:
-    """The model whose heads write what another head of their layer would."""
-    names = ("value", "value_bias", "output")
-    parts = {name: np.roll(np.asarray(getattr(model.heads, name)), shift, axis=1) for name in names}
-    return replace(model, heads=model.heads._replace(**parts))
+    """The model whose heads write what those of another key group of their layer would."""
+    heads = model.attention
+    repeats = {"value": 1, "value_bias": 1, "output": heads.group_size}
+    parts = {
+        name: np.roll(np.asarray(getattr(heads, name)), shift * repeats[name], axis=1)
+        for name in repeats if getattr(heads, name) is not None
+    }  # fmt: skip
+    return replace(model, attention=replace(heads, **parts))
 
 
-def _spread(count: int, draws: int) -> list[int]:
-    """At most so many shifts, evenly over all that there are."""
-    shifts = np.linspace(1, count - 1, min(draws, count - 1)).round().astype(int)
+def _spread(count: int, draws: int, size: int = 1) -> list[int]:
+    """At most so many shifts, evenly over all that leave groups of that size."""
+    every = count - 2 * size + 1
+    shifts = np.linspace(size, count - size, max(0, min(draws, every))).round().astype(int)
     return sorted(set(shifts.tolist()))
 
 
@@ -188,6 +198,7 @@ def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndar
     size = 8
     while size < len(tokens):
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    padded = np.zeros(min(size, len(model.positions)), np.int32)
+    most = size if model.positions is None else len(model.positions)
+    padded = np.zeros(min(size, most), np.int32)
     padded[: len(tokens)] = tokens
     return padded, np.int32(len(tokens))

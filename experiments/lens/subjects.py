@@ -36,7 +36,8 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
     model = lens.read_model(folder)
     tokenizer = lens.read_tokenizer(folder)
     texts = lens.sample_texts() if config.texts is None else lens.read_texts(config.texts)
-    longest = min(config.longest, len(model.positions))
+    most = config.longest if model.positions is None else len(model.positions)
+    longest = min(config.longest, most)
     pieces = lens.tokenize(tokenizer, texts[: config.limit], longest)
     if pieces.split:
         say(f"{pieces.split} texts were longer than {longest} tokens and were split.")

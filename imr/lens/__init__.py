@@ -2,6 +2,7 @@
 
 from imr.lens.activations import Activations as Activations
 from imr.lens.activations import record as record
+from imr.lens.activations import unembed as unembed
 from imr.lens.arrays import model_from_arrays as model_from_arrays
 from imr.lens.arrays import model_from_transformer as model_from_transformer
 from imr.lens.context import Circuit as Circuit
@@ -9,16 +10,18 @@ from imr.lens.context import construction_cosines as construction_cosines
 from imr.lens.context import context_circuits as context_circuits
 from imr.lens.context import permuted_circuit as permuted_circuit
 from imr.lens.context import rotated_circuit as rotated_circuit
-from imr.lens.energy import EnergyGradient as EnergyGradient
 from imr.lens.energy import energy_gradient as energy_gradient
 from imr.lens.energy import gradient_shares as gradient_shares
 from imr.lens.folder import read_model as read_model
 from imr.lens.heads import Heads as Heads
+from imr.lens.heads import HeadWeights as HeadWeights
+from imr.lens.heads import Norm as Norm
 from imr.lens.heads import fold_heads as fold_heads
 from imr.lens.heads import head_mask as head_mask
 from imr.lens.heads import head_weights as head_weights
 from imr.lens.labels import LabelCosines as LabelCosines
 from imr.lens.labels import label_null as label_null
+from imr.lens.logits import EnergyGradient as EnergyGradient
 from imr.lens.logits import HeadUpdates as HeadUpdates
 from imr.lens.logits import head_gradient as head_gradient
 from imr.lens.logits import head_logits as head_logits
@@ -26,10 +29,9 @@ from imr.lens.logits import head_updates as head_updates
 from imr.lens.measures import Energies as Energies
 from imr.lens.measures import TermCosines as TermCosines
 from imr.lens.measures import TextMeasures as TextMeasures
+from imr.lens.measures import measure_inputs as measure_inputs
 from imr.lens.measures import measure_text as measure_text
-from imr.lens.model import HeadWeights as HeadWeights
 from imr.lens.model import Mlp as Mlp
-from imr.lens.model import Norm as Norm
 from imr.lens.model import TransformerWeights as TransformerWeights
 from imr.lens.model import fold_norms as fold_norms
 from imr.lens.names import FAMILIES as FAMILIES

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from imr.lens.model import HeadWeights
+from imr.lens.heads import HeadWeights
 
 
 def float64(heads: HeadWeights) -> Iterator[np.ndarray]:

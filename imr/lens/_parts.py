@@ -1,5 +1,6 @@
 """Parts of the forward pass of one layer, the checks of texts, and cosines over their tokens."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,66 +9,66 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from imr._checks import as_tokens, is_concrete
-from imr._numerics import matmul, softmax
 from imr.errors import ImrError
-from imr.lens.model import HeadWeights, Norm, TransformerWeights
+from imr.lens.heads import Heads, Norm, head_mask
+from imr.lens.model import TransformerWeights
 
 
-def checked_tokens(model: TransformerWeights, tokens: Any) -> Int[Array, "n"]:
-    """Tokens of one text that the model can read."""
+def checked_tokens(model: TransformerWeights, tokens: Any) -> Int[Array, "*b n"]:
+    """Tokens of a text, or of several of one length, that the model can read."""
     tokens = as_tokens(tokens, model.tokens.shape[0])
-    if tokens.ndim != 1 or not 1 <= tokens.shape[0] <= model.positions.shape[0]:
+    most = tokens.shape[-1] if model.positions is None else model.positions.shape[0]
+    if tokens.ndim > 2 or not tokens.size or tokens.shape[-1] > most:
+        limit = "" if model.positions is None else f" to the {most} positions of the model"
         raise ImrError(
-            f"tokens must have shape (n,), n from 1 to the {model.positions.shape[0]} positions of "
-            f"the model; found shape {tokens.shape}. Split longer texts."
+            f"tokens must have shape (n,), or (b, n) for several texts, n from 1{limit}; found shape "
+            f"{tokens.shape}. Split longer texts."
         )
     return tokens
 
 
 def checked_text(
-    model: TransformerWeights, tokens: Any, length: Any
-) -> tuple[Int[Array, "n"], Int[Array, ""]]:
+    model: TransformerWeights, tokens: Any, length: Any, least: int = 3
+) -> tuple[Int[Array, "*b n"], Int[Array, "*b"]]:
     """Tokens that the model can read, the first `length` of which are the text, at least 3."""
     tokens = checked_tokens(model, tokens)
+    shape, n = tokens.shape[:-1], tokens.shape[-1]
+    if jnp.shape(length) != shape:
+        raise ImrError(f"length must have shape {shape}, one for each text; found {length}.")
     if not is_concrete(length):
         return tokens, length
-    if jnp.ndim(length) or not 3 <= int(length) <= tokens.shape[0]:
-        raise ImrError(
-            f"length must be from 3 to the {tokens.shape[0]} tokens given; found {length}."
-        )
-    return tokens, jnp.asarray(length, jnp.int32)
+    lengths = np.asarray(length)
+    if lengths.dtype.kind not in "iu" or ((lengths < least) | (lengths > n)).any():
+        raise ImrError(f"length must be from {least} to the {n} tokens given; found {length}.")
+    return tokens, jnp.asarray(lengths, jnp.int32)
 
 
-def visible(model: TransformerWeights, present: Bool[Array, "n"]) -> Bool[Array, "n n"]:
+def one_text(tokens: Any) -> Any:
+    """Demands one text, not several."""
+    if np.ndim(tokens) > 1:
+        raise ImrError(f"tokens must have shape (n,), one text; found shape {np.shape(tokens)}.")
+    return tokens
+
+
+def visible(model: TransformerWeights, present: Bool[Array, "n"], reach: Any) -> Bool[Array, "n n"]:
     """Which tokens (columns) each token attends to, from which tokens belong to the text.
 
-    Rows of padding attend to the text too, so that no softmax is over nothing.
+    Rows of padding attend to the text too, if it is within reach, so that no softmax is over nothing.
     """
     n = present.shape[0]
-    seen = jnp.broadcast_to(present[None, :], (n, n))
-    return seen & np.tri(n, dtype=bool) if model.causal else seen
+    seen = head_mask(replace(model.attention, reach=None), n) & present[None, :]
+    distance = np.abs(np.arange(n)[:, None] - np.arange(n))
+    return seen if reach is None else seen & (distance <= reach)
 
 
-def project(inputs, weight, bias):
-    """Queries, keys or values (h, n, r) of heads that read the same (1, n, d), or each its own."""
-    return matmul(inputs, weight) + bias[:, None, :]
-
-
-def attend(heads: HeadWeights, inputs, seen):
-    """Attention weights (h, n, n) and updates (h, n, d) of one layer, of inputs as in `project`."""
-    queries = project(inputs, heads.query, heads.query_bias)
-    keys = project(inputs, heads.key, heads.key_bias)
-    values = matmul(project(inputs, heads.value, heads.value_bias), heads.output)
-    logits = matmul(queries, keys.mT) * queries.shape[-1] ** -0.5
-    attention = softmax(logits, seen[None])
-    return attention, matmul(attention, values)
-
-
-def normalise(x: Float[Array, "n d"], norm: Norm, epsilon: float) -> Float[Array, "n d"]:
-    """Layer norm over the last axis."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-    return centred / jnp.sqrt(variance + epsilon) * norm.scale[None, :] + norm.bias[None, :]
+def normalise(x: Float[Array, "*n d"], norm: Norm, heads: Heads) -> Float[Array, "*n d"]:
+    """A norm over the last axis, of the kind that the heads read through."""
+    if not heads.rms:
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    square = jnp.mean(x**2, axis=-1, keepdims=True)
+    ends = (1,) * (x.ndim - 1) + (-1,)
+    scale, bias = norm.scale.reshape(ends), norm.bias.reshape(ends)
+    return x / jnp.sqrt(square + heads.epsilon) * scale + bias
 
 
 def over(x, size):

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from imr.errors import DataError
 from imr.lens._config import Config
 from imr.lens.names import HeadNames
 
@@ -36,6 +37,10 @@ def rotary_frequencies(config: Config, names: HeadNames, local: bool, size: int)
     rope = config.inside(own | rope, "rope_parameters")
     kind = rope.choice("rope_type", "rope_type", _KINDS)
     turning = int(size * rope.number("partial_rotary_factor", 1))
+    if turning % 2:
+        raise DataError(
+            f"{config.path} makes {turning} of {size} features turn; rotary positions take an even number."
+        )
     exponents = np.arange(0, turning, 2) / max(turning, 1)
     frequencies = rope.number("rope_theta", 10**12) ** -exponents
     if kind == "default":

@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from imr._checks import within
 from imr._numerics import matmul
-from imr.lens._parts import attend, checked_tokens, normalise, visible
+from imr._typing import AnyArray
+from imr.lens._parts import checked_text, checked_tokens, normalise, visible
+from imr.lens.heads import Norm
+from imr.lens.logits import head_updates, written
 from imr.lens.model import ACTIVATIONS, TransformerWeights
 
 
@@ -17,31 +21,40 @@ class Activations(NamedTuple):
     Attributes:
       inputs: what the heads read, after the norm if that comes first, shape (l, n, d).
       attention: attention weights, shape (l, h, n, n).
-      updates: what each head adds, without `output_bias`, shape (l, h, n, d).
+      updates: what each head adds, behind `output_norm` but without `output_bias`, shape
+        (l, h, n, d).
       before, middle, after: the residual stream at the beginning of a layer, between attention and
         MLP, and at the end, shape (l, n, d).
       mlp: what the MLP adds, shape (l, n, d).
       final: the stream after the last norm, shape (n, d).
     """
 
-    inputs: Float[Array, "l n d"]
-    attention: Float[Array, "l h n n"]
-    updates: Float[Array, "l h n d"]
-    before: Float[Array, "l n d"]
-    middle: Float[Array, "l n d"]
-    mlp: Float[Array, "l n d"]
-    after: Float[Array, "l n d"]
-    final: Float[Array, "n d"] | None
+    inputs: Float[Array, "*b l n d"]
+    attention: Float[Array, "*b l h n n"]
+    updates: Float[Array, "*b l h n d"]
+    before: Float[Array, "*b l n d"]
+    middle: Float[Array, "*b l n d"]
+    mlp: Float[Array, "*b l n d"]
+    after: Float[Array, "*b l n d"]
+    final: Float[Array, "*b n d"] | None
 
 
-def record(model: TransformerWeights, tokens: Any) -> Activations:
-    """Runs a transformer on one text; for several texts of one length use `jax.vmap`.
+def record(model: TransformerWeights, tokens: Any, length: Any = None) -> Activations:
+    """Runs a transformer on one text, or on several at once.
 
     Args:
       model, tokens: as in `measure_text`.
+      length: the same, from 1 on; None means that all tokens are text.
+    Returns: `Activations`; those of several texts have a leading axis b. What padding does is in
+      them, too, and has no meaning.
+    Raises: ImrError as `measure_text`.
     """
-    tokens = checked_tokens(model, tokens)
-    return run(model, tokens, jnp.ones(tokens.shape, bool))
+    if length is None:
+        tokens = checked_tokens(model, tokens)
+        length = jnp.full(tokens.shape[:-1], tokens.shape[-1])
+    tokens, length = checked_text(model, tokens, length, least=1)
+    present = within(length, tokens.shape[-1])
+    return run(model, tokens, present) if tokens.ndim == 1 else _run_all(model, tokens, present)
 
 
 @jax.jit
@@ -55,28 +68,55 @@ def run(
 
     `scramble` is a control: a layer, and the order into which the features that its MLP adds are put.
     """
+    attention = model.attention
 
     def norm_if(first, x, norm):
-        return normalise(x, norm, model.epsilon) if model.norm_first == first else x
-
-    embedded = model.tokens[tokens] + model.positions[: tokens.shape[0]]
-    seen = visible(model, present)
+        return normalise(x, norm, attention) if attention.norm_first == first else x
 
     def layer(x, weights):
-        heads, attention_norm, mlp, mlp_norm, number = weights
+        heads, attention_norm, mlp, mlp_norm, output_norm, reach, number = weights
         inputs = norm_if(True, x, attention_norm)
-        attention, updates = attend(heads, inputs[None], seen)
-        attended = x + jnp.sum(updates, axis=0) + heads.output_bias[None, :]
-        middle = norm_if(False, attended, attention_norm)
+        made = head_updates(heads, inputs, visible(model, present, reach))
+        updates, total = written(heads, made.updates)
+        middle = norm_if(False, x + total, attention_norm)
         read = norm_if(True, middle, mlp_norm)
-        hidden = ACTIVATIONS[model.activation](matmul(read, mlp.into) + mlp.into_bias[None, :])
+        hidden = matmul(read, mlp.into) + mlp.into_bias[None, :]
+        activate = ACTIVATIONS[model.activation]
+        hidden = activate(hidden) if mlp.gate is None else activate(matmul(read, mlp.gate)) * hidden
         added = matmul(hidden, mlp.out) + mlp.out_bias[None, :]
+        if output_norm is not None:
+            added = normalise(added, Norm(output_norm, jnp.zeros_like(output_norm)), attention)
         if scramble is not None:
             added = jnp.where(number == scramble[0], added[:, scramble[1]], added)
         after = norm_if(False, middle + added, mlp_norm)
-        return after, Activations(inputs, attention, updates, x, middle, added, after, None)
+        return after, Activations(inputs, made.attention, updates, x, middle, added, after, None)
 
-    numbers = jnp.arange(model.heads.query.shape[0])
-    layers = (model.heads, model.attention_norm, model.mlp, model.mlp_norm, numbers)
+    embedded = model.tokens[tokens] * model.embedding_scale
+    if model.positions is not None:
+        embedded = embedded + model.positions[: tokens.shape[0]]
+    layers = (
+        attention, model.attention_norm, model.mlp, model.mlp_norm, model.mlp_output_norm,
+        model.reach, jnp.arange(len(attention.query)),
+    )  # fmt: skip
     x, activations = jax.lax.scan(layer, norm_if(False, embedded, model.outer_norm), layers)
     return activations._replace(final=norm_if(True, x, model.outer_norm))
+
+
+_run_all = jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
+
+
+def unembed(model: TransformerWeights, final: Float[AnyArray, "*n d"]) -> Float[Array, "*n k"]:
+    """The logits of tokens, after soft capping, that a model reads off a stream.
+
+    Args:
+      model: the transformer.
+      final: streams after the last norm, such as `record(model, tokens).final`, shape (..., d).
+    Returns: Logits, shape (..., k).
+    """
+    logits = matmul(final, unembedding_of(model))
+    return logits if model.cap is None else model.cap * jnp.tanh(logits / model.cap)
+
+
+def unembedding_of(model: TransformerWeights) -> Float[Array, "d k"]:
+    """The weights of the logits of tokens."""
+    return model.tokens.T if model.unembedding is None else model.unembedding

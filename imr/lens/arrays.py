@@ -9,7 +9,8 @@ import numpy as np
 
 from imr._checks import as_number, check_choice
 from imr.errors import DataError
-from imr.lens.model import ACTIVATIONS, HeadWeights, Mlp, Norm, TransformerWeights
+from imr.lens.heads import Heads, HeadWeights, Norm
+from imr.lens.model import ACTIVATIONS, Mlp, TransformerWeights
 from imr.nn import Transformer
 
 _NEEDED = {"query": "l h d r", "key": "l h d r", "value": "l h d r", "output": "l h r d"}
@@ -72,18 +73,22 @@ def model_from_arrays(
     def norm(name):
         return Norm(get(f"{name}_scale"), get(f"{name}_bias"))
 
+    weights: Any = dict(zip(HeadWeights._fields, map(get, HeadWeights._fields), strict=True))
     return TransformerWeights(
         tokens=get("tokens"),
         positions=get("positions"),
-        heads=HeadWeights(*map(get, HeadWeights._fields)),
+        attention=Heads(
+            **weights,
+            scale=sizes["r"] ** -0.5,
+            norm_first=norm_first,
+            epsilon=epsilon,
+            causal=causal,
+        ),
         attention_norm=norm("attention_norm"),
-        mlp=Mlp(*map(get, Mlp._fields)),
+        mlp=Mlp(*map(get, Mlp._fields[:4])),
         mlp_norm=norm("mlp_norm"),
         outer_norm=norm("outer_norm"),
-        causal=causal,
-        norm_first=norm_first,
         activation=activation,
-        epsilon=epsilon,
         unembedding=get("unembedding") if "unembedding" in given else None,
     )
 

@@ -5,7 +5,7 @@ gradient has a row term and a column term; a head that descends adds minus their
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,12 @@ from jaxtyping import Array, Bool, Float, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import log_sum_exp
-from imr.lens._parts import attend, checked_text, over, visible
+from imr.lens._parts import checked_text, one_text, over, visible
 from imr.lens.activations import run
-from imr.lens.model import HeadWeights, TransformerWeights
+from imr.lens.heads import HeadWeights
+from imr.lens.logits import EnergyGradient, each_head, head_updates
+from imr.lens.model import TransformerWeights
 from imr.models.quadratic import Quadratic
-
-
-class EnergyGradient(NamedTuple):
-    r"""The log-sum-exp of each head of a layer, and its gradient in the features, rows + columns.
-
-    Attributes:
-      energy: E, shape (h,).
-      rows, columns: $P K W_Q^T / \sqrt r$ and $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
-    """
-
-    energy: Float[Array, "h"]
-    rows: Float[Array, "h n d"]
-    columns: Float[Array, "h n d"]
 
 
 def energy_gradient(
@@ -76,7 +65,7 @@ def gradient_shares(
 
     $|S|^2 / (|S|^2 + |A|^2)$ of the symmetric part S and the antisymmetric part A of its Jacobian J,
     by random probes v: $S v = (J v + J^T v) / 2$, $A v = (J v - J^T v) / 2$. 1 for a gradient, 1/2
-    for a random map.
+    for a random map. Updates are those before `output_norm`, by which heads depend on one another.
 
     Args:
       model, tokens, length: as in `measure_text`.
@@ -85,24 +74,27 @@ def gradient_shares(
     """
     check_key(key)
     check_count("probes", probes)
-    return _gradient_shares(model, *checked_text(model, tokens, length), key, probes)
+    return _gradient_shares(model, *checked_text(model, one_text(tokens), length), key, probes)
 
 
 @partial(jax.jit, static_argnames="probes")
 def _gradient_shares(model, tokens, length, key, probes):
     present = jnp.arange(tokens.shape[0]) < length
     inputs = run(model, tokens, present).inputs
-    seen = visible(model, present)
 
     def layer(part):
-        heads, inputs = part
+        heads, reach, inputs = part
+        seen = visible(model, present, reach)
 
         def mask(x):
             return jnp.where(present[None, :, None], x, 0)
 
+        def updates(heads, x, _):
+            return head_updates(heads, x, seen).updates
+
         # Each head reads features of its own: one product with J or J^T has those of all heads.
         features = jnp.broadcast_to(inputs[None], (heads.query.shape[0], *inputs.shape))
-        _, push = jax.linearize(lambda x: mask(attend(heads, x, seen)[1]), features)
+        _, push = jax.linearize(lambda x: mask(each_head(heads, updates, x)), features)
         pull = jax.linear_transpose(push, features)
 
         def probe(key):
@@ -115,4 +107,4 @@ def _gradient_shares(model, tokens, length, key, probes):
         even, odd = jnp.sum(jax.lax.map(probe, jax.random.split(key, probes)), axis=0)
         return over(even, even + odd)
 
-    return jax.lax.map(layer, (model.heads, inputs))
+    return jax.lax.map(layer, (model.attention, model.reach, inputs))

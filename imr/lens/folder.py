@@ -10,13 +10,16 @@ from imr._files import expanded
 from imr.lens._config import Config
 from imr.lens._tensors import Tensors
 from imr.lens.arrays import model_from_arrays
+from imr.lens.decoders import DECODERS, read_decoder
 from imr.lens.model import ACTIVATIONS, TransformerWeights
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
-    """Reads a checkpoint of the BERT or GPT-2 family from `config.json` and safetensors files.
+    """Reads a checkpoint of the BERT, GPT-2 or Llama family from `config.json` and safetensors files.
+
+    Of the last: Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3 (text).
 
     Half precision is widened to float32. Nothing is ever unpickled.
 
@@ -30,7 +33,8 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
     """
     folder = expanded(folder)
     config = Config(folder)
-    kind = config.choice("model_type", "model_type", _FAMILIES)
+    hint = " Of others read_heads reads the heads, and measure_inputs the streams that you catch."
+    kind = config.choice("model_type", "model_type", _FAMILIES, hint=hint)
     return _FAMILIES[kind](config, Tensors(folder))
 
 
@@ -137,4 +141,5 @@ def _stacked(layer: Callable[[int], dict[str, np.ndarray]], count: int) -> dict[
 _FAMILIES: dict[str, Callable[[Config, Tensors], TransformerWeights]] = {
     "bert": _bert,
     "gpt2": _gpt2,
+    **dict.fromkeys(DECODERS, read_decoder),
 }

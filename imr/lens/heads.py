@@ -6,17 +6,46 @@ its update is $P (x W_V + b_V) W_O$.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from imr._checks import check_count
 from imr._typing import AnyArray
 from imr.errors import ImrError
-from imr.lens.model import HeadWeights, Norm
+
+
+class HeadWeights(NamedTuple):
+    r"""Attention heads: queries $x W_Q + b_Q$, and a head adds $P (x W_V + b_V) W_O$.
+
+    Functions that look at one layer take the same tuple without the axis l.
+
+    Attributes:
+      query, key, value: $W_Q$, $W_K$, $W_V$, shape (l, h, d, r).
+      output: $W_O$, shape (l, h, r, d).
+      query_bias, key_bias, value_bias: $b_Q$, $b_K$, $b_V$, shape (l, h, r).
+      output_bias: added once for all heads of a layer, shape (l, d).
+    """
+
+    query: Float[Array, "l h d r"]
+    key: Float[Array, "l h d r"]
+    value: Float[Array, "l h d r"]
+    output: Float[Array, "l h r d"]
+    query_bias: Float[Array, "l h r"]
+    key_bias: Float[Array, "l h r"]
+    value_bias: Float[Array, "l h r"]
+    output_bias: Float[Array, "l d"]
+
+
+class Norm(NamedTuple):
+    """Layer norms: scale and bias, shape (l, d) for all layers or (d,) for one norm."""
+
+    scale: Float[Array, "*l d"]
+    bias: Float[Array, "*l d"]
+
 
 _STATIC = {"static": True}  # structure under jit, not a leaf
 
@@ -44,26 +73,26 @@ class Heads:
       norm_first: whether `norm` stands before the heads, beside the stream; if not, it has made the
         stream.
       joint_norm: whether norms of queries and keys take the length over all heads together.
-      epsilon: added to the mean square in norms of queries and keys.
+      epsilon: added to the mean square in norms.
       causal: whether a token sees only itself and those before it.
       reach: how many tokens away a token sees at most, or None.
       cross: whether keys and values come from another stream than queries.
     """
 
-    query: Float[AnyArray, "h d r"]
-    key: Float[AnyArray, "g e r"]
-    value: Float[AnyArray, "g e r"]
-    output: Float[AnyArray, "h r d"]
-    query_bias: Float[AnyArray, "h r"] | None = None
-    key_bias: Float[AnyArray, "g r"] | None = None
-    value_bias: Float[AnyArray, "g r"] | None = None
-    output_bias: Float[AnyArray, "d"] | None = None
-    query_norm: Float[AnyArray, "h r"] | None = None
-    key_norm: Float[AnyArray, "g r"] | None = None
-    frequencies: Float[AnyArray, "f"] | None = None
+    query: Float[AnyArray, "*l h d r"]
+    key: Float[AnyArray, "*l g e r"]
+    value: Float[AnyArray, "*l g e r"]
+    output: Float[AnyArray, "*l h r d"]
+    query_bias: Float[AnyArray, "*l h r"] | None = None
+    key_bias: Float[AnyArray, "*l g r"] | None = None
+    value_bias: Float[AnyArray, "*l g r"] | None = None
+    output_bias: Float[AnyArray, "*l d"] | None = None
+    query_norm: Float[AnyArray, "*l h r"] | None = None
+    key_norm: Float[AnyArray, "*l g r"] | None = None
+    frequencies: Float[AnyArray, "*l f"] | None = None
     norm: Norm | None = None
     source_norm: Norm | None = None
-    output_norm: Float[AnyArray, "d"] | None = None
+    output_norm: Float[AnyArray, "*l d"] | None = None
     scale: float = field(metadata=_STATIC)
     cap: float | None = field(default=None, metadata=_STATIC)
     rms: bool = field(default=False, metadata=_STATIC)
@@ -77,7 +106,7 @@ class Heads:
     @property
     def group_size(self) -> int:
         """How many heads share a key."""
-        h, g = self.query.shape[0], self.key.shape[0]
+        h, g = self.query.shape[-3], self.key.shape[-3]
         if h % g:
             raise ImrError(
                 f"key must have a number of groups that divides the {h} heads of query; found {g}."
@@ -102,7 +131,10 @@ def head_weights(layers: Heads | Iterable[Heads]) -> HeadWeights:
     >>> head_weights(heads).key.shape
     (1, 4, 6, 2)
     """
-    each = [_circuits(x) for x in ([layers] if isinstance(layers, Heads) else layers)]
+    each = [
+        circuits(jax.tree.map(lambda x: np.asarray(x, np.float32), layer))
+        for layer in ([layers] if isinstance(layers, Heads) else layers)
+    ]
     shapes = sorted({(x.query.shape, x.key.shape) for x in each})
     if len(shapes) != 1:
         raise ImrError(
@@ -113,29 +145,34 @@ def head_weights(layers: Heads | Iterable[Heads]) -> HeadWeights:
     return HeadWeights(*stacked)
 
 
-def _circuits(heads: Heads) -> HeadWeights:
-    """`head_weights` of one layer, without the axis l."""
-    _, d, r = heads.query.shape
-    size = heads.group_size
+def circuits(heads: Heads) -> HeadWeights:
+    """`head_weights` of heads with any leading axes, in their own dtype; traced ones too."""
+    r = heads.query.shape[-1]
+    plain = all(isinstance(x, np.ndarray) for x in jax.tree.leaves(heads))
+    numpy: Any = np if plain else jnp
 
-    def weights(name, repeats) -> Any:
-        weight = np.asarray(getattr(heads, name), np.float32)
-        bias = getattr(heads, f"{name}_bias")
-        bias = np.zeros((len(weight), r)) if bias is None else np.asarray(bias)
+    def weights(name, repeats):
+        weight, bias = getattr(heads, name), getattr(heads, f"{name}_bias")
+        if bias is None:
+            bias = numpy.zeros(weight.shape[:-2] + weight.shape[-1:], weight.dtype)
         scale = getattr(heads, f"{name}_norm", None)
-        scale = np.ones_like(bias) if scale is None else np.asarray(scale)
-        if name == "query":
-            scale = scale * (heads.scale * r**0.5)
-        pair = weight * scale[:, None, :], bias * scale
-        return (np.repeat(x, repeats, axis=0).astype(np.float32) for x in pair)
+        if scale is not None:
+            weight, bias = weight * scale[..., None, :], bias * scale
+        factor = heads.scale * r**0.5
+        if name == "query" and abs(factor - 1) > 1e-12:
+            weight, bias = factor * weight, factor * bias
+        if repeats > 1:
+            weight, bias = numpy.repeat(weight, repeats, -3), numpy.repeat(bias, repeats, -2)
+        return weight, bias
 
+    size, bias = heads.group_size, heads.output_bias
     (query, query_bias), (key, key_bias), (value, value_bias) = (
         weights(name, repeats) for name, repeats in (("query", 1), ("key", size), ("value", size))
     )
-    bias = np.zeros(d) if heads.output_bias is None else heads.output_bias
-    output, bias = (np.asarray(x, np.float32) for x in (heads.output, bias))
-    all_weights: Any = query, key, value, output, query_bias, key_bias, value_bias, bias
-    return HeadWeights(*all_weights)
+    if bias is None:
+        bias = numpy.zeros(heads.output.shape[:-3] + heads.output.shape[-1:], heads.output.dtype)
+    every: Any = query, key, value, heads.output, query_bias, key_bias, value_bias, bias
+    return HeadWeights(*every)
 
 
 def fold_heads(heads: Heads) -> Heads:

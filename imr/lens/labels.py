@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
-from imr.lens._parts import centred, checked_text, normalise, orders_of, unit
-from imr.lens.activations import run
+from imr.lens._parts import centred, checked_text, normalise, one_text, orders_of, unit
+from imr.lens.activations import run, unembed, unembedding_of
 from imr.lens.model import TransformerWeights
 
 
@@ -29,14 +29,18 @@ class LabelCosines(NamedTuple):
 
 
 def label_terms(model, streams):
-    r"""$C \theta$ for each row of residual streams (..., n, d)."""
-    unembedding = model.tokens.T if model.unembedding is None else model.unembedding
+    r"""$C \theta$ for each row of residual streams (..., n, d); with the slope of soft capping in C."""
+    unembedding = unembedding_of(model)
 
     def one(row):
         row = row[None]
-        if model.norm_first:
-            row = normalise(row, model.outer_norm, model.epsilon)
-        return matmul(jax.nn.softmax(matmul(row, unembedding), axis=-1), unembedding.T)[0]
+        if model.attention.norm_first:
+            row = normalise(row, model.outer_norm, model.attention)
+        logits = unembed(model, row)
+        c = jax.nn.softmax(logits, axis=-1)
+        if model.cap is not None:
+            c = c * (1 - (logits / model.cap) ** 2)
+        return matmul(c, unembedding.T)[0]
 
     # Many rows at once, as the unembedding is large, but not all, as C is larger.
     rows = streams.reshape(-1, streams.shape[-1])
@@ -65,13 +69,13 @@ def label_null(
     """
     check_key(key)
     check_count("draws", draws)
-    return _label_null(model, *checked_text(model, tokens, length), key, draws)
+    return _label_null(model, *checked_text(model, one_text(tokens), length), key, draws)
 
 
 @partial(jax.jit, static_argnames="draws")
 def _label_null(model, tokens, length, key, draws):
     present = jnp.arange(tokens.shape[0]) < length
-    l, d = model.heads.query.shape[0], model.tokens.shape[1]
+    l, d = model.attention.query.shape[0], model.tokens.shape[1]
 
     def one(scramble):
         layer, activations = scramble[0], run(model, tokens, present, scramble)

@@ -4,16 +4,30 @@ $E = \sum_i \log \sum_j \exp l_{ij}$ with $l_{ij} = c \tanh(s_{ij} / c) + b_{ij}
 \hat q_i R_{i-j} \hat k_j^T$, in which $\hat q = \gamma q / |q|_{rms}$ if queries have a norm.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from imr._numerics import log_sum_exp, matmul, softmax
 from imr._typing import AnyArray
 from imr.errors import ImrError
-from imr.lens.energy import EnergyGradient
 from imr.lens.heads import Heads
+
+
+class EnergyGradient(NamedTuple):
+    r"""The log-sum-exp of each head of a layer, and its gradient in the features, rows + columns.
+
+    Attributes:
+      energy: E, shape (h,).
+      rows, columns: $P K W_Q^T / \sqrt r$ and $P^T Q W_K^T / \sqrt r$, shape (h, n, d).
+    """
+
+    energy: Float[Array, "h"]
+    rows: Float[Array, "h n d"]
+    columns: Float[Array, "h n d"]
 
 
 class HeadUpdates(NamedTuple):
@@ -115,17 +129,69 @@ def head_gradient(
 
     Reference: arXiv 2509.04653, Theorem 2, for heads without rotary positions, norms and capping.
     """
+    energy, weights = energy_and_weights(heads, inputs, seen, source, positions, bias)
+    return EnergyGradient(energy, *energy_terms(heads, inputs, weights, source, positions))
+
+
+def energy_and_weights(heads: Heads, inputs, seen, source, positions, bias):
+    """Energies (h,), and their derivatives (h, n, m) by products of queries and keys."""
     seen = jnp.asarray(seen)[None]
     queries, keys = _sides(heads, inputs, source, positions)
     logits, slopes = _capped(heads, queries, keys, bias)
     energy = jnp.sum(log_sum_exp(logits, seen), axis=-1)
-    weights = heads.scale * softmax(logits, seen) * slopes
+    return energy, heads.scale * softmax(logits, seen) * slopes
+
+
+def energy_terms(heads: Heads, inputs, weights, source, positions):
+    """Row and column terms of those weights, which may be of other heads; see `head_gradient`."""
+    queries, keys = _sides(heads, inputs, source, positions)
     rows = matmul(weights, _repeated(heads, keys.turned))
     rows = _back(heads, queries, rows, 1, positions)
     if heads.cross:
-        return EnergyGradient(energy, rows, jnp.zeros_like(rows))
+        return rows, jnp.zeros_like(rows)
     columns = matmul(weights.mT, queries.turned)
-    return EnergyGradient(energy, rows, _back(heads, keys, columns, heads.group_size, positions))
+    return rows, _back(heads, keys, columns, heads.group_size, positions)
+
+
+def written(heads: Heads, updates: Float[Array, "h n d"]):
+    """Updates as they arrive in the stream, behind `output_norm`, and their sum with the bias."""
+    total = jnp.sum(updates, axis=0)
+    if heads.output_bias is not None:
+        total = total + jnp.asarray(heads.output_bias)[None, :]
+    if heads.output_norm is None:
+        return updates, total
+    length = jnp.sqrt(jnp.mean(total**2, axis=-1, keepdims=True) + heads.epsilon)
+    factor = jnp.asarray(heads.output_norm)[None, :] / length
+    return updates * factor[None], total * factor
+
+
+_OF_HEADS = ("query", "output", "query_bias", "query_norm")
+_OF_GROUPS = ("key", "value", "key_bias", "value_bias", "key_norm")
+
+
+def each_head(heads: Heads, function: Any, x: Float[Array, "h n d"], bias: Any = None):
+    """What a function of heads and features gives of each head, if each has features of its own.
+
+    Args:
+      heads: of one layer.
+      function: from heads, features (n, d) and bias to an array with a leading axis of heads.
+      x: features, shape (h, n, d).
+      bias: as in `head_logits`.
+    """
+    if heads.joint_norm:  # no head is without the others
+        numbers = jnp.arange(len(x))
+        return jax.lax.map(lambda pair: function(heads, pair[1], bias)[pair[0]], (numbers, x))
+    parts = {name: getattr(heads, name) for name in (*_OF_HEADS, *_OF_GROUPS)}
+    arrays = {name: jnp.asarray(array) for name, array in parts.items() if array is not None}
+    for name in arrays.keys() & set(_OF_GROUPS):
+        arrays[name] = _repeated(heads, arrays[name])
+    own_bias = bias is not None and bias.ndim == 3
+
+    def one(arrays, x, bias):
+        alone = replace(heads, **{name: array[None] for name, array in arrays.items()})
+        return function(alone, x, bias[None] if own_bias else bias)[0]
+
+    return jax.vmap(one, in_axes=(0, 0, 0 if own_bias else None))(arrays, x, bias)
 
 
 def _sides(heads: Heads, inputs, source, positions) -> tuple[_Side, _Side]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float64, Key
 from imr._checks import check_count, check_key
 from imr.errors import ImrError
 from imr.lens._factors import float64, gram, norm, over
-from imr.lens.model import HeadWeights
+from imr.lens.heads import HeadWeights
 from imr.lens.weights import Score, weight_cosines
 
 

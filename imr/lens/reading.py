@@ -12,8 +12,7 @@ from imr.errors import DataError
 from imr.lens._config import Config
 from imr.lens._rotary import rotary_frequencies
 from imr.lens._tensors import Tensors
-from imr.lens.heads import Heads
-from imr.lens.model import Norm
+from imr.lens.heads import Heads, Norm
 from imr.lens.names import FAMILIES, HeadNames
 
 
@@ -51,7 +50,7 @@ def read_heads(
         check_choice("part", part, tuple(names))
         names = {part: names[part]}
     tensors = Tensors(folder)
-    stacks = {name: _Stack(config, tensors, table, prefix) for name, table in names.items()}
+    stacks = {name: Stack(config, tensors, table, prefix) for name, table in names.items()}
     return HeadLayers(stacks)
 
 
@@ -62,7 +61,7 @@ class HeadLayers(Sequence[Heads]):
       stacks: what reads the layers of each part.
     """
 
-    def __init__(self, stacks: Mapping[str, "_Stack"]):
+    def __init__(self, stacks: Mapping[str, "Stack"]):
         self._places = [(stack, i) for stack in stacks.values() for i in range(stack.count)]
         self.names = [f"{part}.{i}" for part, stack in stacks.items() for i in range(stack.count)]
 
@@ -80,7 +79,7 @@ class HeadLayers(Sequence[Heads]):
         return stack.layer(i)
 
 
-class _Stack:
+class Stack:
     """One part of a checkpoint."""
 
     def __init__(self, config: Config, tensors: Tensors, names: HeadNames, prefix: str | None):
@@ -139,7 +138,7 @@ class _Stack:
             key_norm=self._head_norm(at, names.key_norm, g),
             frequencies=rotary_frequencies(self.config, names, local, r),
             norm=self._input_norm(i),
-            source_norm=self._norm(names.source_norm) if names.source_norm else None,
+            source_norm=self.norm(names.source_norm) if names.source_norm else None,
             output_norm=self._scale(at + names.output_norm, d) if names.output_norm else None,
             scale=self.config.number(names.scale, 10**9, r) ** -0.5 if names.scaled else 1.0,
             cap=self.config.number(names.cap, 10**9) if names.cap in self.config.options else None,
@@ -186,7 +185,8 @@ class _Stack:
         scale = self.tensors(f"{name}.{'gamma' if old else 'weight'}", *shape, prefix=self.prefix)
         return 1 + scale if self.names.one_plus else scale
 
-    def _norm(self, name: str) -> Norm:
+    def norm(self, name: str) -> Norm:
+        """A norm of the stream, by its name behind the prefix."""
         bias: Any = np.zeros(self.width, np.float32)
         for part in ("bias", "beta"):
             if self._has(f"{name}.{part}"):
@@ -202,9 +202,9 @@ class _Stack:
             scale = (self.prefix + f"{names.first_norm}.{part}" for part in ("weight", "gamma"))
             shape = next(filter(None, map(self.tensors.shape, scale)), None)
             # Of another width: a projection lies between.
-            return self._norm(names.first_norm) if shape in (None, (self.width,)) else None
+            return self.norm(names.first_norm) if shape in (None, (self.width,)) else None
         before = i if names.norm_first else max(i - 1, 0)
-        return self._norm(names.layer.format(before) + names.norm) if names.norm else None
+        return self.norm(names.layer.format(before) + names.norm) if names.norm else None
 
     def _head_norm(self, at: str, name: str, heads: int) -> Any:
         """The scales of a norm of queries or keys, shape (heads, r)."""

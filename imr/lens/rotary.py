@@ -12,8 +12,7 @@ from imr._checks import check_choice
 from imr._typing import AnyArray
 from imr.errors import ImrError
 from imr.lens._factors import float64, gram, norm, over
-from imr.lens.heads import Heads, head_weights
-from imr.lens.model import HeadWeights
+from imr.lens.heads import Heads, HeadWeights, head_weights
 
 
 class RotarySpectra(NamedTuple):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Complex128, Float64, Key
 from imr._checks import check_key
 from imr.errors import ImrError
 from imr.lens._factors import core, float64, gram, norm, over, power
-from imr.lens.model import HeadWeights
+from imr.lens.heads import HeadWeights
 
 
 class WeightCosines(NamedTuple):
