@@ -126,6 +126,11 @@ def test_the_lens_reads_metric_and_classes():
     metric, classes = lens.context_circuits(block)
     assert lens.construction_cosines(metric)[0, 0] == pytest.approx(21 / (6 * 261) ** 0.5)
     assert lens.construction_cosines(classes)[0, 0] > 1 - 1e-12
+    block.projection[...] = block.projection[...].at[0, 0].set(jnp.nan)
+    metric, classes = lens.context_circuits(block)
+    assert np.isnan(lens.construction_cosines(metric)[0, 0])
+    silent = metric._replace(matrices=np.zeros_like(metric.matrices))
+    assert lens.construction_cosines(silent)[0, 0] == 0
 
 
 # Training

@@ -80,6 +80,8 @@ def _linear(net: LinearSelfAttention) -> tuple[Circuit, ...]:
 def construction_cosines(circuit: Circuit) -> Float64[np.ndarray, "l h"]:
     """The share of each matrix's norm that lies in the construction: 1 if it is one, 0 if orthogonal.
 
+    NaN of a matrix that is not finite, as of a net whose training has failed.
+
     For a null, see `permuted_circuit` and `rotated_circuit`, and `score`.
 
     Args:
@@ -92,7 +94,7 @@ def construction_cosines(circuit: Circuit) -> Float64[np.ndarray, "l h"]:
         np.where(norms > 0, 1, 0)[:, None] * inner / np.where(norms > 0, norms, 1)[:, None], axis=2
     )
     whole = np.sum(circuit.matrices**2, axis=(2, 3))
-    return np.sqrt(np.where(whole > 0, inside / np.where(whole > 0, whole, 1), 0))
+    return np.sqrt(np.where(whole == 0, 0, inside / np.where(whole == 0, 1, whole)))
 
 
 def permuted_circuit(circuit: Circuit, key: Key[Array, ""]) -> Circuit:
