@@ -393,6 +393,10 @@ def test_diffusion_spreads_along_paths():
     assert error(spread, spread.T) == 0
     assert spread[0, 2] > 0.1
     assert abs(spread[0, 3]) < 1e-12
+    chain[5] = chain[:, 5] = 0.0  # similar to nothing
+    alone = diffusion_kernel(jnp.asarray(chain), 0.9).matrix()
+    assert error(alone[5], np.eye(6)[5]) == 0
+    assert error(alone[:3, :3], spread[:3, :3]) < 1e-12
 
 
 class TestErrors:
@@ -410,6 +414,19 @@ class TestErrors:
         right = {"loss": C.loss, "kernel": np.eye(N), "labelled": LABELLED}
         with pytest.raises(imr.ImrError, match=message):
             context_field(**{**right, **change})
+
+    def test_a_kernel_that_overflows(self):
+        large = exponential_kernel(30 * jnp.ones((2, 1)))
+        with pytest.raises(imr.ImrError, match="must be finite; found inf in float64"):
+            normalised_kernel(large)
+
+    def test_a_traced_mask_may_be_empty(self):
+        x, y = jnp.asarray(C.x), jnp.asarray(C.values)
+        net = imr.nn.LinearSelfAttention(P, 2, rngs=nnx.Rngs(0))
+        assert (jax.jit(net)(x, y, jnp.full(N, False)) == 0).all()
+        block = imr.nn.ContextBlock(P, K, layers=1, kernel="linear")
+        labels = jnp.zeros(N, jnp.int32)
+        assert (jax.jit(block)(x, labels, jnp.full(N, False)) == 0).all()
 
     def test_a_mask_is_boolean(self):
         with pytest.raises(imr.ImrError, match="labelled must be boolean; found dtype int64"):
