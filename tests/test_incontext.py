@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import imr
-from experiments.incontext import claims, construction, recurrences
+from experiments.incontext import claims, recurrences
 from experiments.incontext.__main__ import EXPERIMENT
 from experiments.incontext.config import FULL, PARTS, SMOKE
 from experiments.incontext.dynamics import half_times
@@ -101,17 +101,17 @@ def test_the_lens_reads_the_checkpoints(smoke):
 @pytest.mark.laws
 def test_the_lens_tells_a_planted_construction_from_random_weights():
     net = LinearSelfAttention(4, 2, layers=2, rngs=nnx.Rngs(0))
-    rows = construction.of_nets([net], jax.random.key(0))
+    rows = lens.construction_rows([net], jax.random.key(0))
     assert max(abs(row[z]) for row in rows for z in ("z (p)", "z (r)")) < 4
     net.gradient_steps(0.3, 0.1)
     planted = net.value[...] + 0.01 * jax.random.normal(jax.random.key(1), net.value.shape)
     net.value[...] = planted
-    rows = construction.of_nets([net], jax.random.key(0))
+    rows = lens.construction_rows([net], jax.random.key(0))
     assert min(row["cosine"] for row in rows) > 0.95
     assert min(row[z] for row in rows for z in ("z (p)", "z (r)")) > 3
     # What nothing reads does not count: the last layer's covariates.
     net.value[...] = planted.at[-1, :, :4].set(9.0)
-    assert construction.of_nets([net], jax.random.key(0))[3]["cosine"] > 0.95
+    assert lens.construction_rows([net], jax.random.key(0))[3]["cosine"] > 0.95
 
 
 @pytest.mark.laws
