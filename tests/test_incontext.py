@@ -16,7 +16,7 @@ from experiments.incontext import claims, recurrences
 from experiments.incontext.__main__ import EXPERIMENT
 from experiments.incontext.config import FULL, PARTS, SMOKE
 from experiments.incontext.dynamics import half_times
-from experiments.incontext.models import by_rate
+from experiments.incontext.models import best_rate, by_rate
 from experiments.incontext.readings import Part, cosines, off_identity
 from experiments.incontext.theory import one_step
 from imr import lens
@@ -158,6 +158,14 @@ def test_runs_differ_in_their_rates_and_know_their_losses():
     found = states.opt_state[-1].loss
     assert found[0] == pytest.approx(18 * (1 - 0.99**200))
     assert found[1] < 0.3 * found[0]
+
+
+def test_a_rate_at_which_more_seeds_end_is_better():
+    nan, inf = np.nan, np.inf
+    assert best_rate(np.array([[3.0, 2.0], [1.0, 2.0]])) == (1, 2)
+    assert best_rate(np.array([[1.0, nan], [3.0, 2.0]])) == (1, 2)
+    assert best_rate(np.array([[nan, inf], [nan, 2.0]])) == (1, 1)
+    assert best_rate(np.array([[nan, inf], [inf, nan]])) == (0, 0)
 
 
 @pytest.mark.laws

@@ -35,6 +35,7 @@ def mean_row(
     return row | {
         "steps": trained.steps if trained else 0,
         "rate": trained.rate if trained else None,
+        "seeds ended": trained.ended if trained else None,
     }
 
 
