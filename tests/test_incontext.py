@@ -17,7 +17,7 @@ from experiments.incontext.__main__ import EXPERIMENT
 from experiments.incontext.config import FULL, PARTS, SMOKE
 from experiments.incontext.dynamics import half_times
 from experiments.incontext.models import best_rate, by_rate
-from experiments.incontext.readings import Part, cosines, off_identity
+from experiments.incontext.readings import Part, at_edge, cosines, off_identity
 from experiments.incontext.theory import one_step
 from imr import lens
 from imr.lab import train
@@ -239,6 +239,14 @@ def test_measures():
     assert off_identity(np.diag([1.0, 1.0]), np.eye(2)) == 0
     assert off_identity(np.array([[0.0, 1.0], [1.0, 0.0]]), np.eye(2)) == 1
     assert cosines(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]])) == pytest.approx(0.5**0.5)
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_told():
+    settings = np.array([[a, b] for a in (1.0, 2.0, 4.0) for b in (0.1, 0.2, 0.3)])
+    scores = (settings[:, 0] - 4) ** 2 + (settings[:, 1] - 0.2) ** 2
+    assert at_edge(settings, scores, int(scores.argmin())) == "4"
+    scores = (settings[:, 0] - 2) ** 2  # the second entry moves nothing
+    assert at_edge(settings, scores, int(scores.argmin())) == ""
 
 
 @pytest.mark.parametrize(
