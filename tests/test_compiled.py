@@ -72,7 +72,7 @@ NO_ARRAY_FUNCTIONS = {
         "head_weights", "fold_heads", "rotary_spectra", "damped_heads", "attended_distances",
         "shifted_cosines", "layer_cosines", "layer_scores", "part_cosines", "gauge_scores",
         "permuted_layers", "without_shared", "head_mask", "context_circuits", "construction_cosines",
-        "permuted_circuit", "rotated_circuit",
+        "permuted_circuit", "rotated_circuit", "construction_rows",
     },
     "classes of results, options and errors": {
         "DepthIsTime", "Result", "Flow", "Sample", "RandomFeatureProducts", "EntropyRate", "Fit",

@@ -163,6 +163,41 @@ def test_the_squared_flow_is_a_filter(ridge):
 
 
 @pytest.mark.laws
+@pytest.mark.parametrize("labelled", [LABELLED, np.full(N, True)])
+def test_derivatives_of_the_squared_flow_where_eigenvalues_coincide(labelled):
+    """Against central differences; a kernel of rank 3, so that several eigenvalues are 0."""
+    x, y = jnp.asarray(C.x[:, :3]), jnp.asarray(C.values)
+    assert np.linalg.matrix_rank(C.x[:, :3]) == 3
+
+    @jax.jit
+    def value(scales, t):
+        x_scale, y_scale, more, ridge = scales
+        factor = linear_kernel(x + x_scale * jnp.cos(jnp.arange(x.size)).reshape(x.shape))
+        return jnp.sin(squared_flow(factor, y + y_scale * y**2, labelled, t + more, ridge)).sum()
+
+    slopes = jax.jit(jax.grad(value))
+    for t in (1e-3, 2.0, jnp.inf):
+        for ridge in (0.0, 0.4):
+            at = np.array([0.0, 0.0, 0.0, ridge])
+            found = slopes(jnp.asarray(at), t)
+            for i in range(4):
+                # Without a ridge one below 0 is none, and at infinity any above 0 is another rank.
+                if i == 3 and ridge == 0:
+                    continue
+                near, far = (
+                    value(jnp.asarray(at + h), t) - value(jnp.asarray(at - h), t)
+                    for h in (1e-4 * np.eye(4)[i], 2e-4 * np.eye(4)[i])
+                )
+                central = (8 * near - far) / 12e-4  # of fourth order
+                assert abs(found[i] - central) < 1e-8 * (1 + abs(central)), (t, ridge, i)
+    k = x @ x.T
+    slope = jax.grad(lambda k: squared_flow(k, y, labelled, 2.0).sum())(k)
+    assert jnp.isfinite(slope).all()
+    exact = jnp.linalg.pinv(k[np.ix_(labelled, labelled)], hermitian=True) @ y[labelled]
+    assert error(squared_flow(k, y, labelled, jnp.inf), k[:, labelled] @ exact) < 1e-10
+
+
+@pytest.mark.laws
 def test_ridge_ends_in_kernel_multinomial_regression():
     """ridge B = C - softmax at the end, as scikit-learn's optimum on the factor of K."""
     linear_model = pytest.importorskip("sklearn.linear_model")
@@ -358,6 +393,10 @@ def test_diffusion_spreads_along_paths():
     assert error(spread, spread.T) == 0
     assert spread[0, 2] > 0.1
     assert abs(spread[0, 3]) < 1e-12
+    chain[5] = chain[:, 5] = 0.0  # similar to nothing
+    alone = diffusion_kernel(jnp.asarray(chain), 0.9).matrix()
+    assert error(alone[5], np.eye(6)[5]) == 0
+    assert error(alone[:3, :3], spread[:3, :3]) < 1e-12
 
 
 class TestErrors:
@@ -375,6 +414,19 @@ class TestErrors:
         right = {"loss": C.loss, "kernel": np.eye(N), "labelled": LABELLED}
         with pytest.raises(imr.ImrError, match=message):
             context_field(**{**right, **change})
+
+    def test_a_kernel_that_overflows(self):
+        large = exponential_kernel(30 * jnp.ones((2, 1)))
+        with pytest.raises(imr.ImrError, match="must be finite; found inf in float64"):
+            normalised_kernel(large)
+
+    def test_a_traced_mask_may_be_empty(self):
+        x, y = jnp.asarray(C.x), jnp.asarray(C.values)
+        net = imr.nn.LinearSelfAttention(P, 2, rngs=nnx.Rngs(0))
+        assert (jax.jit(net)(x, y, jnp.full(N, False)) == 0).all()
+        block = imr.nn.ContextBlock(P, K, layers=1, kernel="linear")
+        labels = jnp.zeros(N, jnp.int32)
+        assert (jax.jit(block)(x, labels, jnp.full(N, False)) == 0).all()
 
     def test_a_mask_is_boolean(self):
         with pytest.raises(imr.ImrError, match="labelled must be boolean; found dtype int64"):

@@ -12,12 +12,12 @@ import pytest
 from flax import nnx
 
 import imr
-from experiments.incontext import claims, construction, recurrences
+from experiments.incontext import claims, recurrences
 from experiments.incontext.__main__ import EXPERIMENT
 from experiments.incontext.config import FULL, PARTS, SMOKE
 from experiments.incontext.dynamics import half_times
-from experiments.incontext.models import by_rate
-from experiments.incontext.readings import Part, cosines, off_identity
+from experiments.incontext.models import best_rate, by_rate
+from experiments.incontext.readings import Part, at_edge, cosines, off_identity
 from experiments.incontext.theory import one_step
 from imr import lens
 from imr.lab import train
@@ -101,17 +101,17 @@ def test_the_lens_reads_the_checkpoints(smoke):
 @pytest.mark.laws
 def test_the_lens_tells_a_planted_construction_from_random_weights():
     net = LinearSelfAttention(4, 2, layers=2, rngs=nnx.Rngs(0))
-    rows = construction.of_nets([net], jax.random.key(0))
+    rows = lens.construction_rows([net], jax.random.key(0))
     assert max(abs(row[z]) for row in rows for z in ("z (p)", "z (r)")) < 4
     net.gradient_steps(0.3, 0.1)
     planted = net.value[...] + 0.01 * jax.random.normal(jax.random.key(1), net.value.shape)
     net.value[...] = planted
-    rows = construction.of_nets([net], jax.random.key(0))
+    rows = lens.construction_rows([net], jax.random.key(0))
     assert min(row["cosine"] for row in rows) > 0.95
     assert min(row[z] for row in rows for z in ("z (p)", "z (r)")) > 3
     # What nothing reads does not count: the last layer's covariates.
     net.value[...] = planted.at[-1, :, :4].set(9.0)
-    assert construction.of_nets([net], jax.random.key(0))[3]["cosine"] > 0.95
+    assert lens.construction_rows([net], jax.random.key(0))[3]["cosine"] > 0.95
 
 
 @pytest.mark.laws
@@ -126,6 +126,11 @@ def test_the_lens_reads_metric_and_classes():
     metric, classes = lens.context_circuits(block)
     assert lens.construction_cosines(metric)[0, 0] == pytest.approx(21 / (6 * 261) ** 0.5)
     assert lens.construction_cosines(classes)[0, 0] > 1 - 1e-12
+    block.projection[...] = block.projection[...].at[0, 0].set(jnp.nan)
+    metric, classes = lens.context_circuits(block)
+    assert np.isnan(lens.construction_cosines(metric)[0, 0])
+    silent = metric._replace(matrices=np.zeros_like(metric.matrices))
+    assert lens.construction_cosines(silent)[0, 0] == 0
 
 
 # Training
@@ -153,6 +158,14 @@ def test_runs_differ_in_their_rates_and_know_their_losses():
     found = states.opt_state[-1].loss
     assert found[0] == pytest.approx(18 * (1 - 0.99**200))
     assert found[1] < 0.3 * found[0]
+
+
+def test_a_rate_at_which_more_seeds_end_is_better():
+    nan, inf = np.nan, np.inf
+    assert best_rate(np.array([[3.0, 2.0], [1.0, 2.0]])) == (1, 2)
+    assert best_rate(np.array([[1.0, nan], [3.0, 2.0]])) == (1, 2)
+    assert best_rate(np.array([[nan, inf], [nan, 2.0]])) == (1, 1)
+    assert best_rate(np.array([[nan, inf], [inf, nan]])) == (0, 0)
 
 
 @pytest.mark.laws
@@ -226,6 +239,14 @@ def test_measures():
     assert off_identity(np.diag([1.0, 1.0]), np.eye(2)) == 0
     assert off_identity(np.array([[0.0, 1.0], [1.0, 0.0]]), np.eye(2)) == 1
     assert cosines(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]])) == pytest.approx(0.5**0.5)
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_told():
+    settings = np.array([[a, b] for a in (1.0, 2.0, 4.0) for b in (0.1, 0.2, 0.3)])
+    scores = (settings[:, 0] - 4) ** 2 + (settings[:, 1] - 0.2) ** 2
+    assert at_edge(settings, scores, int(scores.argmin())) == "4"
+    scores = (settings[:, 0] - 2) ** 2  # the second entry moves nothing
+    assert at_edge(settings, scores, int(scores.argmin())) == ""
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,20 @@ pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
 from experiments.lens.__main__ import EXPERIMENT
 from experiments.lens.config import Config
-from experiments.lens.subjects import subjects
+from experiments.lens.measures import measure
+from experiments.lens.subjects import InContext, Subject, subjects
 from imr.lab.architecture import describe
 from imr.lab.checkpoint import Checkpoints
+from imr.lab.folder import RunFolder
 from imr.lab.nets import graph_of, initialiser
 from imr.lab.train import init_states
-from imr.lens import model_from_transformer, weight_cosines
-from imr.nn import Classifier, PatchBlock, Transformer
+from imr.lens import (
+    construction_cosines,
+    context_circuits,
+    model_from_transformer,
+    weight_cosines,
+)
+from imr.nn import Classifier, LinearSelfAttention, PatchBlock, Transformer
 from imr.processes import mess3
 from tests.problems import error
 from tests.test_lens import H, L, arrays, tokenizer, write
@@ -147,7 +154,8 @@ def test_checkpoints_say_what_they_hold(tmp_path, capsys):
     words = {"process": describe(partial(mess3, 0.15, 0.6)), "targets": "soft"}
     nets = {}
     for name, call, run_, more in (
-        ("a", small, {}, words), ("b", patches, settings, {}), ("c", plain, {}, {})
+        ("a", small, {}, words), ("b", patches, settings, {}), ("c", plain, {}, {}),
+        ("d", partial(LinearSelfAttention, 2), {"rate": 0.1}, {}),
     ):  # fmt: skip
         keys = jnp.stack([jax.random.key(seed) for seed in (3, 4)])
         states = init_states(initialiser(call), optax.identity(), keys)
@@ -157,9 +165,25 @@ def test_checkpoints_say_what_they_hold(tmp_path, capsys):
         with Checkpoints(tmp_path / "checkpoints" / name, holds) as checkpoints:
             checkpoints.save(0, states._replace(params=trained), force=True)
         nets[name] = call, states.params, trained
+    holds = {"architecture": {"baseline": "standard transformer"}, "runs": [], "net": "net e"}
+    with Checkpoints(tmp_path / "checkpoints" / "e", holds) as checkpoints:
+        checkpoints.save(0, states, force=True)
     (tmp_path / "config.json").write_text("{}")
     read = subjects(Config(run_dir=tmp_path, limit=4))
-    assert "c: no heads with queries and keys; left out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "c: no heads with queries and keys; left out" in told
+    assert "d: " not in told
+    assert "e: a standard transformer, to compare with; left out" in told
+    before, after = (each for each in read if isinstance(each, InContext))
+    read = [each for each in read if isinstance(each, Subject)]
+    assert (before.name, after.name) == ("net d, untrained", "net d, rate 0.1, trained")
+    rows = measure(
+        Config(run_dir=tmp_path, draws=8), RunFolder(tmp_path), [before, after]
+    ).construction
+    assert [row["circuit"] for row in rows] == 2 * ["key-query", "value"]
+    assert rows[2]["cosine"] == np.median([
+        construction_cosines(context_circuits(net)[0])[0, 0] for net in after.nets
+    ])  # fmt: skip
     assert [subject.name for subject in read] == [
         *(f"net a, {kind}, seed {seed}" for kind in ("untrained", "trained, soft") for seed in (3, 4)),
         *(f"net b, noise 0.5, l2 0.0001, {kind}, seed {seed}" for kind in ("untrained", "trained")

@@ -26,6 +26,9 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
     less = "less the step, over the closed form"
     depth = ("process: accuracy, deep less one layer", "prototypes: accuracy, deep less one layer")
     rise = ("process: CE rise when iterated, ridge", "process: CE rise when iterated, no ridge")
+    deeper = tuple(
+        f"process: CE rise when trained deeper, {what}" for what in ("ridge", "no ridge")
+    )
     table = [
         ("regression", "I1", f"{one}: trained {less}", near(0, 0.01), f"{one}: untrained {less}"),
         ("regression", "I1", f"{one}: cosine of trained", at_least(0.999), f"{one}: cosine of untrained"),
@@ -44,6 +47,8 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
           for what, limit in (("metric off identity", 0.05), ("G off simplex", 0.10))),
         ("classification", "I6", depth[0], at_least(0.005), depth[1]),
         ("classification", "I6", depth[1], at_most(0.0), depth[0]),
+        ("classification", "I7", deeper[0], at_most(0.02), deeper[1]),
+        ("classification", "I7", deeper[1], at_least(0.05), deeper[0]),
         ("classification", "I7", rise[0], at_most(0.02), rise[1]),
         ("classification", "I7", rise[1], at_least(0.05), rise[0]),
         *(("images", "I8", f"{s} shots: flow less kernel regression", near(0, 0.015),

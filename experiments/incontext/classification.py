@@ -13,7 +13,7 @@ from flax import nnx
 from experiments.incontext import baselines
 from experiments.incontext.config import Config, Sizes
 from experiments.incontext.models import Learned, Standard, count_parameters, train_net
-from experiments.incontext.readings import Part, mean_row, off_identity
+from experiments.incontext.readings import Part, at_edge, mean_row, off_identity
 from experiments.incontext.tasks import (
     CLASSES,
     NOISE,
@@ -25,6 +25,7 @@ from experiments.incontext.tasks import (
     process_task,
     prototype_task,
 )
+from imr.lab.console import say
 from imr.lab.folder import RunFolder
 from imr.nn import ContextBlock
 from imr.nn.context import KERNELS
@@ -140,8 +141,9 @@ def methods(sizes: Sizes, kind: Kind) -> tuple[Method, ...]:
 
 def measure_method(
     kind: Kind, method: Method, chosen: Labels, tests: list[Labels]
-) -> dict[str, tuple[np.ndarray, int]]:
-    """Scores on fresh tasks at the best setting, shape (seeds, 2), and how many were tried, by entry."""
+) -> dict[str, tuple[np.ndarray, int, str]]:
+    """By entry: scores on fresh tasks at the best setting, shape (seeds, 2), how many were tried, and
+    what of that setting lies at the edge of its grid."""
 
     def one(setting, *task):
         task = Labels(*task)
@@ -160,7 +162,14 @@ def measure_method(
     found = np.stack([
         evaluate(jax.tree.map(lambda x: x[:: method.share], test), settings[some]) for test in tests
     ])  # fmt: skip
-    return {name: (found[:, where[e], e], len(settings)) for e, name in enumerate(method.entries)}
+    return {
+        name: (
+            found[:, where[e], e],
+            len(settings),
+            at_edge(settings, tried[:, e, 1], int(best[e])),
+        )
+        for e, name in enumerate(method.entries)
+    }
 
 
 def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Part:
@@ -181,8 +190,12 @@ def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Pa
             reading[f"{kind.name}, {name}: CE"] = float(loss)
 
     for method in methods(sizes, kind):
-        for name, (found, tunings) in measure_method(kind, method, chosen, tests).items():
-            note(name, found, tunings=tunings, probabilities=not name.startswith("nearest"))
+        for name, (found, tunings, edge) in measure_method(kind, method, chosen, tests).items():
+            votes = name.startswith("nearest")
+            note(name, found, tunings=tunings, probabilities=not votes)
+            rows[-1]["at the edge"] = edge
+            if edge and not votes:
+                say(f"{kind.name}, {name}: the best setting has {edge}, at the edge of the grid.")
     features = tests[0].x.shape[-1]
     calls: dict[str, Any] = {
         block_name(kernel, layers, ridge): partial(

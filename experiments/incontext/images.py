@@ -213,7 +213,8 @@ def meta_trained(
 def measure_images(config: Config, sizes: Sizes, run: RunFolder, data: ImageData) -> Part:
     """Every number of shots, every method, and the meta-trained block."""
     splits = [split(data, config.seed + s) for s in range(config.seeds)]
-    readings, rows, arrays = [{} for _ in splits], [], {}
+    readings, rows = [{} for _ in splits], []
+    arrays = {"dataset": np.array(config.dataset)}
     widths = [1.0] * len(splits)
     for shots in sizes.shots:
         found = measure_shots(config, sizes, splits, shots)

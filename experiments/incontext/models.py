@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from experiments.incontext.config import Config, Sizes
 from imr.lab import train
 from imr.lab.architecture import describe
+from imr.lab.console import say
 from imr.lab.folder import RunFolder, config_dict
 from imr.lab.nets import Call, graph_of, initialiser
 
@@ -68,6 +69,7 @@ class Trained(NamedTuple):
     tunings: int
     steps: int
     untrained: Any
+    ended: int  # seeds whose losses are finite
 
 
 class RateState(NamedTuple):
@@ -130,11 +132,29 @@ def train_net(config: Config, sizes: Sizes, run: RunFolder, what: Learned) -> Tr
     groups = jax.tree.map(
         lambda x: x.reshape(len(config.rates), config.seeds, *x.shape[1:]), states.params
     )
-    losses = np.asarray(states.opt_state[-1].loss).reshape(len(config.rates), -1).mean(axis=1)
-    best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
+    losses = np.asarray(states.opt_state[-1].loss).reshape(len(config.rates), -1)
+    best, ended = best_rate(losses)
+    if ended < config.seeds:
+        say(f"{what.name}: {ended} of {config.seeds} seeds end at the best rate, {config.rates[best]:g}; "
+            "the losses of the others are not finite.")  # fmt: skip
     chosen = jax.tree.map(lambda x: x[best], groups)
     rate, tunings = config.rates[best], len(config.rates)
-    return Trained(folder, graph, chosen, rate, tunings, what.steps, untrained(what.call, seeds))
+    return Trained(
+        folder, graph, chosen, rate, tunings, what.steps, untrained(what.call, seeds), ended
+    )
+
+
+def best_rate(losses: np.ndarray) -> tuple[int, int]:
+    """The rate at which most seeds end in a finite loss, and the least of such; and how many do.
+
+    Args:
+      losses: shape (rates, seeds).
+    """
+    finite = np.isfinite(losses)
+    ended = finite.sum(axis=1)
+    means = np.where(finite, losses, 0).sum(axis=1) / np.maximum(ended, 1)
+    best = int(np.lexsort((means, -ended))[0])
+    return best, int(ended[best])
 
 
 def untrained(call: Call, seeds: Sequence[int]) -> Any:

@@ -35,7 +35,24 @@ def mean_row(
     return row | {
         "steps": trained.steps if trained else 0,
         "rate": trained.rate if trained else None,
+        "seeds ended": trained.ended if trained else None,
     }
+
+
+def at_edge(settings: np.ndarray, scores: np.ndarray, best: int) -> str:
+    """Which entries of the best of several settings are the least or the largest that were tried.
+
+    Args:
+      settings: a full grid, shape (s, entries).
+      scores: of each, shape (s,); an entry that moves none is not told.
+      best: index of the one chosen.
+    """
+    chosen, found = settings[best], []
+    for entry, values in enumerate(settings.T):
+        others = np.delete(settings == chosen, entry, axis=1).all(axis=1)
+        if np.ptp(scores[others]) > 0 and chosen[entry] in (values.min(), values.max()):
+            found.append(f"{chosen[entry]:g}")
+    return ", ".join(found)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

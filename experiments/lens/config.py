@@ -16,8 +16,9 @@ class Config(RunFlags):
     model_dir: Path | None = None
     """A checkpoint of the BERT, GPT-2 or Llama family: config.json, model.safetensors, tokenizer.json."""
     run_dir: Path | None = None
-    """A run of experiments.beliefs, or of experiments.images with self_attention, whose nets are
-    read instead, trained and untrained; of the latter the weights alone."""
+    """A run of experiments.beliefs, of experiments.images with self_attention or of
+    experiments.incontext, whose nets are read instead, trained and untrained; of images the weights
+    alone, and of nets that learn in context whether they are the construction."""
     texts: Path | None = None
     """A file with one text a line; by default 200 sentences that are part of imr."""
     limit: Annotated[int, at_least(1)] = 200

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
-from experiments.lens.subjects import Subject
+from experiments.lens.subjects import InContext, Subject
 from imr import lens
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
@@ -30,11 +30,23 @@ class Measured(NamedTuple):
     spectra: lens.Spectra
 
 
-def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Measured]:
+class Results(NamedTuple):
+    """Of models with heads, and rows of nets that learn in context beside their construction."""
+
+    models: list[Measured]
+    construction: list[dict[str, Any]]
+
+
+def measure(config: Config, run: RunFolder, subjects: list[Subject | InContext]) -> Results:
     """Measures the weights of every model, then its activations on texts."""
     del run
-    results = []
+    results, construction = [], []
     for subject in subjects:
+        if isinstance(subject, InContext):
+            key = jax.random.key(config.seed)
+            rows = lens.construction_rows(subject.nets, key, config.draws)
+            construction += [{"nets": subject.name, **row} for row in rows]
+            continue
         name, model, tokens = subject
         spectra, shape, layers = lens.theta_spectra(model.heads), model.heads.query.shape[:2], []
         columns = _weight_columns(config, model, spectra)
@@ -42,7 +54,7 @@ def measure(config: Config, run: RunFolder, subjects: list[Subject]) -> list[Mea
             on_text, by_layer = _text_columns(config, subject)
             columns, layers = columns | on_text, _rows(name, by_layer, shape[:1])
         results.append(Measured(subject, _rows(name, columns, shape), layers, spectra))
-    return results
+    return Results(results, construction)
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.lens import figures
 from experiments.lens.config import Config
 from experiments.lens.findings import Rows, findings, z_score
-from experiments.lens.measures import Measured
+from experiments.lens.measures import Measured, Results
 from imr.lab.console import markdown_table
 from imr.lab.folder import RunFolder
 from imr.lens import Energies, LabelCosines, TermCosines
@@ -36,6 +36,12 @@ LAYERS = (
 )
 SEEDS = "By kind of net: means over heads and layers, then mean ± standard deviation over seeds."
 
+CONSTRUCTION = (
+    "Nets that learn in context: cosine of each circuit with the construction, median over seeds, and in "
+    "standard deviations of the same with the entries permuted (p) and, where they do not leave the "
+    "construction alone, rotated (r)."
+)
+
 # By the key of a measure: its column in tables and its title in figures.
 ON_WEIGHTS = {
     "weight_cosine": ("weight", "weight cosine"),
@@ -57,24 +63,31 @@ LABELS = {f"label, {read}": f"label_{read}_cosine" for read in LabelCosines._fie
 LAYER_COLUMNS = {term: f"{term}_cosine" for term in TermCosines._fields} | LABELS
 
 
-def report(config: Config, run: RunFolder, results: list[Measured]) -> None:
+def report(config: Config, run: RunFolder, results: Results) -> None:
     """Writes figures, tables and summary."""
-    for number, measured in enumerate(results):
-        draw(run, measured, "" if len(results) == 1 else f"_{number}")
-    heads = [row for measured in results for row in measured.heads]
-    layers = [row for measured in results for row in measured.layers]
-    words = findings(heads, layers) if len(results) == 1 else []
-    parts = [HEADS, ON_TEXT, markdown_table([_line(row, HEAD_COLUMNS, not words) for row in heads])]
+    models = results.models
+    for number, measured in enumerate(models):
+        draw(run, measured, "" if len(models) == 1 else f"_{number}")
+    heads = [row for measured in models for row in measured.heads]
+    layers = [row for measured in models for row in measured.layers]
+    words = findings(heads, layers) if len(models) == 1 else []
+    parts = []
+    if heads:
+        rows = [_line(row, HEAD_COLUMNS, not words) for row in heads]
+        parts += [HEADS, ON_TEXT, markdown_table(rows)]
     if layers:
         rows = [_line(row, LAYER_COLUMNS, not words) for row in layers]
         parts += [LAYERS, markdown_table(rows)]
     if words:
         parts += ["What holds and what does not:", "\n".join(f"- {line}" for line in words)]
-    else:
+    elif heads:
         parts += [SEEDS, markdown_table(by_kind(heads, layers))]
+    if results.construction:
+        parts += [CONSTRUCTION, markdown_table(results.construction)]
     if config.smoke:
         parts.append("A smoke run: too few texts for the numbers to mean anything.")
     summary = {"heads": heads, "layers": layers, "findings": words}
+    summary |= {"construction": results.construction}
     run.finish(summary, "\n\n".join(parts))
 
 

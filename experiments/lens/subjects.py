@@ -1,6 +1,6 @@
 """What the lens looks at: a checkpoint and texts, or the nets of a finished run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ import numpy as np
 from experiments.lens.config import Config
 from imr import DataError, lens
 from imr.lab.architecture import build
+from imr.lab.checkpoint import read_newest
 from imr.lab.console import say
 from imr.lab.nets import SavedNets, read_nets
-from imr.nn import Classifier, Transformer
+from imr.nn import Classifier, ContextBlock, LinearSelfAttention, Transformer
 from imr.processes import sample
 
 
@@ -24,7 +25,14 @@ class Subject(NamedTuple):
     tokens: list[np.ndarray]
 
 
-def subjects(config: Config) -> list[Subject]:
+class InContext(NamedTuple):
+    """Nets that learn from examples in their context, of one kind and several seeds."""
+
+    name: str
+    nets: list[Any]
+
+
+def subjects(config: Config) -> list[Subject | InContext]:
     """Reads all models and texts."""
     if config.model_dir is not None:
         return [_checkpoint(config, config.model_dir)]
@@ -54,15 +62,19 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
     return Subject(folder.resolve().name, model, pieces.tokens)
 
 
-def _nets_of_run(config: Config, folder: Path) -> list[Subject]:
+def _nets_of_run(config: Config, folder: Path) -> list[Subject | InContext]:
     folders = sorted((folder / "checkpoints").glob("*"))
     if not (folder / "config.json").is_file() or not folders:
         raise DataError(
             f"{folder} is no run folder: it has no config.json and checkpoints. Give the folder that "
-            "experiments.beliefs or experiments.images has written."
+            "experiments.beliefs, experiments.images or experiments.incontext has written."
         )
     found = []
     for each in folders:
+        architecture = read_newest(each)[0].get("architecture")
+        if isinstance(architecture, Mapping) and "baseline" in architecture:
+            say(f"{each.name}: a {architecture['baseline']}, to compare with; left out.")
+            continue
         nets = read_nets(each)
         net = nets.net(0)
         if not isinstance(nets.holds.get("net"), str):
@@ -73,12 +85,14 @@ def _nets_of_run(config: Config, folder: Path) -> list[Subject]:
             found += _of_nets(config, nets, lens.model_from_transformer, _words(config, nets, net))
         elif isinstance(net, Classifier) and getattr(net.blocks[0], "phi", None) is not None:
             found += _of_nets(config, nets, _patch_heads, [])
+        elif isinstance(net, LinearSelfAttention | ContextBlock):
+            found += _in_context(nets)
         else:
             say(f"{each.name}: no heads with queries and keys; left out.")
     if not found:
         raise DataError(
-            f"{folder} holds no heads with queries and keys. Give a run of experiments.beliefs, or of "
-            "experiments.images --models self_attention."
+            f"{folder} holds no heads with queries and keys. Give a run of experiments.beliefs or "
+            "experiments.incontext, or of experiments.images --models self_attention."
         )
     return found
 
@@ -95,6 +109,20 @@ def _of_nets(
             settings = [f"{name} {value:g}" for name, value in run.items() if name != "seed"]
             name = ", ".join([nets.holds["net"], *settings, kind, f"seed {run['seed']}"])
             yield Subject(name, weights(nets.net(index, params)), tokens)
+
+
+def _in_context(nets: SavedNets) -> Iterator[InContext]:
+    """The nets of a checkpoint before training and, for each setting of it, after."""
+    groups: dict[str, list[int]] = {}
+    for index, run in enumerate(nets.runs):
+        settings = [f"{name} {value:g}" for name, value in run.items() if name != "seed"]
+        groups.setdefault(", ".join([*settings, "trained"]), []).append(index)
+    before, first = nets.untrained(), next(iter(groups.values()))
+    for words, rows, params in (
+        ("untrained", first, before),
+        *((words, rows, nets.params) for words, rows in groups.items()),
+    ):
+        yield InContext(f"{nets.holds['net']}, {words}", [nets.net(i, params) for i in rows])
 
 
 def _words(config: Config, nets: SavedNets, net: Transformer) -> list[np.ndarray]:

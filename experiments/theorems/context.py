@@ -27,12 +27,14 @@ from imr.context import (
     normalised_kernel,
     squared_flow,
 )
-from imr.lab.bounds import Bound, at_least, at_most
+from imr.lab.bounds import Bound, at_least, at_most, near
 from imr.lab.claims import Check, Claim
 
 FLOWS = 1e-10  # of flows at relative tolerance 1e-11
 QUERIES = 2  # the last tokens, which have no label
 LAYERS = 5
+ORDER = 0.06  # of measured orders of convergence
+EARLY = 0.2036  # the largest 1/(1 + x) - exp(-x)
 STEP = 0.1  # of gradient descent on covariates of unit variance
 HEAVY = (
     0.14  # weight between a hub and its leaves; the star's least eigenvalue is 1 - HEAVY sqrt(50)
@@ -186,6 +188,23 @@ def _squared(c):
     found = squared_flow(c.kernel, y, c.labelled, END)
     late = squared_flow(c.kernel, y, c.labelled, jnp.inf, c.ridge)
     return (found, flow), (late, fit), (squared_flow(c.kernel, y, c.labelled, 2 * END), flow)
+
+
+def _early_stopping(p):
+    """Early stopping at t against a ridge of 1/t: the largest difference of their filters at any t."""
+    c, ts = Context(p), jnp.geomspace(1e-2, 1e2, 1000)
+    # Of every direction among the examples, so that the difference is that of two matrices.
+    each = jnp.eye(c.n)[:, : c.s]
+
+    def largest(ratio):
+        def apart(t):
+            late = squared_flow(c.kernel, each, c.labelled, jnp.inf, ratio / t)
+            found = squared_flow(c.kernel, each, c.labelled, t) - late
+            return jnp.max(jnp.abs(jnp.linalg.eigvalsh(found[: c.s])))
+
+        return jnp.max(jax.lax.map(apart, ts))
+
+    return Measured((largest(1.0), largest(2.0)))
 
 
 def _gradient_steps(c):
@@ -350,6 +369,9 @@ CLAIMS = (
            FLOWS, ("Newton's method", "fixed point")),
     _claim("C1.squared", "squared loss: K_·S (1 − exp(−tK_SS))/K_SS y; its limit with a ridge", _squared,
            "twice the time", FLOWS, ("Runge-Kutta", "kernel ridge regression")),
+    Claim("C1.early_stopping", "stopping at t = a ridge of 1/t up to max 1/(1 + x) − exp(−x) in the filter",
+          _early_stopping, (Check("largest difference", near(EARLY, 1e-4)),
+                            Check("control: a ridge of 2/t", at_least(EARLY + NO_GRADIENT)))),
     _claim("C1.gradient_steps", "L linear self-attention layers = L gradient steps", _gradient_steps,
            "a query among its own keys", checks=("gradient descent",)),
     _claim("C1.causal", "causal layers: at each token L steps on those before it", _causal,
@@ -367,9 +389,9 @@ CLAIMS = (
     _claim("C1.attention_first", "a Lie step with attention first is an Euler step", _attention_first,
            "label first", checks=("Euler step",), bound=at_least(1e-4)),
     order_claim("C1.order.euler", "the flow of a context: Euler, order 1", 1, imr.lie_step,
-                lambda p: (lambda t, f, args: sum(part(t, f, args) for part in _parts(p)),)),
+                lambda p: (lambda t, f, args: sum(part(t, f, args) for part in _parts(p)),), within=ORDER),
     order_claim("C1.order.lie", "Lie splitting, label first, order 1", 1, imr.lie_step,
-                lambda p: _parts(p)[::-1]),
+                lambda p: _parts(p)[::-1], within=ORDER),
     order_claim("C1.order.strang", "Strang splitting of attention and label, order 2", 2,
-                imr.strang_step, _parts),
+                imr.strang_step, _parts, within=ORDER),
 )  # fmt: skip

@@ -146,7 +146,7 @@ def order(taus, errors):
     return slope(jnp.log(taus), jnp.log(errors), above & (finer <= FITTED))
 
 
-def order_claim(id, statement, expected, step, fields, field=None):
+def order_claim(id, statement, expected, step, fields, field=None, within=ORDER):
     """The order of a step of fields, against the flow of their sum, or of another field."""
 
     def measure(p):
@@ -161,7 +161,7 @@ def order_claim(id, statement, expected, step, fields, field=None):
         taus, errors = END / counts, jax.vmap(error)(counts) / jnp.linalg.norm(end)
         return Measured((order(taus, errors),), {"tau": taus, "error": errors})
 
-    return Claim(id, statement, measure, (Check("order", near(float(expected), ORDER)),))
+    return Claim(id, statement, measure, (Check("order", near(float(expected), within)),))
 
 
 # Spheres

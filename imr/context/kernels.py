@@ -253,7 +253,7 @@ def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> Normalis
       kernel: as `as_kernel` takes it, of non-negative entries; one that is never held stays so.
       labelled: which tokens are examples, shape (n,); by default all.
     Returns: The kernel, and the weights for `context_field(..., weights=)`.
-    Raises: ImrError if the kernel is none, or a token has no weight at all.
+    Raises: ImrError if the kernel is none, or a token has no weight at all or one that overflows.
 
     >>> import jax.numpy as jnp
     >>> normalised = normalised_kernel(exponential_kernel(jnp.zeros((2, 1))))
@@ -266,6 +266,11 @@ def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> Normalis
     keys = jnp.ones(kernel.size) if labelled is None else jnp.where(labelled, 1.0, 0.0)
     density = kernel.mv(keys[:, None])[:, 0]
     check_positive("the sum of each row of kernel over labelled tokens", density)
+    if is_concrete(density) and not np.isfinite(np.asarray(density)).all():
+        raise ImrError(
+            f"the sum of each row of kernel must be finite; found inf in {density.dtype}. Lower beta, "
+            "compute in float64, or choose the kernel of distance=True, which never overflows."
+        )
     return NormalisedKernel(ScaledKernel(kernel, 1 / density), density)
 
 
@@ -289,7 +294,9 @@ def diffusion_kernel(kernel: Any, share: ScalarLike = 0.9) -> DenseKernel:
     check_at_least("share", share, 0)
     if is_concrete(share) and not np.all(np.asarray(share) < 1):
         raise ImrError(f"share must be below 1; found {share}.")
-    root = k.sum(axis=1) ** -0.5
+    # A token without any similarity, to itself either, passes nothing on and keeps its label.
+    density = k.sum(axis=1)
+    root = jnp.where(density > 0, jnp.where(density > 0, density, 1) ** -0.5, 0)
     inverse = jnp.linalg.inv(
         jnp.eye(len(k), dtype=k.dtype) - share * root[:, None] * k * root[None]
     )

@@ -99,7 +99,8 @@ def linear_self_attention(
     heads = jax.tree.map(lambda x: x.reshape(-1, width, width), weights)
     keys = jnp.where(labelled[:, None], tokens, 0)
     if not causal:
-        moment = matmul(keys.T, keys) / labelled.sum()
+        # Under a trace there may be no example: then nothing is attended to.
+        moment = matmul(keys.T, keys) / jnp.maximum(labelled.sum(), 1)
         change = jax.vmap(lambda head: matmul(matmul(head.key_query, moment), head.value.T))(heads)
         return tokens + matmul(tokens, change.sum(axis=0))
     before = jnp.arange(n)[None, :] < jnp.arange(n)[:, None]

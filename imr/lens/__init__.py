@@ -7,6 +7,7 @@ from imr.lens.arrays import model_from_arrays as model_from_arrays
 from imr.lens.arrays import model_from_transformer as model_from_transformer
 from imr.lens.context import Circuit as Circuit
 from imr.lens.context import construction_cosines as construction_cosines
+from imr.lens.context import construction_rows as construction_rows
 from imr.lens.context import context_circuits as context_circuits
 from imr.lens.context import permuted_circuit as permuted_circuit
 from imr.lens.context import rotated_circuit as rotated_circuit

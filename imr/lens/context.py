@@ -1,14 +1,16 @@
 """Nets that learn from examples in their context: are their weights those of the construction?"""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float64, Key
 
-from imr._checks import check_key
+from imr._checks import check_counts, check_key
 from imr.context import gradient_step_weights
 from imr.errors import ImrError
+from imr.lens.weights import score
 from imr.nn import ContextBlock, LinearSelfAttention
 
 
@@ -80,6 +82,8 @@ def _linear(net: LinearSelfAttention) -> tuple[Circuit, ...]:
 def construction_cosines(circuit: Circuit) -> Float64[np.ndarray, "l h"]:
     """The share of each matrix's norm that lies in the construction: 1 if it is one, 0 if orthogonal.
 
+    NaN of a matrix that is not finite, as of a net whose training has failed.
+
     For a null, see `permuted_circuit` and `rotated_circuit`, and `score`.
 
     Args:
@@ -92,7 +96,7 @@ def construction_cosines(circuit: Circuit) -> Float64[np.ndarray, "l h"]:
         np.where(norms > 0, 1, 0)[:, None] * inner / np.where(norms > 0, norms, 1)[:, None], axis=2
     )
     whole = np.sum(circuit.matrices**2, axis=(2, 3))
-    return np.sqrt(np.where(whole > 0, inside / np.where(whole > 0, whole, 1), 0))
+    return np.sqrt(np.where(whole == 0, 0, inside / np.where(whole == 0, 1, whole)))
 
 
 def permuted_circuit(circuit: Circuit, key: Key[Array, ""]) -> Circuit:
@@ -123,3 +127,44 @@ def rotated_circuit(circuit: Circuit, key: Key[Array, ""]) -> Circuit:
     frame, sides = np.linalg.qr(random.normal(size=circuit.matrices.shape[-2:]))
     turn = frame * np.sign(np.diagonal(sides))
     return circuit._replace(matrices=turn @ circuit.matrices @ turn.T)
+
+
+def construction_rows(
+    nets: Sequence[LinearSelfAttention | ContextBlock], key: Key[Array, ""], draws: int = 64
+) -> list[dict[str, Any]]:
+    """Are these nets the construction? A row for each circuit of each layer and head.
+
+    Args:
+      nets: of one shape, such as those of several seeds; rows are medians over them.
+      key: a PRNG key.
+      draws: of each null.
+    Returns: Layer, head, circuit, the cosine with the construction, and its z beside permuted entries,
+      "z (p)", and of linear attention beside rotated matrices, "z (r)".
+    Raises: ImrError if a net is of another kind, there is none, or draws is no positive integer.
+
+    >>> from flax import nnx
+    >>> net = LinearSelfAttention(3, rngs=nnx.Rngs(0))
+    >>> net.gradient_steps(0.5)
+    >>> [round(row["cosine"], 6) for row in construction_rows([net], jax.random.key(0), 4)]
+    [1.0, 1.0]
+    """
+    check_key(key)
+    check_counts(draws=draws)
+    if not nets:
+        raise ImrError("nets must hold at least one; found none.")
+    nulls: dict[str, Callable[..., Circuit]] = {"z (p)": permuted_circuit}
+    if isinstance(nets[0], LinearSelfAttention):
+        nulls["z (r)"] = rotated_circuit
+    table, keys = [], jax.random.split(key, draws)
+    for circuits in zip(*(context_circuits(net) for net in nets), strict=True):
+        cosines = np.stack([construction_cosines(each) for each in circuits])
+        scores = {}
+        for label, null in nulls.items():
+            of_null = [[construction_cosines(null(each, k)) for k in keys] for each in circuits]
+            pairs = zip(cosines, of_null, strict=True)
+            scores[label] = np.stack([score(value, drawn).z for value, drawn in pairs])
+        for l, h in np.ndindex(cosines.shape[1:]):
+            row = {"layer": l, "head": h, "circuit": circuits[0].name}
+            row["cosine"] = float(np.median(cosines[:, l, h]))
+            table.append(row | {label: float(np.median(z[:, l, h])) for label, z in scores.items()})
+    return table

@@ -90,7 +90,7 @@ class ContextBlock(nnx.Module):
         if self.kernel == "softmax":
             return softmax(products, labelled[None, :])
         if self.kernel == "linear":
-            return jnp.where(labelled[None, :], products, 0) / labelled.sum()
+            return jnp.where(labelled[None, :], products, 0) / jnp.maximum(labelled.sum(), 1)
         squares = jnp.sum(y**2, axis=1)
         distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 0)
         return jnp.where(labelled[None, :], jnp.exp(-0.5 * distances), 0)
