@@ -208,7 +208,7 @@ def config(folder):
             **json.loads(data),
         }
         return (
-            model.epsilon == options["layer_norm_epsilon"]
+            model.attention.epsilon == options["layer_norm_epsilon"]
             and model.activation == options["activation_function"]
             and model.heads.query.shape == (options["n_layer"], options["n_head"], 4, 4 // options["n_head"])
             and model.tokens.shape == (options["vocab_size"], options["n_embd"])
