@@ -11,7 +11,7 @@ from jax._src.xla_bridge import backends_are_initialized
 from jaxlib.version import __version__ as jaxlib_version
 
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
-FLAG = f"--{OPTION}"
+FLAG, CHOICE = f"--{OPTION}", "individual_dot"
 
 
 def version() -> tuple[int, ...]:
@@ -30,18 +30,23 @@ def keep_products_apart() -> None:
     users and of einsum. Without YNN at all, the flag left empty, everything is right, and the field
     of self-attention takes 1.8 times as long; as here, it takes as long as before.
 
-    XLA reads its flags when jax starts its first backend, and ends the process at a flag that it
-    does not know: versions that were not tried are left alone. So is a flag that the user has set.
-    Later than that, each program is compiled with the option; no public setting of jax does that.
+    XLA reads its flags once, when jax starts its first backend or anything asks for its options, and
+    ends the process at a flag that it does not know: versions that were not tried are left alone.
+    Where the flags were read before, or are set anew after this, each program has the option from
+    jax's own function; no public setting of jax does that. A flag that the user has set stays.
     """
-    if not (0, 10, 2) <= version() < (0, 13) or FLAG in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not (0, 10, 2) <= version() < (0, 13):
         return
-    flag = f"{FLAG}=individual_dot"
-    if not backends_are_initialized():
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if users := re.findall(rf"{FLAG}=(\S*)", flags):
+        _check_choice(users[-1])  # the one that counts
         return
     compiler.get_compile_options = _with_the_option(compiler.get_compile_options)
-    if jax.default_backend() == "cpu":
+    flag = f"{FLAG}={CHOICE}"
+    if not backends_are_initialized():
+        if flags.lstrip()[:1] in ("", "-"):  # anything else is the name of a file of flags
+            os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    elif jax.default_backend() == "cpu":
         warnings.warn(
             f"jaxlib {jaxlib_version} computes wrong numbers on CPUs for some products with a "
             "constant, and imr was imported after jax had started. What is compiled from here on is "
@@ -52,6 +57,17 @@ def keep_products_apart() -> None:
         )
 
 
+def _check_choice(users: str) -> None:
+    """Warns of fusions that the user has chosen and that are wrong."""
+    if users.strip("'\"").lower().removeprefix("library_fusion_type_") not in ("", CHOICE):
+        warnings.warn(
+            f"XLA_FLAGS has {FLAG}={users}, with which jaxlib {jaxlib_version} computes wrong numbers "
+            f"on CPUs for some products with a constant. Leave it out, or set it to {CHOICE}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def _with_the_option(get_compile_options):
     """jax's function from which every program has its options, with ours for programs on CPUs."""
 
@@ -59,7 +75,7 @@ def _with_the_option(get_compile_options):
     def get(*args, env_options_overrides=None, backend=None, **kwargs):
         if backend is not None and backend.platform == "cpu":
             users = env_options_overrides or {}
-            env_options_overrides = {OPTION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", **users}
+            env_options_overrides = {OPTION: f"LIBRARY_FUSION_TYPE_{CHOICE.upper()}", **users}
         return get_compile_options(
             *args, env_options_overrides=env_options_overrides, backend=backend, **kwargs
         )

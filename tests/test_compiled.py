@@ -228,11 +228,18 @@ import json, os, sys, warnings
 import jax
 if sys.argv[1] == "late":
     jax.devices()
+if sys.argv[1] == "flags read":
+    from jaxlib import xla_client
+    xla_client.CompileOptions()
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     import imr
+if sys.argv[1] == "flags anew":
+    os.environ["XLA_FLAGS"] = ""
 if sys.argv[1] == "unprotected":
     os.environ["XLA_FLAGS"] = ""
+    from jax._src import compiler
+    compiler.get_compile_options = compiler.get_compile_options.__wrapped__
 import test_compiled as table
 warned = any("compiled before may be wrong" in str(w.message) for w in seen)
 print(json.dumps([warned, [table.errors(name, "ones", "float32") for name in sys.argv[2:]]]))
@@ -270,6 +277,9 @@ def test_without_the_protection_known_rows_are_wrong():
 @needs_protection
 def test_a_late_import_protects_what_is_compiled_after_it_and_warns():
     assert run("late") == (True, [True] * len(WRONG_WITHOUT))
+    # Before jax has started nothing was compiled, and nobody is warned.
+    for when in ("flags read", "flags anew"):
+        assert run(when, names=["linear"]) == (False, [True])
     # As the warning says.
     assert run("late", f"{_compiler.FLAG}=individual_dot", ["linear"]) == (False, [True])
 
@@ -279,6 +289,13 @@ def test_the_protection_is_on_in_tests():
         assert _compiler.FLAG in os.environ["XLA_FLAGS"]
 
 
+@pytest.fixture
+def unprotected(monkeypatch):
+    """As before the import, where jax has not started."""
+    monkeypatch.setattr(_compiler, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(_compiler.compiler, "get_compile_options", lambda **options: options)
+
+
 @needs_protection
 @pytest.mark.parametrize(
     ("users", "flags"),
@@ -286,13 +303,22 @@ def test_the_protection_is_on_in_tests():
         ("", "{flag}=individual_dot"),
         ("--xla_one=1", "--xla_one=1 {flag}=individual_dot"),
         ("{flag}=", "{flag}="),
+        ("{flag}=reduce {flag}=INDIVIDUAL_DOT", "{flag}=reduce {flag}=INDIVIDUAL_DOT"),
+        ("flags.txt", "flags.txt"),
     ],
 )
-def test_flags_of_the_user_stay(monkeypatch, users, flags):
+def test_flags_of_the_user_stay(unprotected, monkeypatch, users, flags):
     monkeypatch.setenv("XLA_FLAGS", users.format(flag=_compiler.FLAG))
-    monkeypatch.setattr(_compiler, "backends_are_initialized", lambda: False)
     _compiler.keep_products_apart()
     assert os.environ["XLA_FLAGS"] == flags.format(flag=_compiler.FLAG)
+
+
+@needs_protection
+@pytest.mark.parametrize("value", ["individual_dot,reduce", "reduce"])
+def test_a_flag_of_the_user_that_is_wrong_is_told(unprotected, monkeypatch, value):
+    monkeypatch.setenv("XLA_FLAGS", f"{_compiler.FLAG}={value}")
+    with pytest.warns(RuntimeWarning, match=f"={value}, with which jaxlib .* wrong numbers"):
+        _compiler.keep_products_apart()
 
 
 @needs_protection

@@ -124,11 +124,17 @@ def test_nothing_imports_experiments():
         assert all(name.startswith(f"experiments.{own}.") for name in foreign), (path, foreign)
 
 
-def test_import_is_light():
+def test_import_is_light_and_submodules_load_on_first_use():
     """What few need is imported by the functions that need it."""
     heavy = ["orbax", "matplotlib", "sklearn", "pooch", "tyro", "tqdm", "torch", "experiments"]
     heavy += ["flax", "optax"]
-    code = f"import imr, sys; print([name for name in {heavy} if name in sys.modules])"
+    names = [*imr.SUBMODULES, *(f"lab.{name}" for name in imr.lab.SUBMODULES)]
+    code = f"""
+import operator, sys, imr
+print([name for name in {heavy} if name in sys.modules])
+for name in {names}:
+    operator.attrgetter(name)(imr)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
@@ -166,15 +172,6 @@ def test_every_module_and_public_function_has_a_docstring():
 def test_modules_are_short():
     long = {name_of(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 350}
     assert not long
-
-
-def test_submodules_load_on_first_use():
-    names = [*imr.SUBMODULES, *(f"lab.{name}" for name in imr.lab.SUBMODULES)]
-    code = "import imr, sys; import operator; [operator.attrgetter(n)(imr) for n in sys.argv[1:]]"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
