@@ -113,6 +113,101 @@ def test_signals_at_random_moments(tmp_path, start, command, count):
     print(f"{stops} signals, {ends + 1} ends")
 
 
+def test_signals_from_the_first_line_to_the_last(tmp_path, programs):
+    """Of a command, as a user types it, which has nothing to do but to say what it has done before."""
+    words = "-m", "experiments.theorems", "--smoke", "--only", "A2.bias", "--out", tmp_path / "run"
+    for _ in range(2):  # the second one compiles nothing, and says how long it takes
+        begun = time.monotonic()
+        end(signals.start([words], tmp_path, programs))
+        whole = time.monotonic() - begun
+    random, ends = np.random.default_rng(KILLS), {}
+    for number in range(2 * KILLS):
+        (process,) = signals.start([words], tmp_path, programs)
+        while not handles(process, signal.SIGTERM):
+            assert process.poll() is None
+        time.sleep(random.uniform(0, 0.9 * whole) if number > 1 else 0)
+        sent = list(signals.CODES)[number % 2]
+        process.send_signal(sent)
+        found, said = codes([process])
+        assert found[0] in (0, signals.CODES[sent]), said
+        assert ("run the same command again to resume" in said) == (found[0] != 0)
+        assert "Traceback" not in said
+        ends[found[0]] = ends.get(found[0], 0) + 1
+    print(f"exit codes and how often: {ends}")
+
+
+def handles(process, number):
+    """Whether a process, if it is not over, has a handler of its own for a signal."""
+    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt"))
+        return int(caught.split()[1], 16) >> (number - 1) & 1
+    return False
+
+
+EXIT = """
+import atexit, os, sys, threading, time
+from dataclasses import make_dataclass
+
+where, number = sys.argv.pop(), int(sys.argv.pop())
+
+def send(kill=os.kill, process=os.getpid(), number=number):  # its module may be gone when it is called
+    kill(process, number)
+
+class Last:
+    __del__ = staticmethod(send)
+
+if where == "atexit":
+    atexit.register(send)  # called last, after what jax has registered
+from imr.lab.experiment import run_main
+from tests.signals import hear
+
+hear()
+code = run_main(lambda config: 3, make_dataclass("Config", []))
+if where == "thread":
+    threading.Thread(target=lambda: (time.sleep(0.5), send(), time.sleep(60))).start()
+if where == "modules":
+    last = Last()
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [(signal.SIGINT, "thread"), (signal.SIGTERM, "atexit"), (signal.SIGINT, "modules")],
+)
+def test_signals_to_a_process_that_is_ending(tmp_path, programs, number, where):
+    """While it waits for a thread, in the last of its callbacks, and as its modules are taken apart."""
+    begun = time.monotonic()
+    command = "-c", EXIT, int(number), where
+    assert codes(signals.start([command], tmp_path, programs)) == ([3], "")
+    assert time.monotonic() - begun < 60
+
+
+def test_a_run_that_replaces_another_is_marked_when_it_is_stopped(tmp_path, programs):
+    """From within the handler, which ends the process."""
+
+    folder = tmp_path / "run"
+
+    def run(phase):
+        command = "-m", "tests.small", tmp_path / phase, phase, "--overwrite", "--out", folder
+        processes = signals.start([command], tmp_path, programs)
+        while phase and not (tmp_path / f"{phase}.0").exists():
+            assert processes[0].poll() is None
+            time.sleep(0.1)
+        if phase:
+            processes[0].terminate()
+        return codes(processes)
+
+    for phase in ("evaluate", "figures"):
+        found, words = run(phase)
+        assert found == [75]
+        assert words.endswith("stopped: run the same command again to resume\n")
+        assert (folder / ".resume").exists()
+    found, words = run("")
+    assert found == [0]
+    assert "resumed, in spite of --overwrite" in words
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_kills_at_random_moments(tmp_path, start, command):
     """While a checkpoint, a figure, the summary is written, or another run replaced."""

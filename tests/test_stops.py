@@ -210,6 +210,23 @@ def test_a_stop_within_a_lock_is_no_error_of_the_lock(within):
         left()
 
 
+def test_a_stop_within_an_import_is_no_error_of_the_import():
+    """Modules in C++ make what is raised as they begin an ImportError; a later error is none of a stop."""
+
+    @parallel.stop_on_signals()
+    def fail(because):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except parallel.Preempted as stopped:
+            error = stopped if because else None
+        raise ImportError("initialization failed") from error
+
+    with pytest.raises(parallel.Preempted, match="stopped"):
+        fail(because=True)
+    with pytest.raises(ImportError, match="failed"):
+        fail(because=False)
+
+
 class Dying:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)

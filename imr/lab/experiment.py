@@ -1,9 +1,11 @@
 """The frame of an experiment: from the command line to results in a run folder."""
 
+import contextlib
 import inspect
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,15 @@ from imr.lab.phases import phase
 from imr.parallel import (
     Preempted,
     agreed,
+    end_on_signals,
     initialize_from_environment,
     is_first,
     stop_if_asked,
     stop_on_signals,
 )
+
+_SECONDS = 10.0  # that a run has to mark its folder, once it is stopped
+_replacing: RunFolder | None = None  # of the run that goes on, if it was begun with --overwrite
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,10 @@ class Experiment(Generic[C]):
                 return 0 if self.verdict is None else self.verdict(run.summary())
 
     def _carry_out(self, config: C, actual: C, run: RunFolder, *data: Any) -> None:
+        global _replacing
         # Checkpoints bring back the lines of what they have trained; all else is measured again.
         run.metrics().reset()
+        _replacing = run if config.overwrite else None
         try:
             with phase("evaluate"):
                 results = self.measure(actual, run, *data)
@@ -97,6 +105,8 @@ class Experiment(Generic[C]):
             if config.overwrite and stopped.signal == signal.SIGTERM:
                 run.resume_in_spite_of_overwrite()
             raise
+        finally:
+            _replacing = None
 
 
 def run_main(
@@ -112,30 +122,46 @@ def run_main(
       description: the head of `--help`; the docstring of main by default.
     Returns: The exit code: main's, or 0, or 2 after an error of imr or of the file system, or, if it
       was stopped in whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after
-      SIGINT. With the flags of the process a run that was stopped ends it with that code.
+      SIGINT. With the flags of the process a run that was stopped ends it with that code; after one that
+      has ended, signals do no more than end the process with the code returned.
     Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
+    if argv is not None:
+        return _run(main, config_type, argv, description)
+    with stop_on_signals(end=_end_stopped):
+        code = _run(main, config_type, None, description)
+        _flush()
+        end_on_signals(code)
+        # Within, for others may keep it waiting, and a second signal ends it.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
+    return code
+
+
+def _run(
+    main: Callable[[Any], int | None], config_type: type, argv: Sequence[str] | None,
+    description: str | None,
+) -> int:  # fmt: skip
     config = None
     try:
         tyro = optional_package("tyro")
         config = tyro.cli(config_type, description=description or inspect.getdoc(main), args=argv)
-        preempted_code = _preempted_code()
+        _preempted_code()  # refused at once
         initialize_from_environment()
-        with stop_on_signals():  # only now, for jax.distributed takes SIGTERM for itself
+        with stop_on_signals():
             code = main(config)
             stop_if_asked()
+        return code or 0
     except Preempted as stopped:
         by_hand = stopped.signal == signal.SIGINT
-        without = (
-            ", without --overwrite," if by_hand and getattr(config, "overwrite", False) else ""
-        )
-        say(f"{stopped}: run the same command again{without} to resume")
-        code = 130 if by_hand else preempted_code
+        say(f"{stopped}: {_remedy(by_hand and getattr(config, 'overwrite', False))}")
+        code = 130 if by_hand else _preempted_code()
         if argv is None:
             # At once: the interpreter would wait for the threads that compute on.
             if jax.distributed.is_initialized():
                 jax.distributed.shutdown()
             _end(code)
+        return code
     except (ImrError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         _leave(2)
@@ -145,10 +171,34 @@ def run_main(
             traceback.print_exc()
             _leave(1)
         raise
-    except KeyboardInterrupt:  # before there was anything to stop
+    except KeyboardInterrupt:  # of a caller who handles signals in his own way
         sys.stderr.write("\ninterrupted: run the same command again to resume\n")
         return 130
-    return code or 0
+
+
+def _end_stopped(number: int) -> None:
+    """Ends this single process at whatever line a signal came to: any state of a run can be resumed."""
+    by_hand, anew = number == signal.SIGINT, _replacing is not None
+    if _replacing is not None and not by_hand:
+        # In a thread, for this one may hold what the writing needs.
+        marked, run = threading.Event(), _replacing
+
+        def mark() -> None:
+            with contextlib.suppress(ImrError, OSError):
+                run.resume_in_spite_of_overwrite()
+                marked.set()
+
+        threading.Thread(target=mark, daemon=True).start()
+        anew = not marked.wait(_SECONDS)
+    with contextlib.suppress(OSError):  # past buffers, which this thread may be writing to
+        line = "\n" if sys.stderr.isatty() else ""  # after that of a progress bar
+        os.write(2, f"{line}stopped: {_remedy(anew)}\n".encode())
+    _end(130 if by_hand else _preempted_code())
+
+
+def _remedy(anew: bool) -> str:
+    without = ", without --overwrite," if anew else ""
+    return f"run the same command again{without} to resume"
 
 
 def _preempted_code() -> int:
@@ -165,6 +215,11 @@ def _leave(code: int) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or writing now
+            stream.flush()

@@ -12,6 +12,7 @@ from imr.parallel.mesh import make_mesh as make_mesh
 from imr.parallel.mesh import mesh_of_all as mesh_of_all
 from imr.parallel.mesh import replicate as replicate
 from imr.parallel.preemption import Preempted as Preempted
+from imr.parallel.preemption import end_on_signals as end_on_signals
 from imr.parallel.preemption import preempted as preempted
 from imr.parallel.preemption import stop_if_asked as stop_if_asked
 from imr.parallel.preemption import stop_on_signals as stop_on_signals

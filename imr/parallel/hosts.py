@@ -54,6 +54,8 @@ def initialize(
         _wait_for(host, int(port), process_id, timeout)
     # It affects only CPUs, whose processes communicate through it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM from whoever handles it, such as `imr.parallel.stop_on_signals`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*given, initialization_timeout=max(1, int(timeout)))
         if not jax.local_devices():
@@ -123,6 +125,12 @@ def initialize_from_environment() -> None:
         raise ImrError(f"IMR_DISTRIBUTED must be 0 or 1; found {joined!r}.")
     if joined == "1" or _of_environment() is not None:
         initialize()
+
+
+def is_one_of_several() -> bool:
+    """Whether this process has joined others, or a launcher has set the variables by which it will."""
+    variables = [os.environ.get(name, "") for name in ("IMR_DISTRIBUTED", *_VARIABLES)]
+    return jax.distributed.is_initialized() or any(each not in ("", "0") for each in variables)
 
 
 def _of_environment() -> tuple[str, int, int] | None:
