@@ -1,7 +1,7 @@
 # Creates .venv in the repository root and installs imr in it; bash scripts source this file.
 # shellcheck shell=bash
 #
-# setup EXTRA    EXTRA is `experiments`, or `dev`, which includes `experiments`.
+# setup EXTRAS    EXTRAS are those of pyproject.toml, separated by commas.
 #
 # .venv/installed records the installation, so that pip runs only if something has changed.
 
@@ -26,6 +26,37 @@ need() {
   # Ranges of letters mean ASCII alone.
   local LC_ALL=C
   [[ $2 =~ ^($3)$ ]] || fail "$1 must be $4; found $(printf '%q' "$2")."
+}
+
+# Stops if a run folder has an address that imr.lab.files.place refuses.
+need_place() {
+  local LC_ALL=C
+  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]+:/ ]] || [[ $1 =~ ^gs://[^/]+/.*[^/] ]] ||
+    fail "$1 cannot be written to. Give a folder, or gs://BUCKET/FOLDER."
+}
+
+# Sets `module` to what Python runs by -m, or to nothing for other programs; stops if there is none.
+# shellcheck disable=SC2034 # for scripts that source this
+program() {
+  module=''
+  while [ $# -gt 0 ]; do
+    if [[ $1 =~ ^-[bBdEiIOPqsSuvx]*([cmWX])(.*)$ ]]; then
+      # The value of the option is the rest of the word, or the next word.
+      [ -n "${BASH_REMATCH[2]}" ] || shift
+      case "${BASH_REMATCH[1]}" in
+        m)
+          module=${BASH_REMATCH[2]:-${1-}}
+          [ -z "$module" ] || return 0
+          ;;
+        c) [ $# = 0 ] || return 0 ;;
+      esac
+    elif [[ ! $1 =~ ^-[bBdEiIOPqsSuvx]+$ ]]; then
+      if [[ -z $1 || $1 == --* ]]; then break; fi
+      return 0
+    fi
+    if [ $# -gt 0 ]; then shift; fi
+  done
+  fail "say what to run, before its flags: -m experiments.NAME, -c CODE or a file."
 }
 
 # Sets `out` to the run folder among the flags of an experiment, or to nothing, and `words` to the others.
@@ -54,7 +85,9 @@ quoted() {
 
 # Stops if an experiment refuses its flags or its run folder. Other programs have no --check.
 check_run() {
-  if [ "$1" = -m ] && [[ $2 == experiments.* ]]; then
+  local module
+  program "$@"
+  if [[ $module == experiments.* ]]; then
     JAX_PLATFORMS=cpu "$python" -P "$@" --check || exit
   fi
 }
@@ -118,28 +151,39 @@ print(hashlib.sha256(text).hexdigest())
 EOF
 }
 
+# Succeeds if a list of extras, separated by commas, holds all those of another.
+holds() {
+  local all=",$1," extra
+  all=${all/,dev,/,dev,experiments,gcs,lens,} # as pyproject.toml has it
+  for extra in ${2//,/ }; do
+    [[ $all == *",$extra,"* ]] || return
+  done
+}
+
 setup() {
-  local extra=$1 current recorded=''
+  local extras=$1 current there='' recorded=''
   if ! is_new_enough "$python"; then
     make_venv
   fi
   current=$(fingerprint)
   if [ -f "$venv/installed" ]; then
-    recorded=$(<"$venv/installed")
+    read -r there recorded <"$venv/installed" || true
   fi
-  if [ "$recorded" = "$extra $current" ] || [ "$recorded" = "dev $current" ]; then
+  if [ "$recorded" != "$current" ]; then
+    there=''
+  elif holds "$there" "$extras"; then
     return
   fi
   rm -f -- "$venv/installed"
   if ! has_pip; then
     # An installation was interrupted, or the tool that created .venv leaves pip out.
     "$python" -m ensurepip >/dev/null 2>&1 || true
-    has_pip || make_venv
+    has_pip || { make_venv && there=''; }
     current=$(fingerprint)
   fi
-  say "Installing imr[$extra] into .venv (a few minutes the first time) ..."
-  (cd -- "$root" && "$python" -m pip install --quiet --disable-pip-version-check -e ".[$extra]") ||
+  say "Installing imr[$extras] into .venv (a few minutes the first time) ..."
+  (cd -- "$root" && "$python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]") ||
     fail 'pip could not install imr; see above. Run the same command again once that is solved.'
-  printf '%s %s\n' "$extra" "$current" >"$venv/installed.tmp"
+  printf '%s %s\n' "${there:+$there,}$extras" "$current" >"$venv/installed.tmp"
   mv -- "$venv/installed.tmp" "$venv/installed"
 }

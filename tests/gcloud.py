@@ -1,7 +1,8 @@
 """A pretended gcloud: its slices are folders, their workers processes of this machine.
 
 `PRETENDED_GCLOUD` is the folder of slices, and `calls.log` in it has every call. A test takes a slice
-away by `preempt`, and cuts all connections while there is a file `cut`.
+away by `preempt` or `suspend`, cuts all connections while there is a file `cut`, or that to the last
+worker, once, by a file `half` with words of a command; `denied` has gcloud refuse to describe anything.
 """
 
 import contextlib
@@ -53,6 +54,13 @@ def preempt(folder, name):
     end(folder / name)
 
 
+def suspend(folder, name):
+    """What Google does in the end: the slice is deleted, and its request remains."""
+    end(folder / name)
+    (folder / name / "state").unlink()
+    (folder / name / "request").write_text("SUSPENDING\nSUSPENDED")
+
+
 def end(slice_):
     """Kills what runs on the workers of a slice, and takes their disks away."""
     for worker in slice_.glob("[0-9]*"):
@@ -71,19 +79,33 @@ def create(name, flags):
         uv.parent.mkdir(parents=True)
         uv.write_text(UV.replace("{python}", shlex.quote(sys.executable)))
         uv.chmod(0o755)
+    (slice_ / "type").write_text(flags["--accelerator-type"])
     (slice_ / "request").write_text("WAITING_FOR_RESOURCES")
 
 
-def described(slice_, what):
-    if not slice_.exists():
-        sys.exit(f"ERROR: (gcloud) NOT_FOUND: {slice_.name}")
+# What is asked of a slice and of a request: their states, and the type of both.
+FORMATS = {
+    "state": "value(state,acceleratorType)",
+    "request": "value(state.state,tpu.nodeSpec[0].node.acceleratorType)",
+}
+
+
+def described(slice_, what, flags):
+    """Prints it; a state of which the file has several lines, the first ones pass by."""
+    if (FOLDER / "denied").exists():
+        sys.exit("ERROR: (gcloud) PERMISSION_DENIED: The caller does not have permission")
     file = slice_ / what
     if not file.exists():
         sys.exit(f"ERROR: (gcloud) NOT_FOUND: {what} of {slice_.name}")
-    print(file.read_text())
-    if what == "request" and file.read_text() == "WAITING_FOR_RESOURCES":
+    assert flags["--format"] == FORMATS[what], flags
+    now, *later = file.read_text().splitlines()
+    print("WARNING: a newer version is there", file=sys.stderr)
+    print(now, (slice_ / "type").read_text(), sep="\t")
+    if later:
+        file.write_text("\n".join(later))
+    elif now == "WAITING_FOR_RESOURCES":
         file.write_text("ACTIVE")
-        (slice_ / "state").write_text("READY")
+        (slice_ / "state").write_text("CREATING\nREADY")
 
 
 def workers(slice_, flags):
@@ -95,8 +117,12 @@ def workers(slice_, flags):
 
 def ssh(slice_, flags):
     count = len(list(slice_.glob("[0-9]*")))
-    processes = []
-    for worker in workers(slice_, flags):
+    processes, reached, half = [], workers(slice_, flags), FOLDER / "half"
+    broken = half.exists() and half.read_text() in flags["--command"]
+    if broken:
+        half.unlink()
+        reached.pop()
+    for worker in reached:
         environment = os.environ | {
             "HOME": str(worker), "PYTHONPATH": f"{worker}/imr", "JAX_PLATFORMS": "cpu",
             "PATH": f"{FOLDER}/bin:{os.environ['PATH']}", "IMR_COORDINATOR": f"127.0.0.1:{os.environ['PORT']}",
@@ -110,7 +136,7 @@ def ssh(slice_, flags):
             for process in processes:
                 process.kill()
             sys.exit(LOST)
-    sys.exit(max(abs(process.returncode) for process in processes))
+    sys.exit(LOST if broken else max(abs(process.returncode) for process in processes))
 
 
 def scp(source, target, flags):
@@ -153,12 +179,12 @@ def main(words):
         case ["compute", "tpus", "queued-resources", "create", name]:
             create(name, flags)
         case ["compute", "tpus", "queued-resources", "describe", name]:
-            described(FOLDER / name, "request")
+            described(FOLDER / name, "request", flags)
         case ["compute", "tpus", "queued-resources", "delete", name]:
             end(FOLDER / name)
             shutil.rmtree(FOLDER / name)
         case ["compute", "tpus", "tpu-vm", "describe", name]:
-            described(FOLDER / name, "state")
+            described(FOLDER / name, "state", flags)
         case ["compute", "tpus", "tpu-vm", "ssh", name]:
             ssh(FOLDER / name, flags)
         case ["compute", "tpus", "tpu-vm", "scp", source, target]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from imr.errors import ImrError, MissingPackageError
-from imr.lab import cache, console, flags
+from imr.lab import cache, console, experiment, flags
 from imr.lab.bounds import Bound, above, at_least, at_most, below, near
 from imr.lab.claims import Check, Claim, Control, Verdict, verdict_words
 from imr.lab.experiment import Experiment, run_main
@@ -226,6 +226,51 @@ def test_a_mistake_is_one_line_and_claims_no_folder(tmp_path, capsys, arguments,
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.laws
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a folder where nothing can be made"
+)
+@pytest.mark.parametrize(
+    "out", ["/proc/none", "/proc/self/a/b", "file", "file/a", "a" * 300, "link/a"]
+)
+def test_a_check_says_what_the_run_would_say(tmp_path, monkeypatch, capsys, out):
+    """Of a folder that cannot be written, in the same words; and nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("link").symlink_to("/proc/self")
+    said = []
+    for more in ([], ["--check"], ["--check", "--overwrite"]):
+        assert seen()[0].main(["--out", out, *more]) == 2
+        said.append(capsys.readouterr().err)
+    assert "cannot be used as a run folder" in said[0]
+    assert "was removed" not in said[0]
+    assert {text.split("(")[0] for text in said} == {said[0].split("(")[0]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+@pytest.mark.laws
+def test_a_check_of_a_run_that_has_finished_writes_nothing(tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    made = seen()[0]
+    assert made.main(out) == 3
+    monkeypatch.setattr(experiment, "check_writable", lambda path: pytest.fail("it is only read"))
+    assert made.main([*out, "--check"]) == 0
+    assert "can run in" in capsys.readouterr().err
+
+
+@pytest.mark.laws
+def test_a_check_for_another_machine_refuses_relative_paths(tmp_path, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "run"), "--check"]
+    assert seen()[0].main([*out, "--data-dir", "data"]) == 0
+    monkeypatch.setenv("IMR_CHECK_ELSEWHERE", "1")
+    for path in ("data", "~/data"):
+        assert seen()[0].main([*out, "--data-dir", path]) == 2
+        said = "--data-dir must be an absolute path, that of the machine which runs it; found"
+        assert f"error: {said} {path}." in capsys.readouterr().err
+    assert seen()[0].main([*out, "--data-dir", "/data"]) == 0
+    assert seen()[0].main(out) == 0
 
 
 def test_help_shows_the_question_and_what_the_flags_mean(capsys):

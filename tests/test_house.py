@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,12 @@ def tracked():
 
 def test_top_level(tracked):
     assert {path.parts[0] for path in tracked if path.parts[0][0] != "."} == TOP_LEVEL
+
+
+def test_readme_lists_the_extras():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (line,) = re.findall(r"# extras: (.*)", (ROOT / "README.md").read_text())
+    assert set(line.split(", ")) == set(project["optional-dependencies"])
 
 
 def test_no_file_names_a_place_on_a_machine(tracked):

@@ -1,11 +1,17 @@
 """The launchers: what they would do, to the letter; hostile values run nothing, and arrive as they were."""
 
+import contextlib
+import importlib.util
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from imr.errors import RunError
+from imr.lab.files import is_local, place
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -133,6 +139,8 @@ BAD = {
         ("--partition", "a b"), ("--partition", "-x"), ("--nodes", "00"), ("--nodes", "1\n2"),
         ("--gpus-per-node", "9" * 30), ("--cpus-per-task", "0"), ("--mem", "1 G"), ("--mem", "all"),
         ("--account", "a,b"), ("--qos", "$(x)"), ("--array", "0-"), ("--array", "0-4\n#SBATCH --x"),
+        # Too short for the signal that asks a job to save.
+        ("--time", "0"), ("--time", "4"), ("--time", "04:59"), ("--time", "00:04:59"), ("--time", "0-0:4"),
     ],
     "tpu": [
         ("--name", "a;touch owned"), ("--name", "A"), ("--name", "-a"), ("--name", "a\nb"),
@@ -179,6 +187,111 @@ def test_jobs_without_shared_storage_are_refused(tmp_path):
 
 
 @pytest.mark.laws
+@pytest.mark.parametrize("time", ["5", "09:00", "0:5:00", "1-0", "0-1:08", "0-0:5:00", "UNLIMITED"])
+def test_times_that_leave_room_for_the_signal(tmp_path, time):
+    done = launch("slurm", tmp_path, "--dry-run", "--time", time, "--", "-m", "x", "--out", "/s")
+    assert f"#SBATCH --time={time}\n" in done.stdout, done.stderr
+
+
+@pytest.mark.laws
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs the extra gcs")
+@pytest.mark.parametrize(
+    "out",
+    [
+        "s3://bucket/run", "gs:/bucket/run", "file:///s/run", "gs://", "gs://bucket", "gs://bucket//",
+        "gs:///run", "GS://bucket/run", "hdfs:/x", "gs://bucket/run", "C:/a", "a:b",
+        "a/b:/c", "1a:/b", "é+:/b",
+    ],
+)  # fmt: skip
+def test_addresses_are_those_of_the_library(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    words = ("slurm", tmp_path, "--dry-run", "--", "-m", "x", "--out", out)
+    done, path = launch(*words), None
+    with contextlib.suppress(RunError):
+        path = place(out)
+    if path is None:
+        with pytest.raises(RunError) as refusal:
+            place(out)
+        assert done.stderr == f"error: {refusal.value}\n"
+    elif is_local(path):  # in a folder for temporary files
+        assert f"found {path}, which each node has for itself" in done.stderr
+    else:
+        assert f" --out {out} " in done.stdout
+
+
+@pytest.mark.laws
+def test_home_is_what_a_shell_leaves_of_it(tmp_path):
+    done = launch("slurm", tmp_path, "--dry-run", "--", "-m", "x", "--out=~/run")
+    home = Path.home().resolve()
+    assert f" --out {home}/run " in done.stdout
+    assert "Spell the folder out" in refused("slurm", tmp_path, {}, "--out=~somebody/run")
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize(
+    "words", [[], ["--smoke"], ["-m"], ["-m", ""], ["-um"], ["-c"], ["-X", "dev"], ["-W", "error", "-B"]]
+)  # fmt: skip
+def test_a_program_is_needed(tmp_path, words):
+    for name, flags in (("slurm", ["--dry-run"]), ("tpu", [*sum(TPU.items(), ()), "--dry-run"])):
+        more = ["--out", "/s"] if name == "slurm" else []
+        done = launch(name, tmp_path, *flags, "--", *words, *more)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "error: say what to run" in done.stderr
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (["-m", "experiments.a", "-m", "b"], "experiments.a"), (["-u", "-m", "a"], "a"),
+        (["-um", "a"], "a"), (["-ma"], "a"), (["-X", "dev", "-Werror", "-W", "-m", "-m", "a"], "a"),
+        (["-c", "-m", "a"], ""), (["a b.py", "-m", "a"], ""), (["-", "-m", "a"], ""), (["-Xmc", "x"], ""),
+    ],
+)  # fmt: skip
+def test_which_module_python_runs(tmp_path, words, module):
+    tell(tmp_path / "bin" / "tell")
+    script = f'source {ROOT}/scripts/setup.sh && program "$@" && tell "$module"'
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    command = ["bash", "-c", f"set -euo pipefail; {script}", "bash", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{module}\0\x1e", done.stderr
+
+
+@pytest.mark.laws
+def test_extras_that_are_missing_are_installed(tmp_path):
+    """What `dev` brings need not be installed again; what it does not bring must be."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (brought,) = [line[4:-1] for line in extras["dev"] if line.startswith("imr[")]
+    for name in ("scripts", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "scripts" / "setup.sh").write_text((ROOT / "scripts" / "setup.sh").read_text())
+    (tmp_path / "pyproject.toml").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/usr/bin/env bash\ncase "$*" in *"pip install"*) echo "${!#}" >>pip.log ;; "-I - "*) echo x ;; esac\n'
+    )
+    python.chmod(0o755)
+    installed = tmp_path / ".venv" / "installed"
+    for before, wanted, installs in (
+        ("dev x", "dev", False), ("dev x", brought, False), ("dev x", "experiments,cuda", True),
+        ("dev,experiments,cuda x", "cuda,gcs", False), ("dev,experiments,cuda x", "experiments,tpu", True),
+        ("experiments x", "dev", True), ("dev,cuda y", "experiments,cuda", True),
+    ):  # fmt: skip
+        installed.write_text(f"{before}\n")
+        script = f"source scripts/setup.sh && setup {wanted}"
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        log = tmp_path / "pip.log"
+        assert (log.read_text() if log.exists() else "") == (f".[{wanted}]\n" if installs else "")
+        log.unlink(missing_ok=True)
+        kept = before.split()[0] + "," if before.endswith("x") else ""
+        assert installed.read_text() == (f"{kept}{wanted} x\n" if installs else f"{before}\n")
+
+
+@pytest.mark.laws
 @pytest.mark.parametrize("kind", ["v7-8", "v5litepod-2", "v5p-12", "v4-0", "-x", "$(x)", "h100"])
 def test_an_unknown_type_lists_the_known(tmp_path, kind):
     said = refused("tpu", tmp_path, TPU | {"--type": kind})
@@ -209,6 +322,14 @@ def test_versions_go_with_types(tmp_path, kind, version):
         ("invalid partition specified: x", "--partition"), ("Memory specification can not be met", "--mem"),
         ("Invalid account or account/partition combination specified", "--partition or --account"),
         ("Invalid qos specification", "--qos"), ("Requested node configuration", "--nodes"),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+         "the limits of --account and --qos"),
+        ("QOSMaxWallDurationPerJobLimit", "the limits of --account and --qos"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "--time"),
+        ("Invalid generic resource (gres) specification", "--gpus-per-node"),
+        ("Unspecified error", None),
+        ("Socket timed out on send/recv operation", "squeue --me"),
+        ("Unable to contact slurm controller (connect failure)", "squeue --me"),
     ],
 )  # fmt: skip
 def test_what_slurm_says_is_passed_on_with_the_flag(tmp_path, words, flag):
@@ -220,4 +341,8 @@ def test_what_slurm_says_is_passed_on_with_the_flag(tmp_path, words, flag):
     done = launch("slurm", tmp_path, *flags, path=f"{tmp_path}/bin:")
     assert done.returncode == 2
     said = done.stderr[done.stderr.find("error: ") :]  # an installation may say something before
-    assert said.startswith(f"error: SLURM refuses the job: sbatch: error: {words}\n  See {flag}")
+    problem = "does not answer" if flag == "squeue --me" else "refuses the job"
+    first, *rest = said.splitlines()
+    assert first == f"error: SLURM {problem}: sbatch: error: {words}"
+    assert not rest if flag is None else flag in rest[0]
+    assert not any("--" in line for line in rest) or flag is not None

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -71,14 +72,33 @@ class Cloud:
         return process
 
     def calls(self, what):
-        return [
-            line for line in (self.folder / "calls.log").read_text().splitlines() if what in line
-        ]
+        log = self.folder / "calls.log"
+        return (
+            [line for line in log.read_text().splitlines() if what in line] if log.exists() else []
+        )
+
+    def refused(self, *words, **options):
+        """What a launcher says that stops by itself, though nothing has failed."""
+        process = self.launch(*words, **options)
+        assert process.wait(timeout=120) == 2, process.log.read_text()
+        return process.log.read_text()
+
+    def slice(self, name="a-1", kind="v5litepod-8", **states):
+        """A slice or a request that is there already, with files of a run on its one disk."""
+        folder = self.folder / name
+        folder.mkdir()
+        (folder / "type").write_text(kind)
+        for what, state in states.items():
+            (folder / what).write_text(state)
+        (folder / "0").mkdir()
+        (folder / "0" / "kept").touch()
+        return folder
 
     def close(self):
         for process in self.launchers:
             if process.poll() is None:
                 os.killpg(process.pid, 9)
+                process.wait()
         for slice_ in self.folder.glob("*/request"):
             gcloud.end(slice_.parent)
 
@@ -133,7 +153,11 @@ def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
         time.sleep(1)  # names of fetched folders have seconds
     assert len(cloud.calls("queued-resources create")) == 1
     assert not cloud.calls("queued-resources delete")
-    assert "has already run" in process.log.read_text()
+    assert "the run has ended on a-1" in process.log.read_text()
+    starts = cloud.calls("worker start")
+    assert len(starts) == 1
+    assert len(cloud.calls("scp")) == 1
+    assert "waiting for the slice: CREATING" in cloud.launchers[0].log.read_text()
     unbroken = end_of(fetched[0])
     assert unbroken == end_of(fetched[1])
     assert "spot" not in cloud.calls("create")[0]
@@ -170,23 +194,183 @@ def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
 
 def test_one_worker(cloud, tmp_path, fetched):
     """Without a bucket: its run folder is copied. A run that fails keeps its slice."""
-    words = ("-m", "tests.small", "none", "it's", "--seed")
+    marker = tmp_path / "it's there"
+    words = ("-m", "tests.small", str(marker), "train", "--seed")
     failed = cloud.launch(*words, "-1", kind="v5litepod-8")
     assert failed.wait(timeout=120) == 2
     said = failed.log.read_text()
     assert "--seed must be at least 0" in said
     assert "error: the run has failed" in said
     assert "The slice is kept" in said
-    fetched.append(succeeded(cloud.launch(*words, "3", kind="v5litepod-8")))
+    # All processes of the worker are told to stop, as by a machine that shuts down: the run saves.
+    process = cloud.launch(*words, "3", kind="v5litepod-8")
+    worker = cloud.folder / "a-1" / "0"
+    until(Path(f"{marker}.0").exists, process)
+    os.killpg(int((worker / "imr.pid").read_text()), signal.SIGTERM)
+    fetched.append(succeeded(process))
+    said = process.log.read_text()
+    assert "the run was stopped; it resumes" in said
+    assert "is saved in" in said
     assert end_of(fetched[0])
     assert len(cloud.calls("queued-resources create")) == 1
     assert not (cloud.folder / "a-1").exists()
 
 
-def test_a_folder_of_another_configuration_is_refused_before_anything_is_made(cloud):
-    cloud.store.objects["my runs/a-1/config.json"] = (1, b'{"experiment": "images", "config": {}}')
-    process = cloud.launch("-m", "experiments.collapse", "--smoke", flags=BUCKET)
-    assert process.wait(timeout=120) == 2
+PROGRAM = """
+import os, sys, time
+open(sys.argv[1] + os.environ["IMR_PROCESS_ID"], "a").write("x")
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.05)
+print("it's the end")
+"""
+
+
+class Waiting:
+    """A program that notes each of its starts, and waits until it may end."""
+
+    def __init__(self, folder):
+        self.began, self.end = folder / "began ", folder / "the end"
+        self.words = ("-c", PROGRAM, str(self.began), str(self.end))
+
+    def starts(self):
+        """How often it has started on each of the two workers."""
+        paths = [Path(f"{self.began}{i}") for i in range(2)]
+        return [len(path.read_text()) if path.exists() else 0 for path in paths]
+
+
+def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
+    cloud.environment["IMR_TPU_TRIES"] = "12"
+    program = Waiting(tmp_path)
+    # While it is started, after it has reached one of the workers.
+    (cloud.folder / "half").write_text("worker start")
+    process = cloud.launch(*program.words, flags=BUCKET)
+    until(lambda: cloud.calls("worker log"), process)
+    assert program.starts() == [1, 1]
+
+    def losses():
+        return process.log.read_text().count("does not answer")
+
+    # More often in all than a launcher bears in a row.
+    for count in (7, 14):
+        (cloud.folder / "cut").touch()
+        until(lambda count=count: losses() >= count, process)
+        before = len(cloud.calls("worker log"))
+        (cloud.folder / "cut").unlink()
+        until(lambda before=before: len(cloud.calls("worker log")) > before, process)
+    # While it ends: what has ended is not started again.
+    before = losses()
+    (cloud.folder / "cut").touch()
+    program.end.touch()
+    codes = [cloud.folder / "a-1" / str(i) / "imr.code" for i in range(2)]
+    until(lambda: all(code.exists() for code in codes) and losses() > before, process)
+    (cloud.folder / "cut").unlink()
+    fetched.append(succeeded(process))
+    assert program.starts() == [1, 1]
     said = process.log.read_text()
-    assert said.startswith("error: gs://bucket/my runs/a-1 holds a run of another configuration")
-    assert len(cloud.calls("")) == 1
+    assert "the run has ended on a-1" in said
+    assert "it's the end" in said
+
+
+def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
+    program = Waiting(tmp_path)
+    process = cloud.launch(*program.words, flags=(*BUCKET, "--spot"))
+    until(lambda: program.starts() == [1, 1], process)
+    gcloud.suspend(cloud.folder, "a-1")
+    until(lambda: program.starts() == [2, 2], process)
+    # Somebody has deleted it.
+    gcloud.end(cloud.folder / "a-1")
+    shutil.rmtree(cloud.folder / "a-1")
+    assert process.wait(timeout=60) == 2
+    assert "error: the slice is gone, deleted by somebody else" in process.log.read_text()
+    assert len(cloud.calls("queued-resources create")) == 2
+    # The same command is another matter.
+    program.end.touch()
+    fetched.append(succeeded(cloud.launch(*program.words, flags=(*BUCKET, "--spot"))))
+    assert program.starts() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "states", "words"),
+    [
+        ((), {"state": "STOPPED", "request": "ACTIVE"}, ("a-1 is STOPPED; it is left alone", "tpu-vm start a-1")),
+        (("--spot",), {"state": "UNKNOWN", "request": "ACTIVE"}, ("a-1 is UNKNOWN; it is left alone",)),
+        ((), {"state": "PREEMPTED", "request": "ACTIVE"}, ("a-1 is PREEMPTED. Only with --spot",)),
+        ((), {"state": "CREATING\n" * 5 + "TERMINATED", "request": "FAILED"}, ("a-1 is TERMINATED. Only",)),
+        ((), {"state": "READY", "request": "ACTIVE", "kind": "v4-16"}, ("as a slice of --type v4-16; found v5litepod-8",)),
+        ((), {"request": "WAITING_FOR_RESOURCES", "kind": "v6e-8"}, ("as a slice of --type v6e-8; found v5litepod-8",)),
+    ],
+)  # fmt: skip
+def test_a_slice_that_is_there_is_left_alone(cloud, flags, states, words):
+    slice_ = cloud.slice(**states)
+    cloud.environment |= {"IMR_TPU_PAUSE": "0.01", "IMR_TPU_TRIES": "3"}
+    said = cloud.refused("-c", "1", flags=(*flags, *BUCKET), kind="v5litepod-8")
+    for word in words:
+        assert word in said
+    assert (slice_ / "0" / "kept").exists()
+    for call in ("create", "delete", "ssh", "scp"):
+        assert not cloud.calls(f" {call} ")
+
+
+def test_what_is_refused_before_anything_is_made(cloud):
+    cloud.store.objects["my runs/a-1/config.json"] = (1, b'{"experiment": "images", "config": {}}')
+    said = cloud.refused("-m", "experiments.collapse", "--smoke", flags=BUCKET)
+    assert ("error: gs://bucket/my runs/a-1 holds a run of another configuration") in said
+    assert "choose another folder with --name, or remove that folder." in said
+    words = ("-u", "-m", "experiments.images", "--data-dir", "data")
+    said = cloud.refused(*words, kind="v5litepod-8")
+    assert "error: --data-dir must be an absolute path, that of the machine which" in said
+    assert [call.split()[0] for call in cloud.calls("")] == ["storage"]
+    said = cloud.refused("-c", "1", "--overwrite", kind="v5litepod-8")
+    assert said.startswith("error: leave out --overwrite: ")
+    (cloud.folder / "denied").touch()
+    said = cloud.refused("-c", "1", kind="v5litepod-8")
+    assert "PERMISSION_DENIED" in said
+    assert "error: gcloud does not say whether there is a slice a-1" in said
+    assert "The slice is kept" not in said
+    assert not cloud.calls("create")
+
+
+def test_what_a_worker_says_of_its_run(tmp_path):
+    python = tmp_path / "imr-env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    (tmp_path / "imr").mkdir()
+    environment = os.environ | {"HOME": str(tmp_path)}
+
+    def worker(*words):
+        command = [ROOT / "scripts" / "tpu" / "worker", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    def state(*words, verb="state"):
+        return worker(verb, *words).stdout
+
+    # What it does with a signal depends on the program: here it saves within a second.
+    code = (
+        "import signal, sys, time\ndef stop(*_):\n    time.sleep(1)\n    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\nopen('../there', 'w')\ntime.sleep(60)"
+    )
+    first, other = ("-c", code, "it's", "a  b"), ("-c", code, "it's", "a b")
+    assert state(*first) == "imr-state none\n"
+    assert worker("start", *first).returncode == 0
+    while not (tmp_path / "there").exists():
+        time.sleep(0.05)
+    assert (state(*first), state(*other)) == ("imr-state runs\n", "imr-state busy\n")
+    assert worker("start", *first).returncode == 0
+    assert "another command runs here" in worker("start", *other).stderr
+    pid = (tmp_path / "imr.pid").read_text()
+    os.killpg(int(pid), signal.SIGTERM)
+    assert state(*first) == "imr-state runs\n"  # until it has saved
+    assert state(*first, verb="wait") == "imr-state stopped\n"
+    assert state(*other) == "imr-state none\n"
+    for number, said in ((0, "done"), (3, "failed 3")):
+        words = ("-c", f"import sys; print('last words'); sys.exit({number})")
+        worker("start", *words)
+        done = worker("wait", *words)
+        assert done.stdout == f"imr-state {said}\n"
+        assert ("last words" in done.stderr) == (number != 0)
+        assert state(*words) == done.stdout
+    # After the machine has started again, another process may have that number.
+    (tmp_path / "imr.pid").write_text(str(os.getpid()))
+    (tmp_path / "imr.code").unlink()
+    assert worker("runs").returncode == 1
+    assert state(*words) == "imr-state stopped\n"

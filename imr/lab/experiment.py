@@ -17,7 +17,8 @@ from imr._files import read_bytes
 from imr.errors import ImrError
 from imr.lab.cache import compilation_cache
 from imr.lab.console import optional_package, say
-from imr.lab.flags import C, check_bounds, resolve_paths
+from imr.lab.files import check_writable
+from imr.lab.flags import C, check_absolute, check_bounds, resolve_paths
 from imr.lab.folder import RunFolder, check_run, open_run
 from imr.lab.phases import phase
 from imr.parallel import (
@@ -70,9 +71,13 @@ class Experiment(Generic[C]):
         check_bounds(config)
         if self.check is not None:
             self.check(config)
+        if config.check and os.environ.get("IMR_CHECK_ELSEWHERE"):
+            check_absolute(config)
         config = resolve_paths(config)
         if config.check:
             path = check_run(self.name, config, out=config.out, overwrite=config.overwrite)
+            if config.overwrite or not (path / "summary.json").exists():  # else it is only read
+                check_writable(path)
             say(f"This configuration can run in {path}.")
             return 0
         actual = self.shrink(config) if config.smoke and self.shrink is not None else config

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,38 @@ def is_local(path: Place) -> bool:
 def make_folder(path: Place) -> None:
     """Makes a folder and those above it; in an object store they come with what is in them."""
     if is_local(path):  # gcsfs would make a missing bucket, too
-        path.mkdir(parents=True, exist_ok=True)
+        with _making():
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(path: Place) -> None:
+    """Refuses a folder into which, or where it would be made, nothing can be written.
+
+    Of an object store nothing is known before it is written to.
+
+    Raises: RunError, as `make_folder` within `using`.
+    """
+    if not is_local(path):
+        return
+    with using(path, " as a run folder"):
+        there = path
+        while True:
+            try:
+                os.lstat(there)
+                break
+            except FileNotFoundError:
+                there = there.parent
+        with _making():
+            tempfile.TemporaryFile(dir=there).close()
+
+
+@contextlib.contextmanager
+def _making() -> Iterator[None]:
+    # So answer file systems such as /proc, where nothing was removed.
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PermissionError(errno.EPERM, "nothing can be made there") from error
 
 
 def entries(path: Place) -> list[Place]:

@@ -76,6 +76,15 @@ def flag_error(name: str, rule: str, value: Any, remedy: str = "") -> ImrError:
     return ImrError(f"--{flag} {rule}; found {value}. {remedy}".rstrip())
 
 
+def check_absolute(config: RunFlags) -> None:
+    """Refuses relative paths, but for `out`: on another machine they are another configuration."""
+    for name, path in vars(config).items():
+        if name != "out" and isinstance(path, Path) and not path.is_absolute():
+            raise flag_error(
+                name, "must be an absolute path, that of the machine which runs it", path
+            )
+
+
 def resolve_paths(config: C) -> C:
     """The same configuration with absolute paths, but for `out`: one folder is one configuration."""
     paths: Any = {name: p for name, p in vars(config).items() if isinstance(p, Path)}
