@@ -9,7 +9,7 @@ import pytest
 
 import imr
 from experiments.bench.__main__ import EXPERIMENT
-from experiments.bench.tpu import cycles
+from experiments.bench.programs import cycles
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,8 @@ from jaxlib.mlir import ir
 from test_compiled import leaves_of, quickly_compiled
 
 import imr
-from experiments.bench.tpu import ENVIRONMENT, LAYOUTS
+from experiments.bench.programs import cycles
+from experiments.bench.tpu import ENVIRONMENT, LAYOUTS, apart, gradient
 from imr import nn
 from imr.processes import mess3
 
@@ -158,6 +159,14 @@ def compiled_for_v5e():
 def test_public_functions_compile_for_v5e(name, compiled_for_v5e):
     program = compiled_for_v5e(partial(results, name), jnp.asarray(Z, jnp.float32))
     assert program.memory_analysis().temp_size_in_bytes < 16e9
+
+
+@pytest.mark.aot
+def test_a_gradient_of_attention_costs_less_than_three_times_its_products(compiled_for_v5e):
+    """A strip is made anew and multiplied six times; parts of the keys are made once for all strips."""
+    q = jax.ShapeDtypeStruct((2**16, 16), jnp.float32)
+    products, slope = (cycles(compiled_for_v5e(each, q).as_text()) for each in (apart, gradient))
+    assert slope < 3 * products
 
 
 @pytest.mark.aot

@@ -9,7 +9,7 @@ from imr.lab.flags import RunFlags, flag_error
 DEFAULT: tuple[str, ...] = (
     "linear", "attention", "training", "beliefs", "context", "devices", "rates"
 )  # fmt: skip
-PARTS: tuple[str, ...] = (*DEFAULT, "tpu")
+PARTS: tuple[str, ...] = (*DEFAULT, "tpu", "cuda")
 TOPOLOGIES: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e-256")
 
 
@@ -21,7 +21,7 @@ class Config(RunFlags):
     """What to measure: linear (the flow of the linear model), attention (its field, by size), training,
     beliefs, context (kernel regression in many), devices (a ring of them, results and bytes), rates (of
     the machine, and the cost model); and tpu, which compiles for TPUs without having one, a minute or
-    two for each program: needs libtpu."""
+    two for each program: needs libtpu; and cuda, for an H100: needs NVIDIA's compiler."""
     topologies: tuple[str, ...] = TOPOLOGIES
     """Those that tpu compiles for."""
     n: Annotated[int, at_least(1)] = 8000

@@ -2,11 +2,21 @@
 
 from typing import Any
 
-from experiments.bench import attention, beliefs, context, devices, linear, rates, tpu, training
+from experiments.bench import (
+    attention,
+    beliefs,
+    context,
+    cuda,
+    devices,
+    linear,
+    rates,
+    tpu,
+    training,
+)
 from experiments.bench.config import PARTS, Config
 from imr.lab.folder import RunFolder
 
-_PARTS = linear, attention, training, beliefs, context, devices, rates, tpu
+_PARTS = linear, attention, training, beliefs, context, devices, rates, tpu, cuda
 MODULES = dict(zip(PARTS, _PARTS, strict=True))
 
 

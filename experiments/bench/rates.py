@@ -107,12 +107,9 @@ def here(config: Any, machine: cost.Machine) -> list[dict[str, Any]]:
 
 def elsewhere() -> list[dict[str, Any]]:
     """The self-attention field at sizes that take about a second."""
-    rows = []
-    machines = ((cost.H100, 1, 2**19), (cost.H200, 1, 2**19), (cost.V5E, 256, 2**22))
-    for machine, devices, n in machines:
-        way = "tiles" if devices == 1 else "ring"
-        model = cost.quadratic_field_cost(n, RANK, RANK, way=way, block=4096, devices=devices)
-        name = f"model: {devices} x {machine.name}, n={n:,}, r={RANK}"
-        seconds = cost.seconds(model, machine, devices)
-        rows.append({"what": name, "model s": seconds, **_sizes(model)})
+    rows, n = [], 2**19
+    for machine in (cost.H100, cost.H200):
+        model = cost.quadratic_field_cost(n, RANK, RANK, way="tiles", block=4096)
+        name = f"model: {machine.name}, n={n:,}, r={RANK}"
+        rows.append({"what": name, "model s": cost.seconds(model, machine), **_sizes(model)})
     return rows

@@ -5,42 +5,42 @@ A process of its own loads the compiler: `python -m experiments.bench.tpu TOPOLO
 
 import importlib.util
 import json
-import re
 import sys
 import time
-from functools import cache, partial
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.bench.programs import cycles
 from experiments.bench.rounds import in_process
 from imr.attention import attention_products
 from imr.beliefs import bayes_filter
-from imr.errors import ImrError, missing_package
-from imr.parallel import cost
+from imr.errors import missing_package
+from imr.parallel import cycles as model
 from imr.processes import mess3
 
-RANK = 16
 # The compiler's name of each topology, and the clock of its cores in Hz: 197, 459 and 918 TFLOP/s in
 # bfloat16 from 4, 8 and 4 units of 128 x 128, 128 x 128 and 256 x 256 multipliers.
 LAYOUTS = {
     "v5e": ("v5e:2x2", 1.5e9), "v5p": ("v5p:2x2x1", 1.75e9), "v6e": ("v6e:2x2", 1.75e9),
     "v5e-256": ("v5e:16x16", 1.5e9),
 }  # fmt: skip
+CORES = {"v5e": model.V5E, "v5p": model.V5P, "v6e": model.V6E}
+WAYS = {"Q = K": "tiles", "Q and K": "strips", "its gradient": "gradient", "ring": "ring"}
+WORDS = 1000
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
 }  # fmt: skip
 FORMATS = {
-    "compiled s": ".3g",
-    "model s": ".3g",
-    "ratio": ".2f",
-    "MiB": ".1f",
+    "Mcycles": ".4g", "model Mcycles": ".4g", "ratio": ".2f", "compiled s": ".3g", "MiB": ".1f",
     "compiling s": ".0f",
-}
+}  # fmt: skip
 
 
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
@@ -51,41 +51,80 @@ def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
         "tpu", *(config.topologies[:1] if config.smoke else config.topologies), **ENVIRONMENT
     )
     return (
-        "Compiled ahead of time by the TPU's compiler (libtpu), nothing is run. `compiled s`: its estimate of "
-        "cycles, loops by their lengths, at the clock of the cores, per device. `model s`: imr.parallel.cost at "
-        "published peaks, for v5e. `MiB`: arguments, results and temporaries of a device."
+        "Compiled ahead of time by the TPU's compiler (libtpu), nothing is run. `Mcycles`: its estimate, loops by "
+        "their lengths, in millions, per device; `compiled s`: at the clock of the cores. `model Mcycles`: "
+        "imr.parallel.cycles, whose constants are those of the rows `fixed`; on the rows `tried` they are tried. "
+        "`MiB`: arguments, results and temporaries of a device."
     ), rows
 
 
-def programs(topology: str, devices: Any):
-    """(name, n, function, array, mesh, cost by the model or None) of the programs for a topology."""
+def modelled(
+    row: dict[str, Any], constants: model.Constants = model.CONSTANTS,
+    v5e: float = model.V5E.exponentials, v6e: float = model.V6E.exponentials,
+) -> float:  # fmt: skip
+    """The cycles that `imr.parallel.cycles` gives the program of a row."""
+    exponentials = {"v5e": v5e, "v5p": v5e / 2, "v6e": v6e}  # a v5p has two cores of a v5e
+    chip = row["topology"].split("-")[0]
+    core = CORES[chip]._replace(exponentials=exponentials[chip])
+    kind, what = row["program"].split(", ", 1)
+    if kind == "filter":
+        return model.filter_cycles(row["n"] // WORDS, core, way=what, constants=constants)
+    devices = 256 if what == "ring" else 1
+    return model.attention_cycles(
+        row["n"], row["r"], core, way=WAYS[what], devices=devices, constants=constants
+    )
 
-    def rows(n):
-        return jax.ShapeDtypeStruct((n, RANK), jnp.float32)
 
-    if len(devices) > 4:
-        n, mesh = 2**22, Mesh(devices, ("rows",), axis_types=(AxisType.Auto,))
-        model = cost.attention_cost(n, RANK, way="ring", devices=devices.size)
-        yield "attention, ring", n, partial(attention_products, mesh=mesh), rows(n), mesh, model
-        return
-    mesh = Mesh(devices[:1], ("rows",), axis_types=(AxisType.Auto,))
+class Program(NamedTuple):
+    """A program of the table: what it is, how large, and how it is called."""
 
-    def gradient(q):
-        return jax.grad(lambda q: sum(jnp.sum(x) for x in attention_products(q)))(q)
+    what: str
+    n: int
+    r: int
+    function: Any
+    array: Any
 
-    def apart(q):
-        return attention_products(q, 2 * q)
 
-    for n in (2**16, 2**19):
-        tiles = cost.attention_cost(n, RANK, way="tiles", block=2048)
-        yield "attention, Q = K", n, attention_products, rows(n), mesh, tiles
-    strips = cost.attention_cost(2**16, RANK, way="strips", block=256)
-    yield "attention, Q and K", 2**16, apart, rows(2**16), mesh, strips
-    yield "attention, its gradient", 2**16, gradient, rows(2**16), mesh, None
-    words = jax.ShapeDtypeStruct((1000, 256), jnp.int32)
-    for way in ("scan", "associative"):
-        by_way = partial(bayes_filter, mess3(0.15, 0.6), method=way)
-        yield f"filter, {way}", words.size, by_way, words, mesh, None
+def apart(q):
+    """Products whose keys are not the queries."""
+    return attention_products(q, 2 * q)
+
+
+def gradient(q):
+    """The gradient of the sum of both products, with keys that are the queries."""
+    return jax.grad(lambda q: sum(jnp.sum(x) for x in attention_products(q)))(q)
+
+
+# (n, rank) of the programs of attention, and the length of 1,000 words of Mess3: those on which the
+# constants of imr.parallel.cycles are fixed, and those on which they are tried.
+SIZES = {
+    "fixed": {
+        "Q = K": ((2**16, 16), (2**16, 32), (2**19, 16)), "Q and K": ((2**16, 16), (2**16, 64)),
+        "its gradient": ((2**16, 16),), "ring": ((2**22, 16),), "filter": (256,),
+    },
+    "tried": {
+        "Q = K": ((2**15, 8), (2**18, 16)), "Q and K": ((2**15, 8),),
+        "its gradient": ((2**15, 8),), "ring": ((2**22, 8),), "filter": (64,),
+    },
+}  # fmt: skip
+
+
+def programs(mesh: Mesh, half: str) -> Iterator[Program]:
+    """Those for the devices of a mesh: the ring for several, the rest for one."""
+    sizes: dict[str, Any] = SIZES[half]
+    functions = {"Q = K": attention_products, "Q and K": apart, "its gradient": gradient}
+    if mesh.size > 1:
+        functions = {"ring": partial(attention_products, mesh=mesh)}
+    for what, function in functions.items():
+        for n, r in sizes[what]:
+            array = jax.ShapeDtypeStruct((n, r), jnp.float32)
+            yield Program(f"attention, {what}", n, r, function, array)
+    process = mess3(0.15, 0.6)
+    for length in () if mesh.size > 1 else sizes["filter"]:
+        words = jax.ShapeDtypeStruct((WORDS, length), jnp.int32)
+        for way in ("scan", "associative"):
+            by_way = partial(bayes_filter, process, method=way)
+            yield Program(f"filter, {way}", words.size, process.num_states, by_way, words)
 
 
 def compiled(names: list[str]) -> list[dict[str, Any]]:
@@ -96,62 +135,26 @@ def compiled(names: list[str]) -> list[dict[str, Any]]:
     for name in names:
         layout, clock = LAYOUTS[name]
         devices = np.asarray(topologies.get_topology_desc(layout, platform="tpu").devices)
-        for what, n, function, array, mesh, model in programs(name, devices):
-            across = NamedSharding(mesh, PartitionSpec("rows"))
+        mesh = Mesh(
+            devices[: None if len(devices) > 4 else 1], ("rows",), axis_types=(AxisType.Auto,)
+        )
+        across = NamedSharding(mesh, PartitionSpec("rows"))
+        halves = [(half, program) for half in SIZES for program in programs(mesh, half)]
+        for half, (what, n, r, function, array) in halves:
             start = time.perf_counter()
-            program = jax.jit(function).lower(
-                jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=across)
-            )
-            program = program.compile()
+            array = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=across)
+            program = jax.jit(function).lower(array).compile()
             seconds = time.perf_counter() - start
             memory: Any = program.memory_analysis()
             size = memory.argument_size_in_bytes + memory.output_size_in_bytes
             size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-            row = {
-                "program": what, "n": n, "platform": "tpu", "topology": name,
-                "compiled s": cycles(program.as_text() or "") / clock,
-            }  # fmt: skip
-            if model is not None and name.startswith("v5e"):
-                row["model s"] = cost.seconds(model, cost.V5E, mesh.size)
-                row["ratio"] = row["compiled s"] / row["model s"]
+            count = cycles(program.as_text() or "")
+            row = {"program": what, "n": n, "r": r, "platform": "tpu", "topology": name}
+            row |= {"constants": half, "Mcycles": count / 1e6, "model Mcycles": modelled(row) / 1e6}
+            row |= {"ratio": modelled(row) / count, "compiled s": count / clock}
             rows.append(row | {"MiB": size / 2**20, "compiling s": seconds})
+            print(rows[-1], file=sys.stderr, flush=True)
     return rows
-
-
-def cycles(text: str) -> float:
-    """The estimated cycles of a compiled program; of branches, the last, which is the case wanted.
-
-    The compiler writes its estimate beside each operation; a loop's number of passes is the constant
-    that its condition compares with. Branches: `lax.cond` puts that of False first.
-    """
-    starts = re.finditer(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.M | re.S)
-    bodies = {match[2]: match for match in starts}
-
-    def passes(condition: str) -> int:
-        counts = re.findall(r" s32\[\][^=\n]*constant\((\d+)\)", bodies[condition][3])
-        if len(counts) != 1:
-            raise ImrError(
-                f"the length of a loop must be a constant; found {counts} in {condition}."
-            )
-        return int(counts[0])
-
-    @cache
-    def total(name: str) -> float:
-        found = 0.0
-        for line in bodies[name][3].splitlines():
-            if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
-                found += int(estimate[1])
-            if loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
-                found += passes(loop[1]) * total(loop[2])
-            if branches := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
-                found += total(branches[1].split(",")[-1].strip().lstrip("%"))
-            if branch := re.search(r" conditional\(.*true_computation=%?([\w.\-]+)", line):
-                found += total(branch[1])
-            if called := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
-                found += total(called[1])
-        return found
-
-    return total(next(name for name, match in bodies.items() if match[1]))
 
 
 if __name__ == "__main__":

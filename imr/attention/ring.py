@@ -21,7 +21,7 @@ def ring_products(scaled, q, k, where, label, *, mesh, size, columns, on):
     n = q.shape[1]
     axis, parts = mesh_axis(mesh)
     extra = padding(n, parts)
-    size = on.strip_size(math.ceil(n / parts)) if size is None else size
+    size = on.strip_size(math.ceil(n / parts), ring=True) if size is None else size
     if where is not None:
         where = pad_axis(pad_axis(where, extra, value=True), extra, 1, value=False)
     across, along = PartitionSpec(None, axis), PartitionSpec(axis)

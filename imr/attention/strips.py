@@ -57,8 +57,11 @@ def strips(scaled, q, k, where, label, *, size, columns, on=CPU):
     if where is not None:
         masks = pad_axis(where, extra, value=True).reshape(-1, size, m)
     labels = jax.tree.map(lambda x: pad_axis(x, extra).reshape(-1, size), label)
-    # The derivative recomputes each strip; it needs no sums over strips.
-    one = jax.checkpoint(lambda s, q, *rest: strip(s, q, k, *rest, columns=columns, on=on))
+    # The derivative recomputes each strip; it needs no sums over strips. In a loop nothing can be
+    # shared with the first time, and without a barrier what is made of k is made once for all strips.
+    one = jax.checkpoint(
+        lambda s, q, *rest: strip(s, q, k, *rest, columns=columns, on=on), prevent_cse=False
+    )
 
     def step(total, block):
         rows, cols, rest = one(*block)

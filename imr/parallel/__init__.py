@@ -1,6 +1,7 @@
 """Several devices and several processes, and the cost of computations on them."""
 
 from imr.parallel import cost as cost
+from imr.parallel import cycles as cycles
 from imr.parallel.hosts import agreed as agreed
 from imr.parallel.hosts import initialize as initialize
 from imr.parallel.hosts import initialize_from_environment as initialize_from_environment

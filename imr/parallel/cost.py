@@ -5,6 +5,7 @@ Bytes are the traffic with main memory if blocks stay in cache: each array is re
 for each pass over it.
 """
 
+import math
 from typing import NamedTuple
 
 from imr._checks import check_choice, check_counts
@@ -46,13 +47,11 @@ class Machine(NamedTuple):
 
 
 # H100 and H200 (SXM) from NVIDIA's data sheets: float32 without tensor cores, and 132 multiprocessors
-# that evaluate 16 special functions per clock at 1.98 GHz, the clock of the 67 TFLOP/s. TPU v5e from
-# Google: 197 TFLOP/s in bfloat16, of which float32 products take 6 passes, 819 GB/s, 16 GB and
-# 1.6 Tbit/s over 4 links; its rate of exponentials is not published: 4 x 1024 lanes at 1.5 GHz and
-# 10 operations each are assumed.
+# that evaluate 16 special functions per clock at 1.98 GHz, the clock of the 67 TFLOP/s. Of TPUs, which
+# have no such rates that a program reaches, see `imr.parallel.cycles`.
+H100_CACHE = 50 * 2**20  # bytes, of the second level
 H100 = Machine("NVIDIA H100", 67e12, 132 * 16 * 1.98e9, 3.35e12, 80e9, 450e9)
 H200 = Machine("NVIDIA H200", 67e12, 132 * 16 * 1.98e9, 4.8e12, 141e9, 450e9)
-V5E = Machine("TPU v5e", 197e12 / 6, 4 * 1024 * 1.5e9 / 10, 819e9, 16e9, 50e9)
 
 
 def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
@@ -83,8 +82,9 @@ def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
 
 
 def attention_cost(
-    n: int, r: int, *, way: str = "whole", block: int = 256, devices: int = 1, itemsize: int = 4
-) -> Cost:
+    n: int, r: int, *, way: str = "whole", block: int = 256, devices: int = 1, itemsize: int = 4,
+    cache: float = math.inf,
+) -> Cost:  # fmt: skip
     r"""Both products of `imr.attention.attention_products`, $P K$ and $P^T Q$.
 
     Products take 6 n^2 r FLOPs, or 8 n^2 r in the ring, which computes the logits twice; the ring
@@ -94,6 +94,9 @@ def attention_cost(
       n, r, itemsize: rows and columns of Q, and bytes of a number.
       way: "whole" (P is held in memory), "strips", "tiles" or "ring".
       block, devices: rows of a strip or tile, and devices of the ring.
+      cache: bytes of a strip or tile up to which it stays in cache. Of more than that, the logits are
+        written, read for their exponentials and, in strips, for the largest; these are written and read
+        twice: memory sees a tile five times in each of two sweeps, a strip six times.
 
     >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
     [1.03125, 2.0]
@@ -105,7 +108,8 @@ def attention_cost(
         pairs = n * (n + min(block, n)) / 2.0
         # Two sweeps, each with the logits and both products of a tile and its mirror image.
         flops = 2 * pairs * (2 * r + 2) + 2 * pairs * (2 * r) * 2 + 4 * pairs
-        return Cost(flops, 2 * pairs, ends + 2 * itemsize * pairs / block * 4 * r)
+        spilled = 10 * itemsize * pairs if itemsize * block * min(block, n) > cache else 0.0
+        return Cost(flops, 2 * pairs, ends + 2 * itemsize * pairs / block * 4 * r + spilled)
     pairs = float(n) * n
     if way == "ring":
         flops = pairs * (4 * r + 2 * (r + 1) + 2 * r + 6)
@@ -115,6 +119,8 @@ def attention_cost(
         return Cost(flops, 2 * pairs, ends * devices + held, sent)
     flops = pairs * (4 * r + 2 * (r + 1) + 5)
     held = itemsize * pairs * 4 if way == "whole" else itemsize * pairs / block * 3 * r
+    if way == "strips" and itemsize * block * n > cache:
+        held += 6 * itemsize * pairs
     return Cost(flops, pairs, ends + held)
 
 
