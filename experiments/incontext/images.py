@@ -22,7 +22,8 @@ from imr.nn import ContextBlock
 
 QUERIES = 15  # of each class
 COMPONENTS = 64
-BETAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # two images have a squared distance of 2 on average
+BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # two images have a squared distance of 2 on average
+SPREAD_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of labels that are propagated
 STEP_BETAS = tuple(np.geomspace(0.25, 64, 30))  # as many as a flow has settings
 RIDGES = (0.001, 0.01, 0.03, 0.1, 0.3)
 NEIGHBOURS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25)
@@ -146,7 +147,9 @@ METHODS = (
     Method(without_width),
     Method(regressions, BETAS),
 )
-TRANSDUCTIVE = tuple(Method(partial(propagations, together), BETAS) for together in (True, False))
+TRANSDUCTIVE = tuple(
+    Method(partial(propagations, together), SPREAD_BETAS) for together in (True, False)
+)
 
 
 class Tried(NamedTuple):
