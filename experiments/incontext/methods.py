@@ -17,17 +17,9 @@ from experiments.incontext.tasks import CLASSES, NOISE, SPREAD, Labels
 BETAS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0, 32.0)  # of kernels
 MEAN_BETAS = (0.3, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0)  # of distances to a mean
 RIDGES = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 1.0, 3.0)
-PROTOTYPE_RIDGES = (
-    1e-4,
-    3e-4,
-    1e-3,
-    3e-3,
-    0.01,
-    0.03,
-    0.1,
-    0.3,
-)  # of labels that are hardly random
-TAUS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # steps of flows that are not trained
+# Of labels that are hardly random.
+PROTOTYPE_RIDGES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
+TAUS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # steps of flows that are not trained
 LINEAR_TAUS = tuple(np.geomspace(0.03, 1000, 28))
 NEIGHBOURS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 20, 25)
 

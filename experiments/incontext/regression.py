@@ -80,16 +80,21 @@ def tuned_steps(spectrum: np.ndarray, net: Net, curved: bool) -> Steps:
         return over_contexts(jnp.sum(left**2, axis=1) / 3, net.bounded)
 
     random = np.random.default_rng(0)
+    starts = random.uniform(0.3, 2.5, (STARTS, layers * (1 + curved)))
+    if curved:
+        starts[:, layers:] *= 0.3  # curvature times an eigenvalue is below one
     with jax.enable_x64(True):
-        slope, points = jax.jit(jax.value_and_grad(objective)), jnp.asarray(spectrum)
-        starts = random.uniform(0.3, 2.5, (STARTS, layers * (1 + curved)))
-        if curved:
-            starts[:, layers:] *= 0.3  # curvature times an eigenvalue is below one
-        fits = [
-            minimize(lambda t: jax.tree.map(np.float64, slope(t, points)), start, jac=True)
-            for start in starts
-        ]
-    best: Any = min(fits, key=lambda fit: fit.fun)
+        slope = jax.jit(jax.value_and_grad(objective))
+
+        def descend(start, spectrum):
+            points = jnp.asarray(spectrum)
+            return minimize(lambda t: jax.tree.map(np.float64, slope(t, points)), start, jac=True)
+
+        # Which start is the best, some contexts tell.
+        best: Any = min(
+            (descend(each, spectrum[:2000]) for each in starts), key=lambda fit: fit.fun
+        )
+        best = descend(best.x, spectrum)
     curvature = best.x[layers:].copy() if curved else np.zeros(layers)
     curvature[-1] = 0.0  # it moves nothing that is read
     return Steps(best.x[:layers], curvature)
