@@ -253,14 +253,15 @@ def predict(net, x, y, labelled, *choices):
 
 
 @pytest.mark.laws
-def test_a_linear_net_corrects_curvature():
-    """Three layers and the filter; without the correction they are another function."""
+@pytest.mark.parametrize("rank", [None, P])
+def test_a_linear_net_corrects_curvature(rank):
+    """Three layers and the filter, merged or separate keys and queries; another function without it."""
     x, (steps, curvature) = C.x[LABELLED], GD_PLUS_PLUS
     spectrum, vectors = np.linalg.eigh(x @ x.T / len(x))
     y = C.values[LABELLED]
     gain = np.asarray(curvature_filter(*map(jnp.asarray, (spectrum, steps, curvature))))
     wanted = y - vectors @ (gain[:, None] * (vectors.T @ y))
-    net = imr.nn.LinearSelfAttention(P, 2, layers=3, rngs=nnx.Rngs(0))
+    net = imr.nn.LinearSelfAttention(P, 2, layers=3, rank=rank, rngs=nnx.Rngs(0))
     given = jnp.asarray(C.x), jnp.asarray(C.values), LABELLED, jnp.asarray(steps)
     assert error(predict(net, *given, jnp.asarray(curvature))[LABELLED], wanted) < 1e-12
     assert error(predict(net, *given, jnp.zeros(3))[LABELLED], wanted) > 1e-2
@@ -399,7 +400,59 @@ def test_diffusion_spreads_along_paths():
     assert error(alone[:3, :3], spread[:3, :3]) < 1e-12
 
 
+@pytest.mark.laws
+def test_labels_of_other_tokens_are_never_read():
+    """Any integer, and of dense targets NaN: to the bit what other labels give."""
+    f, kernel = jnp.asarray(C.f), KERNELS["dense"][0]
+    block = imr.nn.ContextBlock(P, K, layers=2, kernel="exponential")
+
+    def found(targets):
+        loss = imr.feature_loss(C.loss.model, jnp.asarray(targets))
+        yield context_field(loss, kernel, LABELLED)(0.0, f)
+        if np.ndim(targets) == 1:
+            yield block(jnp.asarray(C.x), targets, LABELLED)
+            yield kernel_regression(loss, kernel, LABELLED, 0.5).z
+
+    dense = np.where(LABELLED[:, None], np.eye(K)[C.labels], np.nan)
+    for targets, other in ((C.labels, K), (C.labels, 2**31 - 1), (dense, 7.0)):
+        known = LABELLED if np.ndim(targets) == 1 else LABELLED[:, None]
+        changed = np.where(known, targets, other)
+        for a, b in zip(found(targets), found(changed), strict=True):
+            assert np.isfinite(a).all()
+            assert (a == b).all()
+
+
+@pytest.mark.laws
+def test_a_class_without_an_example_only_falls():
+    labels = jnp.asarray(np.where(LABELLED, C.labels % (K - 1), -1))
+    loss, kernel = imr.feature_loss(C.loss.model, labels), KERNELS["dense"][0]
+    slope = context_field(loss, kernel, LABELLED)(0.0, jnp.zeros((N, D)))
+    toward = jnp.linalg.solve(C.w @ C.w.T, C.w @ slope.T)  # the share of each class
+    assert (toward[-1] < 0).all()
+    fit = kernel_regression(loss, kernel, LABELLED, 0.5)
+    assert fit.converged
+    assert (fit.coefficients[LABELLED, -1] < 0).all()
+    block = imr.nn.ContextBlock(P, K, layers=2, kernel="exponential")
+    assert (block(jnp.asarray(C.x), labels, LABELLED)[:, -1] < 0).all()
+
+
 class TestErrors:
+    @pytest.mark.laws
+    def test_a_query_is_no_key(self):
+        """It would have to be labelled, and has neither a label nor a value."""
+        everyone, x = np.full(N, True), jnp.asarray(C.x)
+        for call in (
+            lambda: context_field(C.loss, jnp.eye(N), everyone)(0.0, jnp.asarray(C.f)),
+            lambda: kernel_regression(C.loss, jnp.eye(N), everyone, 1.0),
+            lambda: imr.nn.ContextBlock(P, K)(x, C.labels, everyone),
+        ):
+            with pytest.raises(imr.ImrError, match=r"targets\[6\] = -1"):
+                call()
+        net = imr.nn.LinearSelfAttention(P, 2, rngs=nnx.Rngs(0))
+        y = jnp.where(LABELLED[:, None], C.values, jnp.nan)
+        with pytest.raises(imr.ImrError, match=r"y of labelled tokens.*first at index \(6, 0\)"):
+            net(x, y, everyone)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

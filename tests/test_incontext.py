@@ -12,10 +12,11 @@ import pytest
 from flax import nnx
 
 import imr
-from experiments.incontext import claims, recurrences
+from experiments.incontext import baselines, claims, recurrences
 from experiments.incontext.__main__ import EXPERIMENT
 from experiments.incontext.config import FULL, PARTS, SMOKE
-from experiments.incontext.dynamics import half_times
+from experiments.incontext.dynamics import half_times, points
+from experiments.incontext.images import Tried
 from experiments.incontext.models import best_rate, by_rate
 from experiments.incontext.readings import Part, at_edge, cosines, off_identity
 from experiments.incontext.theory import one_step
@@ -89,10 +90,11 @@ def test_the_lens_reads_the_checkpoints(smoke):
         read_nets(out / "checkpoints" / "prototypes-softmax-1_layers").net(0), ContextBlock
     )
     heads = summary["heads"]
-    linear = [row for row in heads if row["net"] == "linear, 2 layers, 10 examples"]
-    assert [(row["layer"], row["circuit"]) for row in linear] == [
-        (0, "key-query"), (1, "key-query"), (0, "value"), (1, "value"),
-    ]  # fmt: skip
+    for words in ("", ", separate keys and queries"):
+        linear = [row for row in heads if row["net"] == f"linear, 2 layers, 10 examples{words}"]
+        assert [(row["layer"], row["circuit"]) for row in linear] == [
+            (0, "key-query"), (1, "key-query"), (0, "value"), (1, "value"),
+        ]  # fmt: skip
 
 
 # The lens, on nets of which the truth is known.
@@ -138,9 +140,11 @@ def test_the_lens_reads_metric_and_classes():
 
 @pytest.mark.laws
 def test_runs_differ_in_their_rates_and_know_their_losses():
+    """And steps without a finite gradient move nothing, and are counted."""
+
     def loss(params, hyper, data, batch, key):
-        del hyper, data, batch, key
-        return jnp.sum((params - 3.0) ** 2)
+        del data, batch, key
+        return hyper["scale"] * jnp.sum((params - 3.0) ** 2)
 
     def schedule(data, key, step):
         del data, key, step
@@ -148,16 +152,19 @@ def test_runs_differ_in_their_rates_and_know_their_losses():
 
     optimizer = by_rate(200)
     states = train.init_states(
-        lambda key: jnp.zeros(2), optimizer, jax.random.split(jax.random.key(0), 2)
+        lambda key: jnp.zeros(2), optimizer, jax.random.split(jax.random.key(0), 3)
     )
     chunk = train.make_chunk(loss, optimizer, schedule)
-    states, losses = chunk(states, {"rate": jnp.array([0.0, 0.1])}, None)
+    hyper = {"rate": jnp.array([0.0, 0.1, 0.1]), "scale": jnp.array([1.0, 1.0, jnp.nan])}
+    states, losses = chunk(states, hyper, None)
     assert (states.params[0] == 0).all()
     np.testing.assert_allclose(states.params[1], 3.0, atol=0.01)
     assert (losses[0] == 18).all()
-    found = states.opt_state[-1].loss
-    assert found[0] == pytest.approx(18 * (1 - 0.99**200))
+    found = states.opt_state.inner_state[-1].loss
+    assert found[0] == pytest.approx(np.log(18) * (1 - 0.99**200))
     assert found[1] < 0.3 * found[0]
+    assert (states.params[2] == 0).all()
+    assert states.opt_state.total_notfinite.tolist() == [0, 0, 200]
 
 
 def test_a_rate_at_which_more_seeds_end_is_better():
@@ -229,6 +236,42 @@ def test_predictors_of_affine_recurrences():
     np.testing.assert_allclose(near, [0.25, 2.0], atol=1e-3)
     far = recurrences.smoothed(s, 2, 1e3, negative=True)
     np.testing.assert_allclose(far, [0.25, 1.0], atol=1e-3)
+
+
+@pytest.mark.laws
+def test_votes_of_so_many_neighbours():
+    x, targets = jnp.array([[0.0], [1.0], [1.2], [0.1]]), jnp.eye(2)[jnp.array([0, 1, 1])]
+    for count, label in ((1, 0), (2, 0), (3, 1)):  # the nearer of two decides
+        votes = baselines.nearest(x, targets, count)
+        assert votes.argmax(axis=1)[3] == label
+        assert votes[3].sum() == pytest.approx(count, rel=2e-3)
+
+
+@pytest.mark.laws
+def test_kernel_regression_without_its_optimum_is_nan():
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    kernel, targets = jnp.exp(x @ x.T), jnp.eye(2)[jnp.array([0, 1, 0, 1])]
+    z, none = (baselines.kernel_regression(kernel, targets, 0.1, tol) for tol in (1e-6, 1e-40))
+    assert jnp.isnan(none).all()
+    rest = targets - jax.nn.softmax(z[:4])
+    assert jnp.abs(kernel[:, :4] @ rest / 0.1 - z).max() < 1e-2
+
+
+def test_points_of_a_course_are_whole_steps():
+    for sizes in (FULL, SMOKE):
+        times = points(sizes.time)
+        assert (times[0], times[-1]) == (0, sizes.time)
+        steps = np.diff(times)[:, None] / np.array(sizes.rates)
+        np.testing.assert_allclose(steps, np.round(steps), atol=1e-9)
+        assert (steps > 0.5).all()
+
+
+def test_a_best_setting_at_an_edge_is_told():
+    known = np.array([[0.5, 0.6, 0.5], [0.6, 0.7, 0.7], [0.5, 0.6, 0.5]])
+    assert Tried(known, known).edges == ()
+    known[2, 1] = 0.8
+    assert Tried(known, known).edges == ("width",)
+    assert Tried(known[:1], known[:1]).edges == ()
 
 
 def test_measures():

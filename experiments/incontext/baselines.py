@@ -12,12 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+import imr
 from imr.context import diffusion_kernel
 
 Tokens = Float[Array, "n p"]
 Weights = Float[Array, "n m"]
 Targets = Float[Array, "m k"]
 Logits = Float[Array, "n k"]
+
+MOST_STEPS = 300  # of kernel regression
+MOST_NEIGHBOURS = 25
 
 
 def squared_distances(x: Tokens, m: int) -> Weights:
@@ -58,26 +62,28 @@ def flow(
 
 
 def kernel_regression(
-    kernel: Weights, targets: Targets, ridge: Any, iterations: int = 60
+    kernel: Float[Array, "n n"], targets: Targets, ridge: Any, tol: Any = 1e-6
 ) -> Logits:
-    r"""Logits K B of multinomial regression at its optimum, $\lambda B = C - softmax(K B)$.
+    """Logits of multinomial regression at its optimum, the end of the flow with that ridge.
 
-    The Hessian of the cross-entropy is at most 1/2, so that each iteration, the minimum of a quadratic
-    upper bound, lowers the objective.
+    NaN where the objective is not certified to be within `tol` of its least, as a share of it, so that
+    no setting is chosen whose optimum was not found.
     """
-    m = len(targets)
-    bound = jnp.linalg.inv(0.5 * kernel[:m] + ridge * jnp.eye(m, dtype=kernel.dtype))
+    m, (n, _) = len(targets), kernel.shape
+    labels = jnp.zeros(n, jnp.int32).at[:m].set(jnp.argmax(targets, axis=1).astype(jnp.int32))
+    loss = imr.feature_loss(imr.Linear(jnp.eye(targets.shape[1], dtype=kernel.dtype)), labels)
+    fit = imr.context.kernel_regression(
+        loss, kernel, np.arange(n) < m, ridge, tol=tol, max_steps=MOST_STEPS
+    )
+    return jnp.where(fit.converged, fit.z, jnp.nan)
 
-    def step(b, _):
-        return b + bound @ (targets - jax.nn.softmax(kernel[:m] @ b) - ridge * b), None
 
-    return kernel @ jax.lax.scan(step, jnp.zeros_like(targets), length=iterations)[0]
-
-
-def nearest(x: Tokens, targets: Targets, count: int) -> Logits:
-    """Votes of the nearest examples; the nearer ones decide ties."""
-    index = jax.lax.top_k(-squared_distances(x, len(targets)), count)[1]
-    votes = 1 + 1e-3 / (1 + jnp.arange(count, dtype=x.dtype))
+def nearest(x: Tokens, targets: Targets, count: Any) -> Logits:
+    """Votes of the nearest examples, of at most `MOST_NEIGHBOURS`; the nearer ones decide ties."""
+    most = min(MOST_NEIGHBOURS, len(targets))
+    index = jax.lax.top_k(-squared_distances(x, len(targets)), most)[1]
+    order = jnp.arange(most, dtype=x.dtype)
+    votes = jnp.where(order < count, 1 + 1e-3 / (1 + order), 0)
     return jnp.einsum("j,njk->nk", votes, targets[index])
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.incontext.config import Sizes
-from experiments.incontext.images import FEW
+from experiments.incontext.images import COARSE, FEW
 from experiments.incontext.readings import Part
+from experiments.incontext.regression import Net
+from experiments.incontext.tasks import FEATURES
 from imr.lab.bounds import Bound, above, at_least, at_most, below, near
 from imr.lab.claims import Check, Claim, Control, Verdict
 
@@ -20,9 +22,10 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
     """
     n, few = sizes.examples[0], min(sizes.shots)
     late = [s for s in sizes.shots if s >= FEW]
-    one, two = f"1 layers, {n} examples", f"2 layers, {n} examples"
+    one, two = ([Net(l, n, rank).tag for rank in (None, FEATURES)] for l in (1, 2))
     rate, some = f"{sizes.rates[-1]:g}", sizes.depths[1]
-    block = f"process, exponential and ridge, {some} layers"
+    deep = f"exponential and ridge, {some} layers"
+    block = f"process, {deep}"
     less = "less the step, over the closed form"
     depth = ("process: accuracy, deep less one layer", "prototypes: accuracy, deep less one layer")
     rise = ("process: CE rise when iterated, ridge", "process: CE rise when iterated, no ridge")
@@ -30,14 +33,16 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
         f"process: CE rise when trained deeper, {what}" for what in ("ridge", "no ridge")
     )
     table = [
-        ("regression", "I1", f"{one}: trained {less}", near(0, 0.01), f"{one}: untrained {less}"),
-        ("regression", "I1", f"{one}: cosine of trained", at_least(0.999), f"{one}: cosine of untrained"),
-        ("regression", "I2", f"{two}: trained over GD++", near(1, 0.02), f"{two}: GD over GD++"),
-        ("regression", "I2", f"{two}: cosine of trained", at_least(0.995), f"{two}: cosine of untrained"),
-        ("regression", "I2", f"{two}: GD over GD++", above(1.4), f"{two}: trained over GD++"),
+        *(claim for tag in one for claim in (
+            ("regression", "I1", f"{tag}: trained {less}", near(0, 0.01), f"{tag}: untrained {less}"),
+            ("regression", "I1", f"{tag}: cosine of trained", at_least(0.999), f"{tag}: cosine of untrained"))),
+        *(claim for tag in two for claim in (
+            ("regression", "I2", f"{tag}: trained over GD++", near(1, 0.02), f"{tag}: GD over GD++"),
+            ("regression", "I2", f"{tag}: cosine of trained", at_least(0.995), f"{tag}: cosine of untrained"))),
+        ("regression", "I2", f"{two[0]}: GD over GD++", above(1.4), f"{two[0]}: trained over GD++"),
         ("dynamics", "I3", f"deviation at {rate}", at_most(0.05),
          f"deviation at {rate} from infinitely many examples"),
-        *(("dynamics", "I3", f"drift at {a:g} over {b:g}", near(2, 0.3))
+        *(("dynamics", "I3", f"drift at {a:g} over {b:g}", near(2, 0.3), f"change of v^2 at {a:g} over {b:g}")
           for a, b in zip(sizes.rates[:-1], sizes.rates[1:], strict=True)),
         ("autoregression", "I4", "trained over best step", near(1, 0.02), "untrained over best step"),
         ("autoregression", "I4", "cosine of trained", at_least(0.99), "cosine of untrained"),
@@ -47,11 +52,13 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
           for what, limit in (("metric off identity", 0.05), ("G off simplex", 0.10))),
         ("classification", "I6", depth[0], at_least(0.005), depth[1]),
         ("classification", "I6", depth[1], at_most(0.0), depth[0]),
+        ("classification", "I6", "prototypes, exponential: accuracy, deep less one layer", at_most(0.0), depth[0]),
         ("classification", "I7", deeper[0], at_most(0.02), deeper[1]),
         ("classification", "I7", deeper[1], at_least(0.05), deeper[0]),
         ("classification", "I7", rise[0], at_most(0.02), rise[1]),
         ("classification", "I7", rise[1], at_least(0.05), rise[0]),
         *(("images", "I8", f"{s} shots: flow less kernel regression", near(0, 0.015),
+           f"{s} shots: rbf flow, {COARSE} components less kernel regression",
            *([f"{s} shots: class mean less kernel regression"] if s >= 10 else [])) for s in sizes.shots),
         *(("images", "I8", f"{s} shots: flow less one step", at_least(0.03),
            f"{few} shots: flow less one step") for s in late),
@@ -62,7 +69,11 @@ def claims(sizes: Sizes) -> tuple[Claim, ...]:
         ("classification", "I10", "prototypes, uniform attention: CE less ln 5", near(0, 1e-5),
          "prototypes, labels shuffled: CE less ln 5"),
         ("classification", "I10", "prototypes, labels shuffled: accuracy", near(0.2, 0.02),
-         f"prototypes, exponential and ridge, {some} layers: accuracy"),
+         f"prototypes, {deep}: accuracy"),
+        *(("classification", "I10", f"prototypes, {net} without labels: accuracy", near(0.2, 0.02),
+           f"prototypes, {net}: accuracy") for net in (deep, "standard transformer")),
+        ("classification", "I10", f"prototypes, {deep} without labels: CE less ln 5", near(0, 1e-5),
+         "prototypes, labels shuffled: CE less ln 5"),
         ("recurrences", "I11", "squared-loss flow over Bayes", at_most(1.1), "Nadaraya-Watson over Bayes"),
     ]  # fmt: skip
     return tuple(_claim(*line) for line in table)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +11,13 @@ from flax import nnx
 
 from experiments.incontext import baselines
 from experiments.incontext.config import Config, Sizes
+from experiments.incontext.methods import measure_method, methods
 from experiments.incontext.models import Learned, Standard, count_parameters, train_net
-from experiments.incontext.readings import Part, at_edge, mean_row, off_identity
+from experiments.incontext.readings import Part, mean_row, off_identity
 from experiments.incontext.tasks import (
     CLASSES,
-    NOISE,
     PROCESS_EXAMPLES,
     PROTOTYPE_EXAMPLES,
-    SPREAD,
     Labels,
     keys_for,
     process_task,
@@ -28,14 +26,9 @@ from experiments.incontext.tasks import (
 from imr.lab.console import say
 from imr.lab.folder import RunFolder
 from imr.nn import ContextBlock
-from imr.nn.context import KERNELS
 
 BATCH = 16  # contexts in a step of training
-BETAS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)  # of kernels
-RIDGES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.5, 1.0, 3.0)
-TAUS = (0.1, 0.3, 1.0, 3.0, 10.0)  # steps of flows that are not trained
 START_NOISE = 0.3  # of the weights of blocks, so that the construction has to be learned
-NEIGHBOURS = (1, 3, 5, 7, 9, 15)
 
 
 class Kind(NamedTuple):
@@ -52,7 +45,8 @@ def kinds(sizes: Sizes) -> tuple[Kind, Kind]:
     one, some, many = sizes.depths[0], sizes.depths[1], sizes.depths[-1]
     process = [("softmax", depth, ridge) for ridge in (False, True) for depth in sizes.depths]
     process += [("linear", some, True), ("exponential", many, True), ("exponential", some, True)]
-    prototypes = [("exponential", some, True), ("softmax", one, False), ("softmax", some, False)]
+    prototypes = [("exponential", some, True), ("exponential", one, False)]
+    prototypes += [("softmax", one, False), ("softmax", some, False)]
     return (
         Kind("process", process_task, PROCESS_EXAMPLES, tuple(dict.fromkeys(process))),
         Kind("prototypes", prototype_task, PROTOTYPE_EXAMPLES, tuple(dict.fromkeys(prototypes))),
@@ -64,21 +58,26 @@ def block_name(kernel: str, layers: int, ridge: bool) -> str:
     return f"{kernel}{' and ridge' if ridge else ''}, {layers} layers"
 
 
-def net_logits(net: Any, task: Labels) -> jax.Array:
-    """Of every token, by a block or by a standard transformer, whose queries see themselves too."""
+def net_logits(net: Any, task: Labels, told: Any = True) -> jax.Array:
+    """Of every token, by a block or by a standard transformer, whose queries see themselves too.
+
+    Without being told labels a block has no example, and the transformer only covariates.
+    """
+    # As a traced mask, since a block refuses a known one without an example.
+    known = jnp.asarray(task.labelled) & told
     if isinstance(net, ContextBlock):
-        return net(task.x, task.y, task.labelled)
-    known = jnp.where(task.labelled[:, None], jax.nn.one_hot(task.y, CLASSES), 0)
+        return net(task.x, task.y, task.labelled if told is True else known)
+    known = jnp.where(known[:, None], jax.nn.one_hot(task.y, CLASSES), 0)
     tokens = jnp.concatenate([task.x, known], axis=1)
     return net(tokens, task.labelled[None, :] | jnp.eye(len(task.x), dtype=bool))
 
 
-def net_scores(net: Any, tasks: Labels, examples: int) -> jax.Array:
+def net_scores(net: Any, tasks: Labels, examples: int, told: Any = True) -> jax.Array:
     """Mean accuracy and cross-entropy of the queries."""
 
     def one(*task):
         task = Labels(*task)
-        return baselines.scores(net_logits(net, task), task.y, examples)
+        return baselines.scores(net_logits(net, task, told), task.y, examples)
 
     return baselines.over_tasks(one, tasks)
 
@@ -94,82 +93,6 @@ def learned(sizes: Sizes, kind: Kind, name: str, call: Any) -> Learned:
         return net_scores(net, draw(jax.random.split(key, BATCH)), kind.examples)[1]
 
     return Learned(f"{kind.name}, {name}", call, loss, sizes.classification_steps)
-
-
-class Method(NamedTuple):
-    """Predictors without training that share their settings, of which each has the best for itself."""
-
-    logits: Callable[..., jax.Array]  # of tokens, targets and a setting, (entries, n, k)
-    settings: tuple[tuple[float, ...], ...]
-    entries: tuple[str, ...]
-    share: int = 1  # of one test task in so many
-
-
-def methods(sizes: Sizes, kind: Kind) -> tuple[Method, ...]:
-    """Those of a kind of task: flows, kernel regression, and what needs no kernel."""
-    depths = tuple(dict.fromkeys((*sizes.depths, 2 * sizes.depths[-1])))
-
-    def flows(x, targets, beta, tau):
-        weights = [baselines.attention(kernel, x, len(targets), beta) for kernel in KERNELS]
-        each = jax.vmap(lambda w: baselines.flow(w, targets, tau, depths))(jnp.stack(weights))
-        return each.reshape(-1, *each.shape[2:])
-
-    def regressions(x, targets, beta, ridge):
-        grams = [baselines.attention("exponential", x, len(targets), beta), x @ x[: len(targets)].T]
-        return jax.vmap(lambda k: baselines.kernel_regression(k, targets, ridge))(jnp.stack(grams))
-
-    def others(x, targets, beta):
-        found = [baselines.nearest(x, targets, count) for count in NEIGHBOURS]
-        found.append(baselines.class_means(x, targets, beta))
-        if kind.name == "prototypes":
-            found.append(baselines.bayes(x, targets, SPREAD, NOISE))
-        return jnp.stack(found)
-
-    names = [f"nearest neighbours, {count}" for count in NEIGHBOURS]
-    names += ["class mean", "Bayes"] if kind.name == "prototypes" else ["class mean"]
-    of_flows = tuple(f"{kernel} flow, {depth} steps" for kernel in KERNELS for depth in depths)
-    return (
-        Method(flows, tuple(product(BETAS, TAUS)), of_flows, 5),
-        Method(
-            regressions,
-            tuple(product(BETAS, RIDGES)),
-            ("rbf kernel regression", "linear kernel regression"),
-        ),
-        Method(others, tuple((beta,) for beta in BETAS), tuple(names)),
-    )
-
-
-def measure_method(
-    kind: Kind, method: Method, chosen: Labels, tests: list[Labels]
-) -> dict[str, tuple[np.ndarray, int, str]]:
-    """By entry: scores on fresh tasks at the best setting, shape (seeds, 2), how many were tried, and
-    what of that setting lies at the edge of its grid."""
-
-    def one(setting, *task):
-        task = Labels(*task)
-        targets = jax.nn.one_hot(task.y[: kind.examples], CLASSES)
-        logits = method.logits(task.x, targets, *setting)
-        return jax.vmap(baselines.scores, (0, None, None))(logits, task.y, kind.examples)
-
-    @jax.jit
-    def evaluate(tasks, settings):
-        return jax.lax.map(lambda s: baselines.over_tasks(partial(one, s), tasks), settings)
-
-    settings = np.array(method.settings, np.float32)
-    tried = np.asarray(evaluate(chosen, settings))  # (settings, entries, 2)
-    best = np.argmin(tried[..., 1], axis=0)
-    some, where = np.unique(best, return_inverse=True)
-    found = np.stack([
-        evaluate(jax.tree.map(lambda x: x[:: method.share], test), settings[some]) for test in tests
-    ])  # fmt: skip
-    return {
-        name: (
-            found[:, where[e], e],
-            len(settings),
-            at_edge(settings, tried[:, e, 1], int(best[e])),
-        )
-        for e, name in enumerate(method.entries)
-    }
 
 
 def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Part:
@@ -189,12 +112,13 @@ def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Pa
             reading[f"{kind.name}, {name}: accuracy"] = float(accuracy)
             reading[f"{kind.name}, {name}: CE"] = float(loss)
 
-    for method in methods(sizes, kind):
-        for name, (found, tunings, edge) in measure_method(kind, method, chosen, tests).items():
-            votes = name.startswith("nearest")
-            note(name, found, tunings=tunings, probabilities=not votes)
+    for method in methods(sizes, kind.name == "prototypes"):
+        for name, (found, tunings, edge) in measure_method(
+            kind.examples, method, chosen, tests
+        ).items():
+            note(name, found, tunings=tunings, probabilities=not method.votes)
             rows[-1]["at the edge"] = edge
-            if edge and not votes:
+            if edge:
                 say(f"{kind.name}, {name}: the best setting has {edge}, at the edge of the grid.")
     features = tests[0].x.shape[-1]
     calls: dict[str, Any] = {
@@ -212,7 +136,11 @@ def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Pa
         def evaluate(params, tasks, graph=trained.graph):
             return net_scores(nnx.merge(graph, params), tasks, kind.examples)
 
-        def of_seeds(params, tests, evaluate=evaluate):
+        @jax.jit
+        def untold(params, tasks, told, graph=trained.graph):
+            return net_scores(nnx.merge(graph, params), tasks, kind.examples, told)
+
+        def of_seeds(params, tests, evaluate: Any = evaluate):
             nets = [jax.tree.map(lambda x: x[s], params) for s in range(len(tests))]  # noqa: B023
             return np.stack([evaluate(*each) for each in zip(nets, tests, strict=True)])
 
@@ -234,6 +162,9 @@ def measure_kind(config: Config, sizes: Sizes, run: RunFolder, kind: Kind) -> Pa
                 for seed, test in zip(seeds, tests, strict=True)
             ]
             _note_control(readings, kind, "labels shuffled", of_seeds(trained.params, others))
+        if name in (block_name("exponential", sizes.depths[1], True), "standard transformer"):
+            silent = of_seeds(trained.params, tests, partial(untold, told=False))
+            _note_control(readings, kind, f"{name} without labels", silent)
         if name == block_name("softmax", sizes.depths[1], False):
             flat = {**trained.params, "projection": jax.tree.map(jnp.zeros_like, trained.params["projection"])}  # fmt: skip
             params = nnx.State(flat)
@@ -312,6 +243,12 @@ def measure_classification(config: Config, sizes: Sizes, run: RunFolder) -> Part
                 for depth in (some, one)
             )
             r[f"{task}: accuracy, deep less one layer"] = deep - flat
+        # One step from zero knows no ridge.
+        deep, flat = (
+            r[f"prototypes, {block_name('exponential', depth, depth == some)}: accuracy"]
+            for depth in (some, one)
+        )
+        r["prototypes, exponential: accuracy, deep less one layer"] = deep - flat
         for ridge in (False, True):
             words = "ridge" if ridge else "no ridge"
             net, deep = (

@@ -17,7 +17,13 @@ SPECTRUM = np.geomspace(1.0, 0.2, 8)  # of the covariates' covariance
 EXAMPLES = 16
 BATCH = 128  # contexts
 START = 0.1  # of every mode
-POINTS = 60  # of the course
+EARLY, FINE, STEP = 4.0, 0.08, 1.0  # distances of points of the course until then, and later
+
+
+def points(time: float) -> np.ndarray:
+    """When the course is looked at, from 0 on; all are whole numbers of steps of each rate."""
+    early = FINE * np.arange(1 + round(min(time, EARLY) / FINE))
+    return np.concatenate([early, np.arange(EARLY + STEP, time + STEP / 2, STEP)])
 
 
 def start() -> tuple[np.ndarray, float]:
@@ -47,44 +53,45 @@ def descend(state, rate, key, steps):
     return jax.lax.fori_loop(0, steps, one, state)
 
 
-def courses(config: Config, time: float, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """v U's diagonal, shape (seeds, points + 1, d), and v^2 - |U|^2, (seeds, points + 1)."""
+def courses(
+    config: Config, times: np.ndarray, rate: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """v U's diagonal, shape (seeds, times, d), v^2 - |U|^2 and v^2 alone, (seeds, times)."""
     u, v = start()
     state = (jnp.diag(jnp.asarray(u, jnp.float32)), jnp.float32(v))
     states = jax.tree.map(lambda x: jnp.stack([x] * config.seeds), state)
     keys = jnp.stack(
         [jax.random.fold_in(jax.random.key(config.seed + s), 1) for s in range(config.seeds)]
     )
-    steps = round(time / rate / POINTS)
+    steps = np.round(np.diff(times) / rate).astype(int)
     found = [states]
     many = jax.jit(jax.vmap(descend, (0, None, 0, None)))
-    with Progress(POINTS, f"gradient descent at rate {rate:g}", "point") as progress:
-        for point in range(POINTS):
+    with Progress(len(steps), f"gradient descent at rate {rate:g}", "point") as progress:
+        for point, count in enumerate(steps):
             # One after the other, so that a signal is heard between them.
-            states = many(states, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, point), steps)
+            states = many(states, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, point), count)
             found.append(jax.block_until_ready(states))
             progress.update(point + 1)
     u, v = (np.stack([np.asarray(each[i]) for each in found], axis=1) for i in (0, 1))
     modes = v[..., None] * np.diagonal(u, axis1=2, axis2=3)
-    return modes, v**2 - np.sum(u**2, axis=(2, 3))
+    return modes, v**2 - np.sum(u**2, axis=(2, 3)), v**2
 
 
-def predicted(time: float, examples: float) -> np.ndarray:
-    """v u along the flow, shape (points + 1, d)."""
+def predicted(times: np.ndarray, examples: float) -> np.ndarray:
+    """v u along the flow, shape (times, d)."""
     u, v = start()
     field = attention_dynamics(jnp.asarray(SPECTRUM, jnp.float32), examples)
-    ts = np.linspace(0, time, POINTS + 1)[1:]
+    ts = jnp.asarray(times[1:], jnp.float32)
     flow = imr.solve(
-        field, (jnp.asarray(u, jnp.float32), jnp.float32(v)), t1=time, ts=jnp.asarray(ts), rtol=1e-5,
-        atol=1e-7,
-    )  # fmt: skip
+        field, (jnp.asarray(u, jnp.float32), jnp.float32(v)), t1=ts[-1], ts=ts, rtol=1e-5, atol=1e-7
+    )
     states: Any = flow.zs
     u_t, v_t = (np.asarray(x) for x in states)
     return np.concatenate([(v * u)[None], v_t[:, None] * u_t])
 
 
 def half_times(ts: np.ndarray, modes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """When each mode, shape (points + 1, d), first is half its limit; NaN if it never is."""
+    """When each mode, shape (times, d), first is half its limit; NaN if it never is."""
     over = modes >= 0.5 * limits
     after = np.maximum(over.argmax(axis=0), 1)
     columns = np.arange(len(limits))
@@ -97,17 +104,19 @@ def half_times(ts: np.ndarray, modes: np.ndarray, limits: np.ndarray) -> np.ndar
 def measure_dynamics(config: Config, sizes: Sizes, run: RunFolder) -> Part:
     """Courses at each rate against the flow; the flow of infinitely many examples as a control."""
     del run
-    ts = np.linspace(0, sizes.time, POINTS + 1)
-    theory, control = predicted(sizes.time, EXAMPLES), predicted(sizes.time, 1e6)
+    ts = points(sizes.time)
+    theory, control = predicted(ts, EXAMPLES), predicted(ts, 1e6)
     second = SPECTRUM**2 * (1 + 1 / EXAMPLES) + SPECTRUM * SPECTRUM.sum() / EXAMPLES
     limits = SPECTRUM / second
     readings, rows = [{} for _ in range(config.seeds)], []
     arrays = {"times": ts, "theory": theory, "limits": limits, "spectrum": SPECTRUM}
-    drifts = {}
+    drifts, changes = {}, {}
     for rate in sizes.rates:
-        modes, drift = courses(config, sizes.time, rate)
+        modes, drift, scale = courses(config, ts, rate)
         arrays[f"modes_{rate:g}"] = modes
-        drifts[rate] = np.abs(drift).max(axis=1)
+        drifts[rate], changes[rate] = (
+            np.abs(each - each[:, :1]).max(axis=1) for each in (drift, scale)
+        )
         apart = np.abs(modes - theory).max(axis=1) / limits
         other = np.abs(modes - control).max(axis=1) / limits
         for s, reading in enumerate(readings):
@@ -122,6 +131,8 @@ def measure_dynamics(config: Config, sizes: Sizes, run: RunFolder) -> Part:
     for a, b in zip(sizes.rates[:-1], sizes.rates[1:], strict=True):
         for s, reading in enumerate(readings):
             reading[f"drift at {a:g} over {b:g}"] = float(drifts[a][s] / drifts[b][s])
+            # What moves along the flow itself does so at any rate.
+            reading[f"change of v^2 at {a:g} over {b:g}"] = float(changes[a][s] / changes[b][s])
     halves = half_times(ts, theory, limits)
     rows.append(
         {

@@ -8,6 +8,7 @@ from experiments.incontext.classification import block_name
 from experiments.incontext.config import Sizes
 from experiments.incontext.images import FEW
 from experiments.incontext.readings import Part
+from experiments.incontext.regression import Net
 from imr.lab.folder import RunFolder
 from imr.lab.plotting import band, legend_below, new_figure, panels
 
@@ -40,10 +41,10 @@ def _means(axis: Any, x: Any, runs: np.ndarray, label: str, colour: str, **style
 def _regression(sizes: Sizes, run: RunFolder, arrays: dict[str, np.ndarray]) -> None:
     """Loss against layers, trained and tuned."""
     n = sizes.examples[0]
-    found = np.stack([arrays[f"loss_{l}_{n}"][:, 0] for l in sizes.layers], axis=1)
+    found = np.stack([arrays[Net(l, n).tag][:, 0, 1] for l in sizes.layers], axis=1)
     figure, axis = _axis(
         5.6, f"Linear regression in context, {n} examples", xlabel="layers, or steps",
-        ylabel="loss on fresh tasks", yscale="log",
+        ylabel="mean of log(1 + loss of a fresh context)", yscale="log",
     )  # fmt: skip
     for k, (label, colour) in enumerate((("trained net", "C0"), (None, ""), ("best GD++", "C1"), ("best GD", "C2"))):  # fmt: skip
         if label:

@@ -1,5 +1,7 @@
 """Few-shot classification of images of classes to which nothing was fitted."""
 
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,10 +22,14 @@ from imr.nn import ContextBlock
 
 QUERIES = 15  # of each class
 COMPONENTS = 64
-BETAS = (0.5, 1.0, 2.0, 4.0)  # two images have a squared distance of 2 on average
-RIDGES = (0.01, 0.03, 0.1, 0.3)
+BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # two images have a squared distance of 2 on average
+SPREAD_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of labels that are propagated
+STEP_BETAS = tuple(np.geomspace(0.25, 64, 30))  # as many as a flow has settings
+RIDGES = (0.001, 0.01, 0.03, 0.1, 0.3)
+NEIGHBOURS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25)
 TIMES = (0.03, 0.1, 0.25, 0.5, 1.0)  # of a flow, as shares of all steps
-SHARES = (0.5, 0.9, 0.98)  # of the diffusion kernel
+SHARES = (0.3, 0.6, 0.8, 0.9, 0.98)  # of the diffusion kernel
+COARSE = 4  # components of a kernel that knows too little
 FEW = 5  # shots up to which labels are propagated, and those of meta-training
 META_BATCH, META_LAYERS = 8, 10
 
@@ -64,20 +70,28 @@ def draw(images: jax.Array, shots: int, key: Any) -> Labels:
 
 
 class Context(NamedTuple):
-    """One context: tokens, examples first, with their targets; and every width of the kernel."""
+    """One context: tokens, examples first, with their targets; and a width of the kernel."""
 
     x: jax.Array
     targets: jax.Array
     beta: Any
 
 
+class Method(NamedTuple):
+    """Predictors that share their widths: from a context and a number of steps to logits by name,
+    (entries, n, k), the entries being other settings."""
+
+    logits: Callable[[Context, int], dict[str, jax.Array]]
+    widths: tuple[float, ...] = (1.0,)
+
+
 def flows(context: Context, steps: int) -> dict[str, jax.Array]:
-    """Logits of flows at several times, and of what there is without a flow, (entries, n, k)."""
+    """Flows at several times, and one in the kernel of too few components."""
     x, targets, beta = context
     m = len(targets)
     times = np.maximum(np.round(np.array(TIMES) * steps).astype(int), 1)
 
-    def of_flow(kernel):
+    def of_flow(kernel, x=x):
         weights = baselines.attention(kernel, x, m, beta)
         # Below 4 over the largest eigenvalue a step is stable.
         size = 2.0 if kernel == "softmax" else 2.0 / jnp.abs(weights[:m]).sum(axis=1).max()
@@ -86,18 +100,34 @@ def flows(context: Context, steps: int) -> dict[str, jax.Array]:
     return {
         "rbf flow": of_flow("exponential"),
         "softmax flow": of_flow("softmax"),
-        "softmax, one step": (baselines.attention("softmax", x, m, beta) @ targets)[None],
         "linear flow": of_flow("linear"),
-        "nearest neighbours": jnp.stack([baselines.nearest(x, targets, c) for c in (1, 3, 5)]),
+        f"rbf flow, {COARSE} components": of_flow("exponential", x[:, :COARSE]),
+    }
+
+
+def one_step(context: Context, steps: int) -> dict[str, jax.Array]:
+    """Of the softmax flow; its size moves no accuracy."""
+    del steps
+    x, targets, beta = context
+    weights = baselines.attention("softmax", x, len(targets), beta)
+    return {"softmax, one step": (weights @ targets)[None]}
+
+
+def without_width(context: Context, steps: int) -> dict[str, jax.Array]:
+    """Nearest neighbours of several numbers, and the class mean."""
+    del steps
+    x, targets, _ = context
+    return {
+        "nearest neighbours": jnp.stack([baselines.nearest(x, targets, c) for c in NEIGHBOURS]),
         "class mean": baselines.class_means(x, targets, 1.0)[None],
     }
 
 
 def regressions(context: Context, steps: int) -> dict[str, jax.Array]:
-    """Logits of kernel regression at each ridge."""
+    """Kernel regression at each ridge."""
     del steps
     x, targets, beta = context
-    gram = baselines.attention("exponential", x, len(targets), beta)
+    gram = baselines.attention("exponential", x, len(x), beta)
     fit = partial(baselines.kernel_regression, gram, targets)
     return {"rbf kernel regression": jax.vmap(fit)(jnp.array(RIDGES))}
 
@@ -109,6 +139,17 @@ def propagations(together: bool, context: Context, steps: int) -> dict[str, jax.
     name = "all queries" if together else "one query at a time"
     spread = partial(function, context.x, context.targets, context.beta)
     return {f"propagated, {name}": jax.vmap(spread)(jnp.array(SHARES))}
+
+
+METHODS = (
+    Method(flows, BETAS),
+    Method(one_step, STEP_BETAS),
+    Method(without_width),
+    Method(regressions, BETAS),
+)
+TRANSDUCTIVE = tuple(
+    Method(partial(propagations, together), SPREAD_BETAS) for together in (True, False)
+)
 
 
 class Tried(NamedTuple):
@@ -128,14 +169,18 @@ class Tried(NamedTuple):
         """Of a flow run to the end, with the width that is best there on the other classes."""
         return float(self.held_out[self.known[:, -1].argmax(), -1])
 
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Of which axes, the width's and that of the entries, no setting off the edge is as good."""
+        inside = {"width": self.known[1:-1], "other": self.known[:, 1:-1]}
+        return tuple(n for n, part in inside.items() if part.size and part.max() < self.known.max())
+
 
 def measure_shots(config, sizes: Sizes, splits, shots: int) -> list[dict[str, Tried]]:
     """Every method on every split."""
 
     # A program for each: several factorisations at once can block each other on few cores.
-    methods = [flows, regressions]
-    if shots <= FEW:
-        methods += [partial(propagations, together) for together in (True, False)]
+    methods = METHODS + (TRANSDUCTIVE if shots <= FEW else ())
 
     def evaluate(method, images, keys):
         def one(key):
@@ -144,13 +189,13 @@ def measure_shots(config, sizes: Sizes, splits, shots: int) -> list[dict[str, Tr
             targets = jax.nn.one_hot(task.y[:m], CLASSES)
 
             def of_width(beta):
-                found = method(Context(task.x, targets, beta), sizes.image_flow)
+                found = method.logits(Context(task.x, targets, beta), sizes.image_flow)
                 return {
                     n: jnp.mean(z[:, m:].argmax(axis=2) == task.y[m:][None], axis=1)
                     for n, z in found.items()
                 }
 
-            return jax.lax.map(of_width, jnp.array(BETAS))
+            return jax.lax.map(of_width, jnp.array(method.widths))
 
         each = jax.lax.map(one, keys, batch_size=10)
         return jax.tree.map(lambda x: x.mean(axis=0), each)
@@ -221,9 +266,10 @@ def measure_images(config: Config, sizes: Sizes, run: RunFolder, data: ImageData
         for name in found[0]:
             accuracy = np.array([each[name].chosen for each in found])
             tunings = int(found[0][name].known.size)
-            rows.append(
-                mean_row({"shots": shots, "method": name}, {"accuracy": accuracy}, None, tunings)
-            )
+            row = mean_row({"shots": shots, "method": name}, {"accuracy": accuracy}, None, tunings)
+            edges = Counter(axis for each in found for axis in each[name].edges)
+            told = ", ".join(f"{axis} {count}/{len(found)}" for axis, count in edges.items())
+            rows.append(row | {"at the edge": told})
             arrays[f"{name}, {shots}"] = accuracy
         for r, each in zip(readings, found, strict=True):
             best = {name: tried.chosen for name, tried in each.items()}
@@ -233,7 +279,9 @@ def measure_images(config: Config, sizes: Sizes, run: RunFolder, data: ImageData
             r[f"{shots} shots: flow less one step"] = (
                 best["softmax flow"] - best["softmax, one step"]
             )
-            r[f"{shots} shots: class mean less kernel regression"] = best["class mean"] - best["rbf kernel regression"]  # fmt: skip
+            for name in ("class mean", f"rbf flow, {COARSE} components"):
+                apart = best[name] - best["rbf kernel regression"]
+                r[f"{shots} shots: {name} less kernel regression"] = apart
             r[f"{shots} shots: softmax less rbf flow"] = best["softmax flow"] - best["rbf flow"]
             r[f"{shots} shots: best time less late"] = best["rbf flow"] - each["rbf flow"].late
             if shots <= FEW:

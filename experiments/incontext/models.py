@@ -70,17 +70,22 @@ class Trained(NamedTuple):
     steps: int
     untrained: Any
     ended: int  # seeds whose losses are finite
+    skipped: np.ndarray  # steps of each seed whose gradient was not finite
 
 
 class RateState(NamedTuple):
-    """How far a run is, and the moving average of its losses, each of tasks that are new."""
+    """How far a run is, and the moving average of its losses' logarithms, each of tasks that are new."""
 
     step: Array
     loss: Array
 
 
 def by_rate(steps: int) -> optax.GradientTransformationExtraArgs:
-    """Adam with clipped gradients; the rate of each run falls along a cosine to 0."""
+    """Adam with clipped gradients; the rate of each run falls along a cosine to 0.
+
+    A step whose gradient is not finite moves nothing, and is counted: in deep nets of powers a context
+    may exceed any float. Of losses the logarithm is averaged, which no such context dominates.
+    """
     shape = optax.cosine_decay_schedule(1.0, steps)
 
     def init(params):
@@ -90,11 +95,12 @@ def by_rate(steps: int) -> optax.GradientTransformationExtraArgs:
     def update(updates, state, params=None, *, value, hyper, **extra):
         del params, extra
         factor = -hyper["rate"] * shape(state.step)
-        loss = state.loss + 0.01 * (value - state.loss)
+        loss = state.loss + 0.01 * (jnp.log(jnp.maximum(value, 1e-30)) - state.loss)
         return jax.tree.map(lambda u: factor * u, updates), RateState(state.step + 1, loss)
 
     scale = optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), scale)
+    chain = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), scale)
+    return optax.apply_if_finite(chain, steps)  # pyright: ignore[reportReturnType]
 
 
 def train_net(config: Config, sizes: Sizes, run: RunFolder, what: Learned) -> Trained:
@@ -132,16 +138,25 @@ def train_net(config: Config, sizes: Sizes, run: RunFolder, what: Learned) -> Tr
     groups = jax.tree.map(
         lambda x: x.reshape(len(config.rates), config.seeds, *x.shape[1:]), states.params
     )
-    losses = np.asarray(states.opt_state[-1].loss).reshape(len(config.rates), -1)
-    best, ended = best_rate(losses)
+    found = states.opt_state
+    losses, skipped = (
+        np.asarray(each).reshape(len(config.rates), -1)
+        for each in (found.inner_state[-1].loss, found.total_notfinite)
+    )
+    # A run of which every step was skipped has no loss.
+    best, ended = best_rate(np.where(skipped < what.steps, losses, np.nan))
     if ended < config.seeds:
         say(f"{what.name}: {ended} of {config.seeds} seeds end at the best rate, {config.rates[best]:g}; "
             "the losses of the others are not finite.")  # fmt: skip
+    if skipped[best].any():
+        say(f"{what.name}: at the best rate, {config.rates[best]:g}, {skipped[best].tolist()} steps of each "
+            f"seed, of {what.steps}, were skipped, as their gradients were not finite.")  # fmt: skip
     chosen = jax.tree.map(lambda x: x[best], groups)
     rate, tunings = config.rates[best], len(config.rates)
     return Trained(
-        folder, graph, chosen, rate, tunings, what.steps, untrained(what.call, seeds), ended
-    )
+        folder, graph, chosen, rate, tunings, what.steps, untrained(what.call, seeds), ended,
+        skipped[best],
+    )  # fmt: skip
 
 
 def best_rate(losses: np.ndarray) -> tuple[int, int]:

@@ -36,6 +36,7 @@ def mean_row(
         "steps": trained.steps if trained else 0,
         "rate": trained.rate if trained else None,
         "seeds ended": trained.ended if trained else None,
+        "skipped": int(trained.skipped.sum()) if trained else None,
     }
 
 

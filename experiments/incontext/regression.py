@@ -21,40 +21,83 @@ from imr.nn import LinearSelfAttention
 BATCH = 64  # contexts in a step of training
 STARTS = 8  # of the tuning of gradient descent
 LOOKED_AT = 1000  # contexts on which sensitivities are compared
+BOUNDED = 3  # layers from which the logarithm of a context's loss is minimised
 KINDS = ("trained", "untrained", "GD++", "GD")
 
 
+class Net(NamedTuple):
+    """A net and its contexts; keys and queries are separate if there is a rank."""
+
+    layers: int
+    examples: int
+    rank: int | None = None
+
+    @property
+    def tag(self) -> str:
+        """Its name in tables and claims."""
+        words = ", separate keys and queries" if self.rank else ""
+        return f"{self.layers} layers, {self.examples} examples{words}"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the logarithm of each context's loss is what is minimised.
+
+        Of many layers the loss is a polynomial of so high a degree that a mean is that of a few contexts.
+        """
+        return self.layers >= BOUNDED
+
+    @property
+    def call(self) -> Any:
+        """What makes it."""
+        return partial(LinearSelfAttention, FEATURES, 1, layers=self.layers, rank=self.rank)
+
+
+def nets(sizes: Sizes) -> list[Net]:
+    """Those of a run: of one and two layers with separate keys and queries too."""
+    few = sizes.examples[0]
+    separate = [Net(layers, few, FEATURES) for layers in sizes.layers if layers < BOUNDED]
+    return separate + [Net(layers, n) for n in sizes.examples for layers in sizes.layers]
+
+
 class Steps(NamedTuple):
-    """Sizes of gradient steps and of their curvature correction, shape (layers,), and their loss."""
+    """Sizes of gradient steps and of their curvature correction, shape (layers,)."""
 
     step: np.ndarray
     curvature: np.ndarray
-    residual: float  # mean square of what is left of a mode
 
 
-def tuned_steps(spectrum: np.ndarray, layers: int, curved: bool) -> Steps:
+def tuned_steps(spectrum: np.ndarray, net: Net, curved: bool) -> Steps:
     """The best steps on contexts of these spectra, shape (contexts, d), each start to convergence.
 
-    For a random w and query the expected loss is proportional to the mean square of the residuals.
+    For w ~ N(0, I) and a query of variance 1/3 a context's expected loss is a third of the sum of the
+    squares of its residuals. Of it is minimised what the net minimises.
     """
+    layers = net.layers
 
     def objective(theta, spectrum):
         curvature = theta[layers:] if curved else jnp.zeros(layers)
         left = jax.vmap(lambda s: curvature_filter(s, theta[:layers], curvature))(spectrum)
-        return jnp.mean(left**2)
+        return over_contexts(jnp.sum(left**2, axis=1) / 3, net.bounded)
 
     random = np.random.default_rng(0)
+    starts = random.uniform(0.3, 2.5, (STARTS, layers * (1 + curved)))
+    if curved:
+        starts[:, layers:] *= 0.3  # curvature times an eigenvalue is below one
     with jax.enable_x64(True):
-        slope, points = jax.jit(jax.value_and_grad(objective)), jnp.asarray(spectrum)
-        starts = random.uniform(0.3, 2.5, (STARTS, layers * (1 + curved)))
-        fits = [
-            minimize(lambda t: jax.tree.map(np.float64, slope(t, points)), start, jac=True)
-            for start in starts
-        ]
-    best: Any = min(fits, key=lambda fit: fit.fun)
+        slope = jax.jit(jax.value_and_grad(objective))
+
+        def descend(start, spectrum):
+            points = jnp.asarray(spectrum)
+            return minimize(lambda t: jax.tree.map(np.float64, slope(t, points)), start, jac=True)
+
+        # Which start is the best, some contexts tell.
+        best: Any = min(
+            (descend(each, spectrum[:2000]) for each in starts), key=lambda fit: fit.fun
+        )
+        best = descend(best.x, spectrum)
     curvature = best.x[layers:].copy() if curved else np.zeros(layers)
     curvature[-1] = 0.0  # it moves nothing that is read
-    return Steps(best.x[:layers], curvature, float(best.fun))
+    return Steps(best.x[:layers], curvature)
 
 
 def spectra(seed: int, examples: int, count: int) -> np.ndarray:
@@ -65,45 +108,42 @@ def spectra(seed: int, examples: int, count: int) -> np.ndarray:
     return np.linalg.eigvalsh(x.mT @ x / examples)
 
 
-def squared_loss(net: LinearSelfAttention, tasks) -> jax.Array:
-    """Mean over contexts and queries."""
+def over_contexts(losses: jax.Array, bounded: bool) -> jax.Array:
+    """The mean, or that of log(1 + loss), which no few contexts dominate."""
+    return jnp.mean(jnp.log1p(losses) if bounded else losses)
+
+
+def squared_losses(net: LinearSelfAttention, tasks) -> jax.Array:
+    """Of each context, the mean over its queries."""
     found = jax.vmap(net)(*tasks)
     asked = jnp.broadcast_to(~tasks.labelled[..., None], found.shape)
-    return jnp.mean((found - tasks.y) ** 2, where=asked)
+    return jnp.mean((found - tasks.y) ** 2, axis=(1, 2), where=asked)
 
 
-def net_of(layers: int) -> Any:
-    """The call that makes a net."""
-    return partial(LinearSelfAttention, FEATURES, 1, layers=layers)
-
-
-def learned(sizes: Sizes, layers: int, examples: int) -> Learned:
+def learned(sizes: Sizes, net: Net) -> Learned:
     """A net and how it is trained."""
 
-    def draw(keys):
-        return jax.vmap(lambda key: linear_task(key, examples))(keys)
-
-    def loss(net, key, own):
+    def loss(module, key, own):
         del own
-        return squared_loss(net, draw(jax.random.split(key, BATCH)))
+        tasks = jax.vmap(lambda key: linear_task(key, net.examples))(jax.random.split(key, BATCH))
+        return over_contexts(squared_losses(module, tasks), net.bounded)
 
-    name = f"linear, {layers} layers, {examples} examples"
-    return Learned(name, net_of(layers), loss, sizes.regression_steps)
+    return Learned(f"linear, {net.tag}", net.call, loss, sizes.regression_steps)
 
 
-def construction(layers: int, steps: Steps) -> Any:
+def construction(net: Net, steps: Steps) -> Any:
     """Parameters of the net that takes these steps."""
-    net = net_of(layers)(rngs=nnx.Rngs(0))
-    net.gradient_steps(
+    module = net.call(rngs=nnx.Rngs(0))
+    module.gradient_steps(
         jnp.asarray(steps.step, jnp.float32), jnp.asarray(steps.curvature, jnp.float32)
     )
-    return nnx.state(net, nnx.Param)
+    return nnx.state(module, nnx.Param)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def evaluate(graph, params, keys, examples: int):
-    """Losses of several nets on the same tasks, as drawn and with x doubled, (2, nets); and the
-    sensitivity of a prediction to its query, (nets, contexts, d)."""
+    """Losses of several nets on the same tasks, as drawn and with x doubled, each plain and bounded,
+    shape (2, 2, nets); and the sensitivity of a prediction to its query, (nets, contexts, d)."""
 
     def sensitivity(net, task):
         def prediction(x):
@@ -115,68 +155,74 @@ def evaluate(graph, params, keys, examples: int):
         net, losses = nnx.merge(graph, params), []
         for scale in (1.0, 2.0):
             tasks = jax.vmap(lambda key: linear_task(key, examples, scale))(keys)  # noqa: B023
-            losses.append(squared_loss(net, tasks))
+            found = squared_losses(net, tasks)
+            losses.append(jnp.stack([over_contexts(found, bounded) for bounded in (False, True)]))
         some = jax.vmap(lambda key: linear_task(key, examples))(keys[:LOOKED_AT])
         return jnp.stack(losses), jax.vmap(partial(sensitivity, net))(some)
 
     losses, sensitivities = jax.lax.map(one, params)
-    return losses.T, sensitivities
+    return jnp.moveaxis(losses, 0, -1), sensitivities
 
 
 def measure_regression(config: Config, sizes: Sizes, run: RunFolder) -> Part:
-    """Every net of so many layers and examples; more than two layers with the fewest examples only."""
+    """Every net beside the best steps."""
     readings, rows, arrays, rates = [{} for _ in range(config.seeds)], [], {}, {}
-    pairs = [
-        (l, n) for n in sizes.examples for l in sizes.layers if n == sizes.examples[0] or l < 3
-    ]
-    for layers, examples in pairs:
-        trained = train_net(config, sizes, run, learned(sizes, layers, examples))
+    for net in nets(sizes):
+        trained = train_net(config, sizes, run, learned(sizes, net))
         rates[trained.folder] = trained.rate
-        spectrum = spectra(config.seed, examples, sizes.regression_tests)
-        tuned = {curved: tuned_steps(spectrum, layers, curved) for curved in (True, False)}
-        losses = np.empty((config.seeds, 2, len(KINDS)))
+        spectrum = spectra(config.seed, net.examples, sizes.regression_tests)
+        tuned = {curved: tuned_steps(spectrum, net, curved) for curved in (True, False)}
+        losses = np.empty((config.seeds, 2, 2, len(KINDS)))
         similar = np.empty((config.seeds, len(KINDS)))
         for s in range(config.seeds):
-            nets = [jax.tree.map(lambda x: x[s], p) for p in (trained.params, trained.untrained)]  # noqa: B023
-            nets += [construction(layers, tuned[curved]) for curved in (True, False)]
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *nets)
+            each = [jax.tree.map(lambda x: x[s], p) for p in (trained.params, trained.untrained)]  # noqa: B023
+            each += [construction(net, tuned[curved]) for curved in (True, False)]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
             keys = keys_for(config.seed + s, "test", sizes.regression_tests)
             losses[s], sensitivity = jax.tree.map(
-                np.asarray, evaluate(trained.graph, stacked, keys, examples)
+                np.asarray, evaluate(trained.graph, stacked, keys, net.examples)
             )
             similar[s] = cosines(sensitivity, sensitivity[2]).mean(axis=1)
-        tag = f"{layers} layers, {examples} examples"
         for s, reading in enumerate(readings):
-            best = losses[s, 0, 2]
-            for k, kind in enumerate(KINDS):
-                reading[f"{tag}: {kind} over GD++"] = losses[s, 0, k] / best
-                reading[f"{tag}: cosine of {kind}"] = similar[s, k]
-                reading[f"{tag}: {kind} over GD++, x doubled"] = losses[s, 1, k] / losses[s, 1, 2]
-            if layers == 1:
-                # On the same tasks, so that what is random in them cancels.
-                exact = one_step(FEATURES, examples).loss
-                for k, kind in enumerate(KINDS):
-                    reading[f"{tag}: {kind} less the step, over the closed form"] = float(
-                        (losses[s, 0, k] - best) / exact
-                    )
-                reading |= learned_step(tag, trained, s)
+            note(reading, net, losses[s, :, int(net.bounded)], similar[s])
+            if net.layers == 1:
+                reading |= learned_step(net.tag, trained, s)
         for k, kind in enumerate(KINDS):
             numbers = {
-                "loss": losses[:, 0, k], "x doubled": losses[:, 1, k], "cosine": similar[:, k],
+                "loss": losses[:, 0, 0, k], "log(1 + loss)": losses[:, 0, 1, k],
+                "x doubled": losses[:, 1, 0, k], "cosine": similar[:, k],
             }  # fmt: skip
-            head = {"layers": layers, "examples": examples, "method": kind}
-            count = count_parameters(trained.params) if k < 2 else layers * (2 if k == 2 else 1)
+            head = {
+                "layers": net.layers,
+                "examples": net.examples,
+                "rank": net.rank,
+                "method": kind,
+            }
+            count = count_parameters(trained.params) if k < 2 else net.layers * (2 if k == 2 else 1)
             row = mean_row(head, numbers, trained if k == 0 else None, STARTS if k > 1 else 0)
             rows.append(row | {"parameters": count})
-        arrays[f"loss_{layers}_{examples}"] = losses
+        arrays[net.tag] = losses
     return Part(readings, rows, arrays, rates)
+
+
+def note(reading: dict[str, float], net: Net, losses: np.ndarray, similar: np.ndarray) -> None:
+    """Ratios of losses, (2, kinds), as drawn and with x doubled, and cosines."""
+    with np.errstate(invalid="ignore"):  # with x doubled deep nets exceed any float
+        ratios = losses / losses[:, 2:3]
+    for k, kind in enumerate(KINDS):
+        reading[f"{net.tag}: {kind} over GD++"] = float(ratios[0, k])
+        reading[f"{net.tag}: {kind} over GD++, x doubled"] = float(ratios[1, k])
+        reading[f"{net.tag}: cosine of {kind}"] = float(similar[k])
+        if net.layers == 1:
+            # On the same tasks, so that what is random in them cancels.
+            apart = (losses[0, k] - losses[0, 2]) / one_step(FEATURES, net.examples).loss
+            reading[f"{net.tag}: {kind} less the step, over the closed form"] = float(apart)
 
 
 def learned_step(tag: str, trained: Trained, seed: int) -> dict[str, float]:
     """The step size that a net of one layer has learned, and what of it is no multiple of 1."""
-    key_query, value = (
-        np.asarray(trained.params[n][...][seed, 0, 0]) for n in ("key_query", "value")
-    )
+    net: Any = nnx.merge(trained.graph, jax.tree.map(lambda x: x[seed], trained.params))
+    key_query, value = (np.asarray(each[0, 0]) for each in net.weights)
     step = -key_query[:FEATURES, :FEATURES] * value[-1, -1]
     return {
         f"{tag}: step": float(np.trace(step) / FEATURES),

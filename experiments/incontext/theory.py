@@ -157,7 +157,7 @@ def _contexts() -> Iterator[dict[str, Any]]:
     yield _apart("C6", "the same without ridge", free, f, role="control")
     end = imr.solve_to_steady_state(field, jnp.zeros((n, k)), rtol=1e-12, atol=1e-12).z
     for ridge, role in ((0.4, "claim"), (0.5, "control")):
-        optimum = baselines.kernel_regression(weights, targets, ridge, 400)
+        optimum = baselines.kernel_regression(kernel.matrix(), targets, ridge, 1e-20)
         yield _apart(
             "C7", f"end of the flow - kernel regression, ridge {ridge}", optimum, end, 1e-8, role
         )

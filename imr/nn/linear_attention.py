@@ -9,6 +9,7 @@ from imr._checks import (
     check_axis,
     check_counts,
     check_features,
+    check_finite,
     check_positive,
     check_rank,
     check_rngs,
@@ -136,6 +137,8 @@ class LinearSelfAttention(nnx.Module):
         check_axis("y", y.shape[0], "x", x.shape[0], "tokens")
         check_axis("y", y.shape[1], "the net", self.sizes[1], "outputs")
         y = jnp.where(as_mask(labelled)[:, None], y, 0)
+        # A query among the keys, whose y nobody knows, would change them from the second layer on.
+        check_finite("y of labelled tokens", y)
         parts = [x, x, y, jnp.zeros_like(y)] if self.causal else [x, y]
         return jnp.concatenate(parts, axis=1)
 
@@ -150,7 +153,8 @@ class LinearSelfAttention(nnx.Module):
           labelled: boolean, shape (n,): the examples, which alone are keys. A query that stands
             among them has seen its y, unless the net is causal.
         Returns: Shape (n, o).
-        Raises: ImrError if shapes do not fit or no token is labelled.
+        Raises: ImrError if shapes do not fit, no token is labelled, or y of one that is labelled is not
+          finite.
         """
 
         def layer(tokens, weights):
