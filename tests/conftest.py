@@ -57,13 +57,26 @@ class _EveryTest:
             return (yield)
 
 
+# Doctests that compile a whole solve, fit or net, seconds each; tests of their modules show the same.
+DEAR = {
+    "imr.beliefs.fit.fit_process",
+    "imr.flow.depth.depth_is_time",
+    "imr.flow.moving.path_field",
+    "imr.flow.reduced.solve_reduced",
+    "imr.nn.block.Block",
+    "imr.nn.flow.FlowBlock",
+    "imr.nn.patches.PatchBlock",
+    "imr.nn.transformer.Transformer",
+}
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items):
-    """Whole runs of experiments, the fixture `smoke`, are `acceptance`; READMEs `guides`."""
+    """Whole runs of experiments, the fixture `smoke`, are `acceptance`; READMEs and the like `guides`."""
     for item in items:
         if "smoke" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.acceptance)
-        if item.path.name == "README.md":
+        if item.path.name == "README.md" or item.name in DEAR:
             item.add_marker(pytest.mark.guides)
 
 
