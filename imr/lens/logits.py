@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imr._numerics import log_sum_exp, matmul, softmax
+from imr._numerics import log_sum_exp, matmul, softmax, widen
 from imr._typing import AnyArray
 from imr.errors import ImrError
 from imr.lens.heads import Heads
@@ -233,7 +233,8 @@ def _turn(heads, x, positions, sign):
         return x
     f = heads.frequencies.shape[0]
     positions = jnp.arange(x.shape[1]) if positions is None else jnp.asarray(positions)
-    angles = sign * positions[:, None] * jnp.asarray(heads.frequencies)[None]
+    # The angle of a late token has no digits in bfloat16.
+    angles = sign * positions[:, None] * widen(jnp.asarray(heads.frequencies))[None]
     cos, sin = jnp.cos(angles)[None].astype(x.dtype), jnp.sin(angles)[None].astype(x.dtype)
     a, b, rest = x[..., :f], x[..., f : 2 * f], x[..., 2 * f :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
