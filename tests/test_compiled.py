@@ -42,13 +42,14 @@ NO_ARRAY_FUNCTIONS = {
         "all_words", "unique_prefixes", "additive_filter", "welch_bound", "lie_stages",
         "strang_stages", "triple_jump", "largest_n", "seconds", "step_cost", "attention_cost",
         "linear_field_cost", "linear_flow_cost", "quadratic_field_cost", "days_of_week",
+        "attention_cycles", "filter_cycles", "Core", "Constants",
     },
     "a number or a truth about a concrete process": {
         "count_mixed_states", "head_count", "is_unifilar",
     },
     "processes and devices, between which arrays are moved as they are": {
         "agreed", "initialize", "initialize_from_environment", "is_first", "largest", "preempted",
-        "stop_on_signals", "stop_if_asked", "from_local_rows", "local", "make_mesh", "mesh_of_all",
+        "stop_on_signals", "stop_if_asked", "end_on_signals", "from_local_rows", "local", "make_mesh", "mesh_of_all",
         "replicate",
     },
     "files and texts": {
@@ -60,7 +61,7 @@ NO_ARRAY_FUNCTIONS = {
     },
     "how experiments are run, told and drawn": {
         "Bound", "Check", "Claim", "Control", "Line", "Verdict", "verdict_words", "Experiment",
-        "run_main", "RunFlags", "check_bounds", "flag_error", "resolve_paths", "RunFolder",
+        "run_main", "RunFlags", "check_bounds", "check_absolute", "check_writable", "flag_error", "resolve_paths", "RunFolder",
         "config_dict", "config_hash", "open_run", "Metrics", "Progress", "say", "optional_package",
         "markdown_table", "json_ready", "beside", "phase", "current_phase", "std", "plus_minus",
         "cell", "new_figure", "panels", "ribbon", "band", "label_edges", "legend_below", "frontier",
@@ -91,7 +92,8 @@ def public():
     """Names that imr and its submodules define, or import "as" the same name. Nothing is imported."""
     root = Path(imr.__file__).parent
     submodules = [root / name / "__init__.py" for name in imr.SUBMODULES]
-    alone = [root / f"{name}.py" for name in imr.SUBMODULES] + [root / "parallel" / "cost.py"]
+    alone = [root / f"{name}.py" for name in imr.SUBMODULES]
+    alone += [root / "parallel" / f"{name}.py" for name in ("cost", "cycles")]
     paths = [root / "__init__.py", *submodules, *alone, *(root / "lab").glob("[!_]*.py")]
     modules = {path.stem for path in alone}
     for path in filter(Path.exists, paths):
