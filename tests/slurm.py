@@ -74,11 +74,17 @@ class Slurm:
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", text))
 
     def wait(self, job, until, seconds=240):
-        """Waits until `until(show(job))`, without the pause of two minutes before a job runs again."""
+        """Waits until `until(show(job))`, without the pause of two minutes before a job runs again.
+
+        A node refuses what starts within the second in which it has ended the job before: some remain.
+        """
         end = time.monotonic() + seconds
+        queued = time.monotonic()
         while not until(shown := self.show(job)):
             assert time.monotonic() < end, (shown, self.log(job))
-            if shown["JobState"] == "PENDING" and int(shown["Restarts"]):
+            if shown["JobState"] != "PENDING" or not int(shown["Restarts"]):
+                queued = time.monotonic()
+            elif time.monotonic() - queued > 3:
                 subprocess.run(
                     ["scontrol", "update", f"JobId={job}", "StartTime=now"], env=self.environment,
                     capture_output=True,

@@ -133,6 +133,47 @@ def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
         assert container["command"] == ["python", "-P", "-m", "x", *HOSTILE, *out]
 
 
+@pytest.mark.laws
+def test_a_jobset_resumes_what_was_preempted_and_ends_with_what_has_failed(tmp_path):
+    """By the rules of Kubernetes: of a Job and of a JobSet, the first that fits a failure."""
+    flags = ("--gke", "--image", "i", "--name", "a", "--bucket", "gs://bucket", "--type", "v6e-16")
+    spec = yaml.safe_load(launch("tpu", tmp_path, *flags, "--", "-m", "x").stdout)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    # Without these the rules of a Job mean nothing.
+    assert (job["template"]["spec"]["restartPolicy"], job["backoffLimit"]) == ("Never", 0)
+
+    def reason(code, conditions=()):
+        for rule in job["podFailurePolicy"]["rules"]:
+            of_codes, of_conditions = rule.get("onExitCodes"), rule.get("onPodConditions", ())
+            assert (of_codes is None) == bool(of_conditions)  # a rule has one of both
+            fits = any((each["type"], each["status"]) in conditions for each in of_conditions)
+            if of_codes is not None:
+                assert of_codes["containerName"] == container["name"]
+                fits = {"In": True, "NotIn": False}[of_codes["operator"]] == (
+                    code in of_codes["values"]
+                )
+            if fits and rule["action"] == "FailJob":
+                return "PodFailurePolicy"
+            if fits:
+                assert rule["action"] == "Count"
+                break
+        return "BackoffLimitExceeded"
+
+    def action(why):
+        rules = spec["failurePolicy"]["rules"]
+        fitting = [rule["action"] for rule in rules if why in rule["onJobFailureReasons"]]
+        return [*fitting, "RestartJobSet"][0]
+
+    disrupted = [("DisruptionTarget", "True")]
+    assert action(reason(int(environment["IMR_PREEMPTED_CODE"]))) == "RestartJobSet"
+    for code in (75, 137, 143):
+        assert action(reason(code, disrupted)) == "RestartJobSet"
+    for code in (1, 2, 134, 137):
+        assert action(reason(code)) == "FailJobSet"
+
+
 BAD = {
     "slurm": [
         ("--time", "1\n#SBATCH --wrap=x"), ("--time", "1 2"), ("--time", ""), ("--partition", "a\necho"),

@@ -106,13 +106,13 @@ def test_a_plain_run_on_two_nodes(slurm, shared, unbroken):
 
 @pytest.mark.parametrize("phase", ["regression", "train", "evaluate"])
 def test_a_job_that_is_told_to_stop(slurm, shared, unbroken, phase):
-    marker = shared / phase
-    job = launch(slurm, shared, *small(marker, phase, shared / f"run {phase}"), flags=TWO)
+    marker, out = shared / f"{phase} has begun", shared / f'it\'s "{phase}"'
+    job = launch(slurm, shared, *small(marker, phase, out), flags=TWO)
     waits(marker, slurm, job)
     slurm("scancel", "--signal=TERM", job)
     assert finished(slurm, job) == 1
     assert "run the same command again to resume" in slurm.log(job)
-    assert end_of(shared / f"run {phase}") == unbroken
+    assert end_of(out) == unbroken
 
 
 def test_a_job_that_a_higher_partition_preempts(slurm, shared, unbroken):
@@ -131,11 +131,12 @@ def test_a_job_that_a_higher_partition_preempts(slurm, shared, unbroken):
 
 
 def test_a_job_whose_time_is_up(slurm, shared, unbroken):
-    """SLURM sends the signal two minutes before; of three that leaves one."""
+    """SLURM sends the signal two minutes before: of three minutes that leaves one."""
     marker = shared / "time"
     job = launch(
-        slurm, shared, *small(marker, "train", shared / "timed"), flags=(*TWO, "--time", "3")
+        slurm, shared, *small(marker, "train", shared / "timed"), flags=(*TWO, "--time", "5")
     )
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=3")  # too short for the launcher
     waits(marker, slurm, job)
     assert finished(slurm, job) == 1
     assert "is saved in" in slurm.log(job)

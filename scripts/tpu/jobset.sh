@@ -9,6 +9,8 @@
 #   RUN pip install -e '/imr[experiments,gcs,tpu]'
 #
 # The service account of the pods, if one is named, must be able to write to the bucket.
+#
+# A run that was stopped, with exit code 75, or lost its node resumes; any other failure ends the JobSet.
 
 # A word as a string of JSON, and so of YAML.
 json() {
@@ -36,7 +38,11 @@ metadata:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
-    maxRestarts: 100 # after a preemption, with exit code 75, it resumes
+    maxRestarts: 100 # preemptions
+    rules:
+      - name: failed
+        action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
       replicas: 1
@@ -45,6 +51,13 @@ spec:
           parallelism: $hosts
           completions: $hosts
           backoffLimit: 0
+          podFailurePolicy:
+            rules: # the first that fits; a failure that is only counted restarts the JobSet
+              - action: Count
+                onPodConditions:
+                  - {type: DisruptionTarget, status: "True"} # with whatever exit code
+              - action: FailJob
+                onExitCodes: {containerName: imr, operator: NotIn, values: [75]}
           template:
             spec:
               restartPolicy: Never
