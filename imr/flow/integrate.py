@@ -143,6 +143,9 @@ def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None)
     """
     if isinstance(method.adjoint, dfx.RecursiveCheckpointAdjoint) and not method.steady:
         field, y0, t0, t1, ts, args = once_in_reverse((field, y0, t0, t1, ts, args))
+    code = _first_code(y0, t0, t1, ts, method, noise)
+    # From a time that is not finite nothing goes, and noise is drawn at none.
+    t0 = jnp.where(jnp.isfinite(t0), t0, 0)
     # The times asked for and the end in one scan, so that there is one solve to compile.
     ends = t1[None] if ts is None else jnp.append(ts, t1)
     terms = _terms(field, y0, t0, ends, method, noise)
@@ -154,7 +157,6 @@ def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None)
         saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (time, state.y))
         return state, saved
 
-    code = _first_code(y0, t0, t1, ts, method, noise)
     first = _State(t0, y0, jnp.zeros_like(t0), jnp.zeros((), jnp.int32), code)
     state, (times, ys) = jax.lax.scan(step, first, (jnp.append(t0, ends[:-1]), ends))
     if ts is None:
@@ -184,7 +186,9 @@ def _terms(field, y0, t0, ends, method: Method, noise: Noise | None) -> Any:
     # Below its tolerance the tree is no Brownian motion: the shortest step is above it.
     gaps = jnp.diff(ends, prepend=t0)
     shortest = jnp.minimum(method.dt0, jnp.min(jnp.where(gaps > 0, gaps, method.dt0)))
-    motion = dfx.VirtualBrownianTree(t0, ends[-1], tol=shortest / 4, shape=shape, key=noise.key)
+    # It raises from inside the program if it has no length; such times come out as a code.
+    end = jnp.where(jnp.isfinite(ends[-1]) & (ends[-1] > t0), ends[-1], t0 + 1)
+    motion = dfx.VirtualBrownianTree(t0, end, tol=shortest / 4, shape=shape, key=noise.key)
     return dfx.MultiTerm(drift, dfx.ControlTerm(_Diffusion(noise.sigma), motion))
 
 
