@@ -398,6 +398,8 @@ class TestErrors:
             self.reduced(block=3)
         with pytest.raises(imr.ImrError, match="max_steps must be an integer"):
             imr.solve(identity, p.z, t1=1.0, max_steps=0)
+        with pytest.raises(imr.ImrError, match=r"ImplicitAdjoint.*solve_to_steady_state"):
+            imr.solve(identity, p.z, t1=1.0, adjoint=dfx.ImplicitAdjoint())
         with pytest.raises(imr.ImrError, match="noise needs dt0"):
             imr.solve(identity, p.z, t1=1.0, noise=(0.1, jax.random.key(0)))
 

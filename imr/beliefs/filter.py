@@ -185,7 +185,8 @@ def forward(
 
     Exact beliefs are `Scaled`.
     """
-    start, transitions = _start(process, tokens, initial), process.transitions
+    transitions: Any = process.transitions
+    start: Any = _start(process, tokens, initial)
     least = least_probability(process, transitions.dtype)
     if exact:
         start, transitions = scaled(start), scaled(transitions)

@@ -5,7 +5,7 @@ words, several at a step. Between blocks of steps the products are computed anew
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +99,12 @@ def mean_log_likelihood(
       least number of the dtype that what is not exact may have lost some.
     """
     dtype, size = matrices.dtype, initial.shape[0]
-    matrices = jnp.concatenate([matrices, jnp.eye(size, dtype=dtype)[None]])
-    matrices = scaled(matrices) if exact else matrices
-    products = jax.tree.map(lambda x: x[packed.words[:, 0]], matrices)
+    symbols: Any = jnp.concatenate([matrices, jnp.eye(size, dtype=dtype)[None]])
+    symbols = scaled(symbols) if exact else symbols
+    products: Any = jax.tree.map(lambda x: x[packed.words[:, 0]], symbols)
     small = _any_small(initial) | _any_small(products)
     for column in packed.words.T[1:]:
-        each = jax.tree.map(lambda x, column=column: x[column], matrices)
+        each = jax.tree.map(lambda x, column=column: x[column], symbols)
         if exact:
             left, right = (_expanded(x, axis) for x, axis in ((products, -1), (each, 1)))
             products = product(left, right, 2)

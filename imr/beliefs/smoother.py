@@ -59,16 +59,16 @@ def _smooth(process, tokens, lengths):
 
 def _messages(backward, tokens, inside, exact):
     """beta (b, l, s) of tokens (b, l), exact ones `Scaled`."""
-    last = jnp.ones((len(tokens), backward.shape[1]), backward.dtype)
-    if exact:
-        last, backward = scaled(last), scaled(backward)
+    matrices: Any = scaled(backward) if exact else backward
+    last: Any = jnp.ones((len(tokens), backward.shape[1]), backward.dtype)
+    last = scaled(last) if exact else last
 
     def step(message, token):
         x, inside = token
         if exact:
-            before = relative(advance_scaled(message, backward, x))[0]
+            before = relative(advance_scaled(message, matrices, x))[0]
         else:
-            before = advance(message, backward, x)
+            before = advance(message, matrices, x)
             size = jnp.max(before, axis=-1, keepdims=True)
             before = before / jnp.where(size > 0, size, 1)
         message = jax.tree.map(partial(jnp.where, inside[:, None]), before, message)
