@@ -1,5 +1,8 @@
 """Beliefs: rows T1 and T3 of the theory with their controls; entropies; what is forbidden."""
 
+from fractions import Fraction
+from math import log
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +202,83 @@ def test_rows_of_a_product_scale_each_for_itself():
     assert abs(scan.log_probability / tree.log_probability - 1).max() < 1e-12
     assert abs(tree.beliefs[-1] - np.array([0.0, 1.0])).max() < 1e-12
     assert abs(scan.beliefs - tree.beliefs).max() < 1e-9
+
+
+def exactly(process, word):
+    """Beliefs, log-probabilities and smoothed beliefs in rational arithmetic."""
+    t = [[[Fraction(float(p)) for p in row] for row in matrix] for matrix in process.transitions]
+    states = range(process.num_states)
+    rows, columns = [[Fraction(float(p)) for p in process.initial]], [[Fraction(1)] * len(states)]
+    for x in word:
+        rows.append([sum(rows[-1][i] * t[x][i][j] for i in states) for j in states])
+    for x in reversed(word):
+        columns.append([sum(t[x][i][j] * columns[-1][j] for j in states) for i in states])
+    both = [
+        [a * b for a, b in zip(*pair, strict=True)]
+        for pair in zip(rows[1:], columns[-2::-1], strict=True)
+    ]
+
+    def shares(rows):
+        return np.array([[float(p / sum(row)) for p in row] for row in rows])
+
+    # Of numerators and denominators apart: a float may not hold the quotient.
+    totals = map(sum, rows[1:])
+    return shares(rows[1:]), [log(p.numerator) - log(p.denominator) for p in totals], shares(both)
+
+
+RARE = processes.mixture([processes.coin(0.999), processes.coin(0.001)])
+LEAKY = np.array(RARE.transitions, np.float32)
+LEAKY[0, 0] = [0.998, 0.001]
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("zeros", [14, pytest.param(60, marks=pytest.mark.acceptance)])
+def test_nothing_underflows(zeros):
+    """In float32 .001^14 does; the state that it belongs to is the likely one in the end."""
+    words = np.repeat([[0, 1], [0, 1]], [zeros, zeros + 1], axis=1)
+    lengths = np.array([2 * zeros - 1, 2 * zeros + 1])
+
+    @jax.jit
+    def every(process):
+        scan, tree = (beliefs.bayes_filter(process, words, lengths, method=m) for m in METHODS)
+        return scan, tree, beliefs.smooth(process, words, lengths)
+
+    rounding = 4 * words.shape[1] * np.finfo(np.float32).eps  # of as many products and sums
+    for t in (np.asarray(RARE.transitions, np.float32), LEAKY):
+        process = bare(Process(t, [0.5, 0.5]))
+        *filters, smoothed = jax.tree.map(np.asarray, every(process))
+        for row, length in enumerate(lengths):
+            eta, log_p, gamma = exactly(process, words[row, :length])
+            for found in filters:
+                assert abs(found.beliefs[row, :length] - eta).max() < rounding
+                assert abs(found.log_probability[row, :length] / log_p - 1).max() < rounding
+            assert abs(smoothed[row, :length] - gamma).max() < rounding
+
+
+@pytest.mark.acceptance
+def test_gradients_of_what_would_underflow():
+    """In float32 against float64, at entries that are zero too."""
+    word = np.repeat([0, 1], [30, 31])
+
+    def slopes(dtype):
+        process = bare(Process(np.asarray(RARE.transitions, dtype), np.array([0.5, 0.5], dtype)))
+
+        def last(t, method):
+            changed = with_transitions(process, t)
+            return beliefs.bayes_filter(changed, word, method=method).log_probability[-1]
+
+        slopes = jax.jit(lambda t: [jax.grad(last)(t, m) for m in METHODS])
+        return [np.asarray(x) for x in slopes(process.transitions)]
+
+    expected = slopes(np.float64)
+    assert error(expected[0], expected[1]) < 1e-12
+    # The chance of a switch back is worth e^200: more than float32 holds, and still no infinity.
+    in_range = abs(expected[0]) < 1e18
+    assert in_range.sum() == 6
+    for found in slopes(np.float32):
+        np.testing.assert_allclose(found[in_range], expected[0][in_range], rtol=1e-3)
+        assert np.isfinite(found).all()
+        assert (found[~in_range] > 1e18).all()
 
 
 # h_1, h_2, h_10, mean of h_1 to h_10, distinct mixed states up to words of length 10.

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from imr import processes
 from imr.beliefs import Fixed, ascent, bayes_filter, fit_process, likelihood
+from imr.beliefs.fit import _best
 from imr.beliefs.tables import start_tables
 from imr.errors import ImrError
 from imr.processes import Process
@@ -96,9 +98,14 @@ def test_the_likelihood_is_that_of_the_filter(name, batch, length, monkeypatch):
     packed = likelihood.pack(sequences, 3, process.num_tokens, ends=False)
     assert packed.index.shape[0] > 1
     assert (packed.index.shape[-1] > packed.occupied.shape[-1]) == (length > 40)
-    mean, slope = jax.jit(jax.value_and_grad(likelihood.mean_log_likelihood, argnums=1))(
+    of = jax.value_and_grad(likelihood.mean_log_likelihood, argnums=1, has_aux=True)
+    (mean, small), slope = jax.jit(of)(process.initial, process.transitions, packed)
+    assert not small
+    (exact, _), exact_slope = jax.jit(partial(of, exact=True))(
         process.initial, process.transitions, packed
     )
+    assert abs(exact / mean - 1) < 1e-14
+    assert error(exact_slope, slope) < 1e-12
     ends = bayes_filter(process, tokens).log_probability
     total = sum(float(row[n - 1]) for row, n in zip(ends, lengths, strict=True) if n)
     assert abs(mean * lengths.sum() / total - 1) < 1e-12
@@ -111,7 +118,7 @@ def test_a_step_holds_no_matrix_for_each_token():
     """The memory of the program for 10^5 tokens and 30 states: 720 MB would be a matrix each."""
     s, k, count = 30, 3, 100_000
     packed = likelihood.pack(np.zeros((1, count), int), s, k, ends=False)
-    gradient = jax.jit(jax.grad(likelihood.mean_log_likelihood, argnums=(0, 1)))
+    gradient = jax.jit(jax.grad(likelihood.mean_log_likelihood, argnums=(0, 1), has_aux=True))
     compiled = gradient.lower(jnp.full(s, 1 / s), jnp.full((k, s, s), 1 / s / k), packed).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 20e6
 
@@ -183,7 +190,7 @@ def largest_gap(fits, tokens, emission, fixed=None, tied=None):
     @jax.jit
     def slopes(tables):
         def mean(logits):
-            return ascent._log_likelihood(ascent._softmax(logits, tables, entries), packed)
+            return ascent._log_likelihood(ascent._softmax(logits, tables, entries), packed)[0]
 
         logits = ascent._logits(tables, entries)
         return logits, jax.grad(mean)(logits)
@@ -326,6 +333,51 @@ def timed(run, steps):
     start = time.perf_counter()
     run(steps)
     return time.perf_counter() - start
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("length", [200, 4000])
+def test_likelihoods_and_counts_that_would_underflow(length):
+    """In float32, against float64: words of 1e-8 each, and a state that comes to be the likely one.
+
+    The long sequence goes in chunks.
+    """
+    t = np.stack([np.diag([1 - 1e-8, 1e-4]), np.diag([1e-8, 1 - 1e-4])])
+    words = np.repeat([[0, 1]], [30, length - 30], axis=1)
+    packed = likelihood.pack(words, 2, 2, ends=False)
+    of = jax.value_and_grad(likelihood.mean_log_likelihood, argnums=1, has_aux=True)
+    of = jax.jit(of, static_argnames="exact")
+
+    def evaluated(dtype, initial, exact):
+        (mean, small), slope = of(
+            jnp.asarray(initial, dtype), jnp.asarray(t, dtype), packed, exact=exact
+        )
+        return float(mean), slope * t, bool(small)
+
+    for initial in ([0.5, 0.5], [0.0, 1.0]):
+        mean, counts, _ = evaluated(np.float64, initial, False)
+        found, found_counts, _ = evaluated(np.float32, initial, True)
+        assert abs(found / mean - 1) < 1e-5
+        assert error(found_counts, counts) < 1e-5
+        assert evaluated(np.float32, initial, False)[2]
+    start = Process(t.astype(np.float32), [0.5, 0.5])
+    fitted = fit_process(words, start=start, held_out=words[:, ::-1], max_steps=1)
+    assert abs(fitted.log_likelihood[0] / evaluated(np.float64, [0.5, 0.5], False)[0] - 1) < 1e-5
+    assert np.isfinite(fitted.scores).all()
+
+
+@pytest.mark.acceptance
+def test_restarts_of_no_finite_score(tokens):
+    """One that gives the held-out tokens probability zero is not chosen; if all do, it is said."""
+    options = {"key": jax.random.key(5), "restarts": 3, "max_steps": 20}
+    assert _best(np.array([np.nan, -np.inf, -3.0, -2.0]), "a fit must give the tokens") == 3
+    words = "a restart must give held_out a positive probability; found zero"
+    with pytest.raises(ImrError, match=words):
+        fit_process([0, 1, 0], 2, num_tokens=3, held_out=[2, 2], **options)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), MESS3)
+    found = fit_process(tokens, start=half, max_steps=20)
+    assert found.process.transitions.dtype == found.log_likelihood.dtype == jnp.float32
+    assert np.diff(found.log_likelihood).min() > -1e-6
 
 
 @pytest.mark.acceptance

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import diffrax as dfx
 import jax
@@ -220,6 +221,86 @@ def test_derivatives_that_the_default_adjoint_has_not(reduced):
             jax.jit(derivative).lower(p.theta)
     jax.eval_shape(jax.grad(lambda thetas: jax.vmap(end)(thetas).sum()), p.theta[None])
     jax.eval_shape(jax.vmap(jax.grad(end)), p.theta[None])
+
+
+ADJOINTS = {
+    "default": None,
+    "backsolve": dfx.BacksolveAdjoint(),
+    "forward": dfx.ForwardMode(),
+    "direct": dfx.DirectAdjoint(),
+}
+AT, ALONG = jnp.array([0.7, 1.2, 0.1, 0.9, 0.5]), jnp.array([0.3, -0.2, 0.5, 0.7, -0.4])
+
+
+def derivative(kind, function):
+    def along(function):
+        return lambda x: jax.jvp(function, (x,), (ALONG,))[1]
+
+    def slope(x):
+        return jax.grad(function)(x) @ ALONG
+
+    return {
+        "forward": along(function),
+        "reverse": jax.grad(function),
+        "forward over forward": along(along(function)),
+        "reverse over reverse": jax.grad(slope),
+        "forward over reverse": along(jax.grad(function)),
+        "reverse over forward": jax.grad(along(function)),
+    }[kind]
+
+
+def ends(adjoint, x):
+    """By a field that closes over its rate; start, times and the time asked for are traced too."""
+
+    def field(t, z, args):
+        return -x[0] * z**2 * (1 + t)
+
+    flow = imr.solve(
+        field, x[1:2], t0=x[2], t1=x[3], ts=x[4:5], adjoint=adjoint, max_steps=16, rtol=1e-7,
+        atol=1e-9,
+    )  # fmt: skip
+    return flow.z.sum() + 2 * flow.zs.sum()
+
+
+def ends_on_paper(x):
+    """1 / z grows by the rate times the integral of 1 + t."""
+
+    def end(t):
+        return 1 / (1 / x[1] + x[0] * (t + t**2 / 2 - x[2] - x[2] ** 2 / 2))
+
+    return end(x[3]) + 2 * end(x[4])
+
+
+KINDS = (
+    "forward", "reverse", "forward over forward", "reverse over reverse", "forward over reverse",
+    "reverse over forward",
+)  # fmt: skip
+HAS = {
+    "default": ["reverse"],
+    "backsolve": ["reverse"],
+    "forward": ["forward", "forward over forward"],
+    "direct": KINDS,
+}
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name", ADJOINTS)
+def test_every_derivative_is_right_or_refused(name):
+    end = partial(ends, ADJOINTS[name])
+    for kind in KINDS:
+        actual = jax.jit(derivative(kind, end))
+        if kind in HAS[name]:
+            assert error(actual(AT), derivative(kind, ends_on_paper)(AT)) < 1e-5
+        else:
+            with pytest.raises(imr.ImrError, match=r"can be differentiated.*diffrax.DirectAdjoint"):
+                actual.lower(AT)
+
+
+@pytest.mark.laws
+def test_a_closure_is_differentiated_as_its_parameters_are():
+    for kind in ("forward", "reverse over reverse", "forward over reverse"):
+        with pytest.raises(imr.ImrError, match="once, in reverse mode"):
+            jax.jit(derivative(kind, partial(ends, None))).lower(AT)
 
 
 @pytest.mark.laws

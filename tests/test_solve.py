@@ -289,6 +289,19 @@ def test_noise_between_times_closer_than_the_step():
     assert abs(np.mean(steps[1:] * steps[:-1]) / 0.05) <= 4 / np.sqrt(steps.size)
 
 
+@pytest.mark.acceptance
+def test_noise_and_bad_times_under_a_trace():
+    noise = (0.1, jax.random.key(0))
+
+    @jax.jit
+    @jax.vmap
+    def codes(t0, t1):
+        return imr.solve(decay, jnp.ones(2), t0=t0, t1=t1, dt0=0.1, noise=noise).result
+
+    t0, t1 = [0, 2, 2, 0, 0, np.nan, -np.inf], [1, 0, 2, np.nan, np.inf, 1, 1]
+    assert codes(jnp.array(t0, float), jnp.array(t1, float)).tolist() == [0] + 6 * [4]
+
+
 # Steady states
 
 
@@ -385,6 +398,8 @@ class TestErrors:
             self.reduced(block=3)
         with pytest.raises(imr.ImrError, match="max_steps must be an integer"):
             imr.solve(identity, p.z, t1=1.0, max_steps=0)
+        with pytest.raises(imr.ImrError, match=r"ImplicitAdjoint.*solve_to_steady_state"):
+            imr.solve(identity, p.z, t1=1.0, adjoint=dfx.ImplicitAdjoint())
         with pytest.raises(imr.ImrError, match="noise needs dt0"):
             imr.solve(identity, p.z, t1=1.0, noise=(0.1, jax.random.key(0)))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from imr.beliefs.likelihood import mean_log_likelihood
@@ -33,22 +34,41 @@ class Ascent(NamedTuple):
     tables: Callable[..., Any]
 
 
-def _log_likelihood(tables, packed):
+def exactly_if_needed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(*inputs, exact) -> (result, small), without `exact`; if entries were small, exact."""
+
+    def result(*inputs):
+        found, small = function(*inputs, False)
+        return function(*inputs, True)[0] if np.any(small) else found
+
+    return result
+
+
+def _log_likelihood(tables, packed, exact=False):
     initial, matrices = matrices_of(tables)
-    return mean_log_likelihood(initial, matrices, packed)
+    return mean_log_likelihood(initial, matrices, packed, exact=exact)
 
 
-log_likelihoods = jax.jit(jax.vmap(_log_likelihood, in_axes=(0, None)))
+@exactly_if_needed
+@partial(jax.jit, static_argnames="exact")
+def log_likelihoods(tables, packed, exact):
+    """Of the tables of each restart."""
+    return jax.vmap(partial(_log_likelihood, exact=exact), in_axes=(0, None))(tables, packed)
 
 
 def _step(step):
     """A step of one restart as a step of all; tables, entries and packed are those of all."""
 
-    def one(carry, done, tables, entries, packed):
-        new, value, gradient = step(carry, tables, entries, packed)
-        return jax.tree.map(partial(jnp.where, done), carry, new), value, gradient
+    @exactly_if_needed
+    @partial(jax.jit, static_argnames="exact")
+    def of_all(carry, done, tables, entries, packed, exact):
+        def one(carry, done, tables):
+            new, value, gradient, small = step(carry, tables, entries, packed, exact)
+            return (jax.tree.map(partial(jnp.where, done), carry, new), value, gradient), small
 
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None)))
+        return jax.vmap(one)(carry, done, tables)
+
+    return of_all
 
 
 def _largest(slopes, entries):
@@ -62,15 +82,16 @@ def _vdot(a, b):
 
 
 @_step
-def _em(carry, _, entries, packed):
+def _em(carry, _, entries, packed, exact):
     """The carry is the tables evaluated last, and the next ones: their rows are shared by counts."""
     _, tables = carry
-    value, slopes = jax.value_and_grad(_log_likelihood)(tables, packed)
+    differentiated = jax.value_and_grad(_log_likelihood, has_aux=True)
+    (value, small), slopes = differentiated(tables, packed, exact)
     counts = map(jnp.multiply, tables, slopes)
     logits = _logits(tables, entries)
     (by_logits,) = jax.vjp(lambda logits: _softmax(logits, tables, entries), logits)[1](slopes)
     following = tuple(map(share, tables, counts, *entries))
-    return (tables, following), value, _largest(by_logits, entries)
+    return (tables, following), value, _largest(by_logits, entries), small
 
 
 class _Search(NamedTuple):
@@ -122,7 +143,7 @@ def _softmax(logits, tables, entries):
 
 
 @_step
-def _gradient(search, tables, entries, packed):
+def _gradient(search, tables, entries, packed, exact):
     """One point of a line search to the weak Wolfe conditions; if it fulfils them, the next search.
 
     Lengths are doubled or bisected (Lewis and Overton, Mathematical Programming 141, 2013): each costs
@@ -130,12 +151,13 @@ def _gradient(search, tables, entries, packed):
     """
 
     def loss_of(logits):
-        return -_log_likelihood(_softmax(logits, tables, entries), packed)
+        value, small = _log_likelihood(_softmax(logits, tables, entries), packed, exact)
+        return -value, small
 
     longer = jnp.where(search.low > 0, 2 * search.low, 1)
     length = jnp.where(jnp.isinf(search.high), longer, 0.5 * (search.low + search.high))
     logits = jax.tree.map(lambda x, d: x + length * d, search.logits, search.direction)
-    loss, slopes = jax.value_and_grad(loss_of)(logits)
+    (loss, small), slopes = jax.value_and_grad(loss_of, has_aux=True)(logits)
     before, after = _vdot(search.slopes, search.direction), _vdot(slopes, search.direction)
     too_far = ~(loss <= search.loss + 1e-4 * length * before)
     too_near = ~too_far & (after < 0.9 * before)
@@ -147,7 +169,7 @@ def _gradient(search, tables, entries, packed):
         low=jnp.where(too_near, length, search.low), high=jnp.where(too_far, length, search.high)
     )
     search = jax.tree.map(partial(jnp.where, too_far | too_near), same, following)
-    return search, -search.loss, _largest(search.slopes, entries)
+    return search, -search.loss, _largest(search.slopes, entries), small
 
 
 METHODS = {

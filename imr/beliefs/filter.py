@@ -1,6 +1,7 @@
 """Bayesian filter and predictions; for the alignment of positions see `imr.beliefs`."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from imr._checks import as_sequences, check_choice, is_concrete
 from imr._numerics import matmul, repeat_last
+from imr.beliefs.scaled import Scaled, plain, product, relative, scaled
 from imr.beliefs.tree import prefix_rows
 from imr.errors import ImrError
 from imr.processes.process import (
@@ -41,8 +43,11 @@ def bayes_filter(
 
     $\log P(x_1 \dots x_d) = \sum_{c \le d} \log (\eta_{c-1} T_{x_c} w)$. After a word of
     probability zero the belief is NaN and the log-probability -inf, see `is_forbidden`. Under a
-    trace a token out of range has probability zero, as has a state less likely than the smallest
-    number of the dtype: 1e-308 in float64, 1e-38 in float32.
+    trace a token out of range has probability zero. Products of probabilities do not underflow: where
+    they would, each state has a scale of its own, and derivatives at transitions that are zero are
+    bounded by the square root of what the dtype holds. Only of more than 32 states, or within the
+    matrices of "associative" of more than 8, a state that is less likely than the likeliest by the
+    smallest number of the dtype, 1e-38 in float32, counts as impossible.
 
     Args:
       process: the process.
@@ -143,45 +148,107 @@ def _matrices(transitions, tokens):
     return transitions.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
+@jax.checkpoint
+def advance_scaled(rows: Scaled, transitions: Scaled, tokens: Array) -> Scaled:
+    """`advance` without underflow, of few states."""
+    matrices = jax.tree.map(lambda x: _matrices(x, tokens), transitions)
+    return product(Scaled(*(x[:, :, None] for x in rows)), matrices, 1)
+
+
+def without_underflow(run: Callable[[bool], Any], process: Process) -> Any:
+    """The first of what run(False) returns, plain products, unless entries of the others are small.
+
+    Then it is that of run(True), products of `Scaled` numbers, which cost several times as much.
+    """
+    result, *others = run(False)
+    if process.generalised or process.num_states > FEW_STATES:
+        return result
+    least = least_factor(process.transitions.dtype)
+    small = [jnp.any((x > 0) & (x < least)) for x in (process.transitions, *others)]
+    return jax.lax.cond(jnp.any(jnp.stack(small)), lambda: run(True)[0], lambda: result)
+
+
+def least_factor(dtype: Any) -> float:
+    """The product of two numbers that are not smaller is in the range of the dtype."""
+    return float(jnp.finfo(dtype).tiny) ** 0.5
+
+
 def log(p: Array) -> Array:
     """Logarithm of probabilities; zero has -inf, and no derivative."""
     return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
 
 
 def forward(
-    process: Process, tokens: Array, lengths: Array | None, initial: Any = None,
-    associative: bool = False,
-) -> Filtered:  # fmt: skip
-    """The filter of tokens (b, l), where beliefs after impossible words are zero."""
-    start = process.initial if initial is None else jnp.asarray(initial, process.initial.dtype)
-    least = least_probability(process, start.dtype)
-    first = jnp.tile(start[None, :], (len(tokens), 1)), jnp.zeros(len(tokens), start.dtype)
+    process: Process, tokens: Array, lengths: Array | None, initial: Any, exact: bool
+) -> tuple[Any, Array]:
+    """The filter of tokens (b, l), where beliefs after impossible words are zero.
+
+    Exact beliefs are `Scaled`.
+    """
+    transitions: Any = process.transitions
+    start: Any = _start(process, tokens, initial)
+    least = least_probability(process, transitions.dtype)
+    if exact:
+        start, transitions = scaled(start), scaled(transitions)
 
     def step(carry, x):
         belief, log_probability = carry
-        belief = advance(belief, process.transitions, x)
-        p = matmul(belief, process.right)
-        p = jnp.where(p > least, p, 0)
-        # An impossible belief stays zero, so that derivatives of the others stay finite.
-        belief = jnp.where((p > 0)[:, None], belief / jnp.where(p > 0, p, 1)[:, None], 0)
-        log_probability = log_probability + log(p)
+        if exact:
+            belief, log_p = normalised(advance_scaled(belief, transitions, x), process)
+        else:
+            belief = advance(belief, transitions, x)
+            p = matmul(belief, process.right)
+            p = jnp.where(p > least, p, 0)
+            belief, log_p = _over(belief, p), log(p)
+        log_probability = log_probability + log_p
         return (belief, log_probability), (belief, log_probability)
 
-    if associative and tokens.shape[1]:
-        beliefs, log_probability = _by_tree(process, start, tokens)
-    else:
-        beliefs, log_probability = jax.lax.scan(step, first, tokens.T)[1]
-    beliefs, log_probability = jnp.swapaxes(beliefs, 0, 1), log_probability.T
-    if lengths is not None:
-        both = zip((beliefs, log_probability), first, strict=True)
-        beliefs, log_probability = (repeat_last(x, start, lengths) for x, start in both)
-    return Filtered(beliefs, log_probability)
+    first = start, jnp.zeros(len(tokens), process.transitions.dtype)
+    reached = jax.lax.scan(step, first, tokens.T)[1]
+    return _by_sequence(reached, first, lengths)
+
+
+def _start(process, tokens, initial):
+    start = process.initial if initial is None else jnp.asarray(initial, process.initial.dtype)
+    return jnp.tile(start[None, :], (len(tokens), 1))
+
+
+def _by_sequence(reached, first, lengths):
+    """What was reached, (l, b, *), as (b, l, *); beyond each length the last."""
+    reached = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), reached)
+    if lengths is None:
+        return reached
+    return jax.tree.map(lambda x, start: repeat_last(x, start, lengths), reached, first)
+
+
+def _over(rows, p):
+    """Rows over their probabilities: an impossible one is zero, so that derivatives stay finite."""
+    return jnp.where((p > 0)[..., None], rows / jnp.where(p > 0, p, 1)[..., None], 0)
+
+
+def normalised(rows: Scaled, process: Process) -> tuple[Scaled, Array]:
+    """Beliefs of rows (..., s), and the logarithms of what they were divided by."""
+    rows, top = relative(rows)
+    p = matmul(plain(rows), process.right)
+    if process.generalised:
+        p = jnp.where(plain(Scaled(p, top[..., 0])) > least_probability(process, p.dtype), p, 0)
+    values = _over(rows.values, p)
+    return scaled(values, rows.exponents), log(p) + math.log(2) * top[..., 0]
 
 
 @partial(jax.jit, static_argnames="associative")
 def _filter(process, tokens, lengths, initial, associative):
     flat, lengths = flatten(tokens, lengths)
-    beliefs, log_probability = forward(process, flat, lengths, initial, associative)
+
+    def run(exact):
+        beliefs, log_probability = forward(process, flat, lengths, initial, exact)
+        beliefs = plain(beliefs) if exact else beliefs
+        return (beliefs, log_probability), beliefs
+
+    if associative and flat.shape[1]:
+        beliefs, log_probability = _by_tree(process, flat, lengths, initial)
+    else:
+        beliefs, log_probability = without_underflow(run, process)
     beliefs = jnp.where(jnp.isneginf(log_probability)[..., None], jnp.nan, beliefs)
     return beliefs.reshape(*tokens.shape, beliefs.shape[-1]), log_probability.reshape(tokens.shape)
 
@@ -192,18 +259,16 @@ def flatten(tokens: Array, lengths: Array | None) -> tuple[Array, Array | None]:
     return flat, None if lengths is None else jnp.reshape(lengths, -1)
 
 
-def _by_tree(process, start, tokens):
-    """Beliefs (l, b, s) and log-probabilities (l, b) by products of matrices in a tree."""
-    rows, scales = prefix_rows(start, process.transitions, tokens)
-    p = matmul(rows, process.right)
-    alive = p > least_probability(process, start.dtype)
+def _by_tree(process, tokens, lengths, initial):
+    """The filter by products of matrices in a tree."""
+    start = _start(process, tokens, initial)
+    rows, log_p = normalised(prefix_rows(start, process.transitions, tokens), process)
     # All continuations of an impossible word are impossible, even if cancellation says otherwise.
-    position = jnp.arange(len(p), dtype=jnp.int32)[:, None]
-    end = jnp.min(jnp.where(alive, len(p), position), axis=0, keepdims=True)
-    alive = position < end
-    p = jnp.where(alive, p, 1)
-    beliefs = jnp.where(alive[..., None], rows, 0) / p[..., None]
-    return beliefs, jnp.where(alive, log(p) + scales, -jnp.inf)
+    position = jnp.arange(len(log_p), dtype=jnp.int32)[:, None]
+    end = jnp.where(jnp.isneginf(log_p), position, len(log_p))
+    possible = position < jnp.min(end, axis=0, keepdims=True)
+    reached = jnp.where(possible[..., None], plain(rows), 0), jnp.where(possible, log_p, -jnp.inf)
+    return _by_sequence(reached, (start, jnp.zeros(len(tokens), start.dtype)), lengths)
 
 
 @jax.jit

@@ -80,9 +80,10 @@ def fit_process(
       tol: a restart has converged if no entry of the gradient by the logits (the expected counts, less
         what the table predicts of them, per token) exceeds it.
       max_steps: where to give up.
-    Returns: A `Fit`.
+    Returns: A `Fit`, in float32 if the start is in half precision.
     Raises: ImrError if an argument does not fit, there are no tokens, tokens are out of range, the
-      start gives them probability zero, or a step of EM is not closed under the ties.
+      start gives them probability zero, or every restart the held-out ones, or a step of EM is not
+      closed under the ties.
 
     >>> from imr.processes import golden_mean
     >>> fit = fit_process([0, 1, 0, 0, 0, 1, 0], start=golden_mean(0.9), tol=1e-4)
@@ -123,7 +124,8 @@ def fit_process(
     scores = ascended.values[-1]
     if others is not None:
         scores = log_likelihoods(ascended.tables, packing(others))
-    best = int(np.argmax(scores))
+    name = "start must give the tokens" if others is None else "a restart must give held_out"
+    best = _best(np.asarray(scores), name)
     initial, matrices = matrices_of(tuple(table[best] for table in ascended.tables))
     tokens, states = (None, None) if start is None else (start.tokens, start.states)
     process = Process(matrices[:k], initial, tokens=tokens, states=states)
@@ -135,6 +137,18 @@ def fit_process(
         process, jnp.asarray(values[: num_steps + 1]), float(gradients[-1]), num_steps,
         bool(converged), jnp.asarray(scores),
     )  # fmt: skip
+
+
+def _best(scores, name):
+    """The restart of the highest score among those that are finite."""
+    finite = np.isfinite(scores)
+    if not finite.any():
+        raise ImrError(
+            f"{name} a positive probability; found zero, log-likelihoods {np.asarray(scores)}. Tokens "
+            "that are impossible at the start, or that the tokens of the fit never show, remain so: "
+            "leave them out, or fit to them too."
+        )
+    return int(np.argmax(np.where(finite, scores, -np.inf)))
 
 
 class _Ascended(NamedTuple):
@@ -153,9 +167,9 @@ def _ascend(method, tables, entries, packed, tol, max_steps):
         carry, *new = method.step(carry, done, tables, entries, packed)
         for each, before in zip(new, (values, gradients), strict=True):
             before.append(np.where(done, before[-1], each) if before else np.asarray(each))
-        if not np.isfinite(values[0]).any():
-            raise ImrError("start must give the tokens a positive probability; found zero.")
-        done = gradients[-1] <= tol
+        if len(values) == 1:
+            _best(values[0], "start must give the tokens")
+        done = (gradients[-1] <= tol) | ~np.isfinite(values[-1])
         if len(values) > _PATIENCE:  # at the end of the digits
             done |= values[-1] == values[-1 - _PATIENCE]
     return _Ascended(method.tables(carry, tables, entries), np.stack(values), np.stack(gradients))

@@ -4,7 +4,8 @@ Long sequences are cut into chunks, whose matrix products are taken side by side
 words, several at a step. Between blocks of steps the products are computed anew for the gradient.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from imr._numerics import matmul
+from imr.beliefs.filter import least_factor, log
+from imr.beliefs.scaled import Scaled, plain, product, relative, scaled
 
 # Most words, lanes and entries of the matrices of one step, as measured on CPUs: beyond these the
 # arrays of a step leave the cache, and nothing is gained.
@@ -79,7 +82,9 @@ def pack(sequences: np.ndarray, num_states: int, num_tokens: int, *, ends: bool)
     )  # fmt: skip
 
 
-def mean_log_likelihood(initial: Array, matrices: Array, packed: Packed) -> Array:
+def mean_log_likelihood(
+    initial: Array, matrices: Array, packed: Packed, *, exact: bool = False
+) -> tuple[Array, Array]:
     r"""The mean of $\log \mu M_{x_1} \cdots M_{x_l} 1$ over sequences, per token, and its gradient.
 
     Products are divided by their size as they grow. The sizes count as constants: the value has their
@@ -89,62 +94,131 @@ def mean_log_likelihood(initial: Array, matrices: Array, packed: Packed) -> Arra
       initial: start distribution, shape (s,).
       matrices: of each symbol but the filler, shape (symbols, s, s).
       packed: as `pack` returns it.
-    Returns: a scalar; -inf if a sequence has probability zero.
+      exact: whether each entry has a scale of its own, at several times the cost.
+    Returns: a scalar, -inf if a sequence has probability zero; and whether entries came so near the
+      least number of the dtype that what is not exact may have lost some.
     """
     dtype, size = matrices.dtype, initial.shape[0]
-    matrices = jnp.concatenate([matrices, jnp.eye(size, dtype=dtype)[None]])
-    products = matrices[packed.words[:, 0]]
+    symbols: Any = jnp.concatenate([matrices, jnp.eye(size, dtype=dtype)[None]])
+    symbols = scaled(symbols) if exact else symbols
+    products: Any = jax.tree.map(lambda x: x[packed.words[:, 0]], symbols)
+    small = _any_small(initial) | _any_small(products)
     for column in packed.words.T[1:]:
-        products = matmul(products, matrices[column])
+        each = jax.tree.map(lambda x, column=column: x[column], symbols)
+        if exact:
+            left, right = (_expanded(x, axis) for x, axis in ((products, -1), (each, 1)))
+            products = product(left, right, 2)
+        else:
+            products = matmul(products, each)
+            small |= _any_small(products)
 
     def group(both):
         index, occupied = both
-        each = _log_likelihoods(initial, products, index, occupied.shape[0])
-        return jnp.sum(jnp.where(occupied, each, 0))
+        of_batch = _exact_log_likelihoods if exact else _log_likelihoods
+        each, small = of_batch(initial, products, index, occupied.shape[0])
+        return jnp.sum(jnp.where(occupied, each, 0)), small
 
-    total = jnp.sum(jax.lax.map(group, (packed.index, packed.occupied)))
-    return total / packed.count.astype(dtype)
+    totals, smalls = jax.lax.map(group, (packed.index, packed.occupied))
+    return jnp.sum(totals) / packed.count.astype(dtype), small | jnp.any(smalls)
+
+
+def _any_small(x):
+    return jnp.any(_low(x) < least_factor(x.dtype)) if isinstance(x, Array) else jnp.zeros((), bool)
+
+
+def _low(x):
+    """Entries, or one for those that are zero."""
+    x = jax.lax.stop_gradient(x)
+    return jnp.where(x > 0, x, 1)
+
+
+def _expanded(x: Scaled, axis: int) -> Scaled:
+    return Scaled(*(jnp.expand_dims(leaf, axis) for leaf in x))
+
+
+def _start(initial, lanes, chunks):
+    """Rows (r, s, lanes): the start, or one for each state that a chunk may start from."""
+    rows = initial[None, :] if chunks == 1 else jnp.eye(len(initial), dtype=initial.dtype)
+    return jnp.tile(rows[:, :, None], (1, 1, lanes))
 
 
 def _log_likelihoods(initial, products, index, batch):
-    """Of each sequence, shape (b,), from words (blocks, steps, b * chunks)."""
+    """Of each sequence, shape (b,), from words (blocks, steps, b * chunks); and what was small."""
     size, lanes = initial.shape[0], index.shape[-1]
     chunks = lanes // batch
 
     def step(carry, words):
-        rows, scales = carry
+        rows, scales, low = carry
         # Lanes come last: sums over few states are then sums of long vectors.
         chosen = jnp.moveaxis(products[words], 0, -1)
         rows = jnp.sum(rows[:, :, None, :] * chosen[None], axis=1)
         rows, log_size = _rescaled(rows)
-        return (rows, scales + log_size), None
+        return (rows, scales + log_size, jnp.minimum(low, _low(rows))), None
 
     @jax.checkpoint
     def block(carry, words):
         return jax.lax.scan(step, carry, words)
 
-    rows = initial[None, :] if chunks == 1 else jnp.eye(size, dtype=products.dtype)
-    rows = jnp.tile(rows[:, :, None], (1, 1, lanes))
-    scales = jnp.zeros((len(rows), lanes), rows.dtype)
-    (rows, scales), _ = jax.lax.scan(block, (rows, scales), index)
+    rows = _start(initial, lanes, chunks)
+    carry = rows, jnp.zeros((len(rows), lanes), rows.dtype), jnp.ones_like(rows)
+    (rows, scales, low), _ = jax.lax.scan(block, carry, index)
+    small = _any_small(low)
     if chunks == 1:
-        return _log(jnp.sum(rows[0], axis=0)) + scales[0]
+        return log(jnp.sum(rows[0], axis=0)) + scales[0], small
+    # Rows have scales of their own; those of states that are not reached do not count.
+    least = math.log(least_factor(rows.dtype))
 
     def join(carry, chunk):
-        belief, log_scale = carry
+        belief, log_scale, small = carry
         rows, scales = chunk
-        # Rows have scales of their own; those of states that were not reached do not count.
         top = jnp.max(jnp.where(belief > 0, scales, -jnp.inf), axis=0)
         top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
-        weights = belief * jnp.exp(jnp.minimum(scales - top[None, :], 0))
+        below = scales - top[None, :]
+        weights = belief * jnp.exp(jnp.minimum(below, 0))
+        small |= jnp.any((belief > 0) & (below < least)) | _any_small(weights)
         belief, log_size = _rescaled(jnp.sum(weights[:, None, :] * rows, axis=0)[None])
-        return (belief[0], log_scale + log_size[0] + top), None
+        return (belief[0], log_scale + log_size[0] + top, small), None
 
     rows = jnp.moveaxis(rows.reshape(size, size, batch, chunks), -1, 0)
     scales = jnp.moveaxis(scales.reshape(size, batch, chunks), -1, 0)
-    start = (jnp.tile(initial[:, None], (1, batch)), jnp.zeros(batch, rows.dtype))
-    (belief, log_scale), _ = jax.lax.scan(join, start, (rows, scales))
-    return _log(jnp.sum(belief, axis=0)) + log_scale
+    start = (jnp.tile(initial[:, None], (1, batch)), jnp.zeros(batch, rows.dtype), small)
+    (belief, log_scale, small), _ = jax.lax.scan(join, start, (rows, scales))
+    return log(jnp.sum(belief, axis=0)) + log_scale, small
+
+
+def _exact_log_likelihoods(initial, products, index, batch):
+    """The same of products whose entries have scales of their own."""
+    size, lanes = initial.shape[0], index.shape[-1]
+    chunks = lanes // batch
+
+    def times(carry, chosen):
+        """Rows (r, s, lanes) times matrices (s, s, lanes), and the exponents of their sizes."""
+        rows, exponents = carry
+        rows = product(_expanded(rows, 2), _expanded(chosen, 0), 1)
+        rows, top = relative(rows, 1)
+        return rows, exponents + top[:, 0]
+
+    def step(carry, words):
+        chosen = jax.tree.map(lambda x: jnp.moveaxis(x[words], 0, -1), products)
+        return times(carry, chosen), None
+
+    @jax.checkpoint
+    def block(carry, words):
+        return jax.lax.scan(step, carry, words)
+
+    rows = _start(initial, lanes, chunks)
+    carry = scaled(rows), jnp.zeros((len(rows), lanes), rows.dtype)
+    (rows, exponents), _ = jax.lax.scan(block, carry, index)
+    if chunks > 1:
+        of_rows = Scaled(rows.values, rows.exponents + exponents[:, None, :])
+        of_chunks = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(size, size, batch, chunks), -1, 0), of_rows
+        )
+        carry = scaled(_start(initial, batch, 1)), jnp.zeros((1, batch), initial.dtype)
+        carry, _ = jax.lax.scan(lambda carry, rows: (times(carry, rows), None), carry, of_chunks)
+        rows, exponents = carry
+    total = jnp.sum(plain(rows)[0], axis=0)
+    return log(total) + math.log(2) * exponents[0], jnp.zeros((), bool)
 
 
 def _rescaled(rows):
@@ -152,7 +226,3 @@ def _rescaled(rows):
     sums = jax.lax.stop_gradient(jnp.sum(rows, axis=1))
     sums = jnp.where(sums > 0, sums, 1)
     return rows / sums[:, None, :], jnp.log(sums)
-
-
-def _log(p):
-    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from imr._numerics import widen
 from imr.beliefs.ties import Tied, averaged, make_ties
 from imr.errors import ImrError
 
@@ -53,7 +54,8 @@ def start_tables(start, num_states, num_tokens, emission, fixed, tied):
             raise ImrError("fixed needs start, whose entries stay; found start=None.")
         dtype, tables = jnp.zeros(()).dtype, [np.full(shape, 1 / shape[1]) for shape in shapes]
     else:
-        dtype, tables = start.transitions.dtype, _tables_of(start, emission)
+        # As the filter does, half precision is left.
+        dtype, tables = widen(start.transitions).dtype, _tables_of(start, emission)
     masks = _by_table("fixed", fixed, Fixed, shapes, num_tokens)
     free = [(t > 0) & ~m for t, m in zip(tables, masks, strict=True)]
     labels = _by_table("tied", tied, Tied, shapes, num_tokens)

@@ -1,7 +1,6 @@
 """Beliefs after every prefix of many sequences, by products of matrices in a tree."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -9,49 +8,45 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imr._numerics import matmul
+from imr.beliefs.scaled import Scaled, power, product, scaled
 
 # Up to so many states the products are written out, and up to so many tokens the choice of matrices.
 _FEW_STATES, _FEW_TOKENS = 8, 16
 
-Scaled = tuple[Array, Array]  # matrices, whose rows are divided by scales, and logarithms of these
-
 
 class Axes(NamedTuple):
-    """The axes of rows, columns and positions of matrices, and that of rows of their log scales."""
+    """The axes of rows, columns and positions of matrices, and that of (i, m, j) which a product sums."""
 
     row: int
     column: int
     position: int
-    log_row: int
+    over: int
 
 
 # Of few states the batch comes last, positions before it: (s, s, l, b). Sums over states are then sums
 # of long vectors, twice as fast on a CPU as batched products, and where s is 3 a TPU would pad (s, s) to
 # (8, 128). Of many they come first, (l, b, s, s), and the products are those of matrix units.
-FEW, MANY = Axes(0, 1, -2, 0), Axes(-2, -1, 0, -1)
+FEW, MANY = Axes(0, 1, -2, 1), Axes(-2, -1, 0, -2)
 
 
 def prefix_rows(
-    start: Float[Array, "s"], transitions: Float[Array, "k s s"], tokens: Int[Array, "b l"]
-) -> tuple[Float[Array, "l b s"], Float[Array, "l b"]]:
-    r"""$\mu T_{x_1} \cdots T_{x_d}$ for every d, each divided by a scale, and the logarithms of the scales.
+    start: Float[Array, "b s"], transitions: Float[Array, "k s s"], tokens: Int[Array, "b l"]
+) -> Scaled:
+    r"""$\mu T_{x_1} \cdots T_{x_d}$ for every d, (l, b, s), from each start.
 
     Of neighbouring matrices the products are made, and so on upwards: l products in all. From the
     top down only the row that the start leads to is carried, at the cost of l products of a vector
-    and a matrix. Every row has a scale of its own, which is a constant to derivatives. A token out
-    of range has a matrix of zeros.
+    and a matrix. Of few states every entry has a scale of its own, of many the entries of such a
+    row, and the rows of the products. A token out of range has a matrix of zeros.
     """
-    axes = FEW if len(start) <= _FEW_STATES else MANY
-    matrices = _matrices(transitions, tokens.T, axes)
-    row = jnp.tile(start[None, None, None, :], (1, len(tokens), 1, 1))
+    axes = FEW if start.shape[1] <= _FEW_STATES else MANY
+    row = start[None, :, None, :]
     if axes is FEW:
         row = jnp.moveaxis(row, (2, 3), (0, 1))
-    first, elements = (
-        _rescaled(x, jnp.zeros_like(jnp.take(x, 0, axes.column)), axes) for x in (row, matrices)
-    )
-    rows, scales = _prefixes(first, elements, axes)
-    rows, scales = jnp.take(rows, 0, axes.row), jnp.take(scales, 0, axes.log_row)
-    return (jnp.moveaxis(rows, 0, -1) if axes is FEW else rows), scales
+    matrices = _matrices(transitions, tokens.T, axes)
+    rows = _prefixes(scaled(row), _rescaled(matrices, 0.0, axes), axes)
+    rows = jax.tree.map(lambda x: jnp.take(x, 0, axes.row), rows)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), rows) if axes is FEW else rows
 
 
 def _matrices(transitions, tokens, axes):
@@ -94,29 +89,32 @@ def _prefixes(start: Scaled, elements: Scaled, axes: Axes) -> Scaled:
 
 
 def _product(left: Scaled, right: Scaled, axes: Axes) -> Scaled:
-    """Of some rows and matrices, each row with a log scale."""
-    (a, log_a), (b, log_b) = left, right
-    row, column, _, log_row = axes
+    """Of some rows and matrices; written out, but for many rows of many states."""
+    if axes is MANY and left.values.shape[axes.row] > 1:
+        return _product_by_rows(left, right)
+    over = axes.over  # (i, m, 1) times (1, m, j), over m
+    left = jax.tree.map(lambda x: jnp.expand_dims(x, over + 1), left)
+    right = jax.tree.map(lambda x: jnp.expand_dims(x, over - 1), right)
+    return product(left, right, over)
+
+
+def _product_by_rows(left: Scaled, right: Scaled) -> Scaled:
+    """Of matrices (l, b, s, s) whose rows have one exponent each, (l, b, s, 1)."""
+    (a, exponents), (b, of_rows) = left, right
     # The scale of a row is that of the likeliest row of b that it leads to.
-    live = jnp.where(jnp.any(b != 0, axis=column), log_b, -jnp.inf)
-    reached = jnp.where(a != 0, jnp.expand_dims(live, row), -jnp.inf)
-    top = jnp.max(reached, axis=column)
-    for others in (live, log_b):
-        top = jnp.where(jnp.isneginf(top), jnp.max(others, axis=log_row, keepdims=True), top)
+    live = jnp.where(jnp.any(b != 0, axis=-1, keepdims=True), of_rows, -jnp.inf)
+    live, of_rows = jnp.swapaxes(live, -1, -2), jnp.swapaxes(of_rows, -1, -2)
+    top = jnp.max(jnp.where(a != 0, live, -jnp.inf), axis=-1, keepdims=True)
+    for others in (live, of_rows):
+        top = jnp.where(jnp.isneginf(top), jnp.max(others, axis=-1, keepdims=True), top)
     # Rows that it does not lead to have a derivative, and may be likelier than all that it does.
-    most = 0.5 * math.log(float(jnp.finfo(a.dtype).max))
-    above = jnp.expand_dims(log_b, row) - jnp.expand_dims(top, column)
-    a = a * jnp.exp(jnp.minimum(above, most))
+    above = jnp.minimum(of_rows - top, 0.5 * jnp.finfo(a.dtype).maxexp)
+    return _rescaled(matmul(a * power(above), b), exponents + top, MANY)
+
+
+def _rescaled(x: Array, exponents: Array | float, axes: Axes) -> Scaled:
+    """x * 2^exponents, scaled entry by entry, or row by row."""
     if axes is FEW:
-        columns, others = jnp.split(a, len(b), 1), jnp.split(b, len(b), 0)
-        product = functools.reduce(jnp.add, map(jnp.multiply, columns, others))
-    else:
-        product = matmul(a, b)
-    return _rescaled(product, log_a + top, axes)
-
-
-def _rescaled(rows: Array, log_scales: Array, axes: Axes) -> Scaled:
-    """Rows of largest entry one; a product is the same at any scales."""
-    size = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=axes.column))
-    size = jnp.where(size > 0, size, 1)
-    return rows / jnp.expand_dims(size, axes.column), log_scales + jnp.log(size)
+        return scaled(x, exponents)
+    row = scaled(jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True)))
+    return Scaled(x / power(row.exponents), exponents + row.exponents)

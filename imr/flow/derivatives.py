@@ -10,18 +10,25 @@ transpose; both raise the error.
 from functools import partial
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from imr._checks import is_concrete
 from imr._typing import PyTree
 from imr.errors import ImrError
 
 _SOLVE = (
-    "a solve with the default adjoint can be differentiated once, in reverse mode (jax.grad, "
+    "a solve with {} can be differentiated once, in reverse mode (jax.grad, "
     "jax.vjp). Forward mode (jax.jvp, jax.jacfwd) needs adjoint=diffrax.ForwardMode(), and second "
     "derivatives (jax.hessian, jax.grad of jax.grad) need adjoint=diffrax.DirectAdjoint()."
+)
+_FORWARD = (
+    "a solve with ForwardMode can be differentiated in forward mode (jax.jvp, jax.jacfwd), once and "
+    "again. Reverse mode (jax.grad, jax.vjp) is what the default adjoint is for, and jax.hessian needs "
+    "adjoint=diffrax.DirectAdjoint()."
 )
 _STEADY = (
     "a steady state can be differentiated in reverse mode (jax.grad, jax.vjp), once and again. For "
@@ -30,9 +37,34 @@ _STEADY = (
 )
 
 
-def once_in_reverse(tree: PyTree) -> PyTree:
+def once_in_reverse(tree: PyTree, adjoint: dfx.AbstractAdjoint) -> PyTree:
     """The tree itself; whatever its derivative cannot do later raises an `ImrError` that says so."""
-    return _marked(tree, message=_SOLVE, once=True)
+    name = (
+        "BacksolveAdjoint" if isinstance(adjoint, dfx.BacksolveAdjoint) else "the default adjoint"
+    )
+    return _marked(tree, message=_SOLVE.format(name), once=True)
+
+
+def forward_alone(tree: PyTree) -> PyTree:
+    """The tree itself, of results by ForwardMode; reverse mode raises an `ImrError`."""
+    inexact, rest = eqx.partition(tree, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(_forward.bind, inexact), rest)
+
+
+def with_captured(field: Any, traced: Any, args: Any, *shapes: Any) -> Any:
+    """A field that holds the traced values that it closes over as leaves, for marks and adjoints.
+
+    Args:
+      field: a pytree, called as field(t, z, args).
+      traced: its jaxpr, in which these values are constants.
+      args: of the field.
+      shapes: those of t and z.
+    Returns: field itself if it closes over none: a converted one would compile at every call.
+    """
+    known = {id(leaf) for leaf in jax.tree.leaves((field, args))}
+    if any(not is_concrete(x) and id(x) not in known for x in traced.consts):
+        return eqx.filter_closure_convert(field, *shapes, args)
+    return field
 
 
 def in_reverse(tree: PyTree) -> PyTree:
@@ -42,7 +74,8 @@ def in_reverse(tree: PyTree) -> PyTree:
 
 def _marked(tree, **params):
     inexact, rest = eqx.partition(tree, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(partial(_mark.bind, **params), inexact), rest)
+    mark = partial(_mark.bind, done=False, **params)
+    return eqx.combine(jax.tree.map(mark, inexact), rest)
 
 
 def _identity(name: str) -> Primitive:
@@ -59,11 +92,14 @@ def _refuse(*args: Any, message: str, **params: Any) -> Any:
     raise ImrError(message)
 
 
-def _mark_jvp(primals, tangents, **params):
+def _mark_jvp(primals, tangents, *, done, **params):
     (tangent,) = tangents
     if not isinstance(tangent, ad.Zero):
+        if done:
+            _refuse(**params)
         tangent = _tangent.bind(tangent, **params)
-    return _mark.bind(*primals, **params), tangent
+    # The value in a derivative is not differentiated again.
+    return _mark.bind(*primals, done=params["once"], **params), tangent
 
 
 def _transposed(cotangent, x, **params):
@@ -84,3 +120,18 @@ ad.deflinear2(_tangent, _transposed)
 # The transpose of that.
 _cotangent = _identity("imr_reverse_mode_cotangent")
 ad.primitive_jvps[_cotangent] = _refuse
+
+# A mark on results, whose derivative is not transposed.
+_forward = _identity("imr_forward_mode")
+_forward_tangent = _identity("imr_forward_mode_tangent")
+ad.deflinear2(_forward_tangent, lambda *args: _refuse(message=_FORWARD))
+
+
+def _forward_jvp(primals, tangents):
+    (tangent,) = tangents
+    if not isinstance(tangent, ad.Zero):
+        tangent = _forward_tangent.bind(tangent)
+    return _forward.bind(*primals), tangent
+
+
+ad.primitive_jvps[_forward] = _forward_jvp

@@ -15,7 +15,7 @@ from imr._checks import check_count, check_positive, is_concrete
 from imr._typing import PyTree, ScalarLike
 from imr.errors import ImrError
 from imr.flow.control import Guarded, GuardedConstant
-from imr.flow.derivatives import once_in_reverse
+from imr.flow.derivatives import forward_alone, once_in_reverse
 from imr.flow.state import StateField, all_finite, as_state, norm, state_dtype
 from imr.flow.times import in_order
 
@@ -100,15 +100,23 @@ def integrate(
     """
     check_step(rtol, atol, dt0)
     check_count("max_steps", max_steps)
+    if isinstance(adjoint, dfx.ImplicitAdjoint):
+        raise ImrError(
+            "adjoint=diffrax.ImplicitAdjoint() has the derivative of a steady state, which t1 is not: "
+            "take imr.solve_to_steady_state."
+        )
     y0, dtype = as_state(y0), state_dtype(y0)
 
     def time(t):
         return None if t is None else jnp.asarray(t, dtype)
 
+    def fixed(x):
+        return None if x is None else jax.lax.stop_gradient(time(x))
+
     if solver is None:
         solver = dfx.Tsit5() if noise is None else dfx.Euler()
     adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
-    method = Method(solver, adjoint, max_steps, time(rtol), time(atol), time(dt0), steady)
+    method = Method(solver, adjoint, max_steps, fixed(rtol), fixed(atol), fixed(dt0), steady)
     if noise is not None:
         noise = Noise(jnp.asarray(noise[0], dtype), noise[1])
     return _integrate(field, y0, time(t0), time(t1), time(ts), args, method, noise)
@@ -141,27 +149,34 @@ def _integrate(field, y0, t0, t1, ts, args, method: Method, noise: Noise | None)
     Its checks raise from inside the program, which then runs on no platform but the one it was
     traced for. What is wrong here comes out as a code.
     """
-    if isinstance(method.adjoint, dfx.RecursiveCheckpointAdjoint) and not method.steady:
-        field, y0, t0, t1, ts, args = once_in_reverse((field, y0, t0, t1, ts, args))
+    if isinstance(method.adjoint, _ONCE) and not method.steady:
+        inputs = once_in_reverse((field, y0, t0, t1, ts, args, noise), method.adjoint)
+        field, y0, t0, t1, ts, args, noise = inputs
+    code = _first_code(y0, t0, t1, ts, method, noise)
+    # From a time that is not finite nothing goes, and noise is drawn at none.
+    t0 = jnp.where(jnp.isfinite(t0), t0, 0)
     # The times asked for and the end in one scan, so that there is one solve to compile.
     ends = t1[None] if ts is None else jnp.append(ts, t1)
-    terms = _terms(field, y0, t0, ends, method, noise)
+    diffusion = None if noise is None else _diffusion(y0, t0, ends, method, noise)
 
     def step(state, stretch):
-        state = _advance(terms, args, method, state, *stretch)
+        state = _advance(field, diffusion, args, method, state, *stretch)
         reached = state.result == Result.SUCCESS
         time = state.t if method.steady else stretch[1]
         saved = jax.tree.map(lambda x: jnp.where(reached, x, jnp.inf), (time, state.y))
         return state, saved
 
-    code = _first_code(y0, t0, t1, ts, method, noise)
     first = _State(t0, y0, jnp.zeros_like(t0), jnp.zeros((), jnp.int32), code)
     state, (times, ys) = jax.lax.scan(step, first, (jnp.append(t0, ends[:-1]), ends))
     if ts is None:
         times, ys = jnp.where(state.result == Result.BAD_TIMES, jnp.inf, state.t)[None], None
     else:
         times, ys = jax.tree.map(lambda x: x[:-1], (times, ys))
-    return Path(times, state.t, state.y, ys, state.num_steps, state.result)
+    path = Path(times, state.t, state.y, ys, state.num_steps, state.result)
+    return forward_alone(path) if isinstance(method.adjoint, dfx.ForwardMode) else path
+
+
+_ONCE = dfx.RecursiveCheckpointAdjoint, dfx.BacksolveAdjoint
 
 
 def _first_code(y0, t0, t1, ts, method: Method, noise):
@@ -173,19 +188,17 @@ def _first_code(y0, t0, t1, ts, method: Method, noise):
     return jnp.where(ordered, code, Result.BAD_TIMES).astype(jnp.int32)
 
 
-def _terms(field, y0, t0, ends, method: Method, noise: Noise | None) -> Any:
-    """The terms of diffrax: one of a field, several to be split, or one with noise."""
-    if isinstance(field, tuple):
-        return dfx.MultiTerm(*(dfx.ODETerm(StateField(part)) for part in field))
-    drift = dfx.ODETerm(StateField(field))
-    if noise is None:
-        return drift
+def _diffusion(y0, t0, ends, method: Method, noise: Noise) -> Any:
+    """The term of the noise."""
     shape = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
+    t0, ends = jax.lax.stop_gradient((t0, ends))
     # Below its tolerance the tree is no Brownian motion: the shortest step is above it.
     gaps = jnp.diff(ends, prepend=t0)
     shortest = jnp.minimum(method.dt0, jnp.min(jnp.where(gaps > 0, gaps, method.dt0)))
-    motion = dfx.VirtualBrownianTree(t0, ends[-1], tol=shortest / 4, shape=shape, key=noise.key)
-    return dfx.MultiTerm(drift, dfx.ControlTerm(_Diffusion(noise.sigma), motion))
+    # It raises from inside the program if it has no length; such times come out as a code.
+    end = jnp.where(jnp.isfinite(ends[-1]) & (ends[-1] > t0), ends[-1], t0 + 1)
+    motion = dfx.VirtualBrownianTree(t0, end, tol=shortest / 4, shape=shape, key=noise.key)
+    return dfx.ControlTerm(_Diffusion(noise.sigma), motion)
 
 
 class _Diffusion(eqx.Module):
@@ -199,8 +212,51 @@ class _Diffusion(eqx.Module):
         return lineax.DiagonalLinearOperator(entries)
 
 
-def _advance(terms, args, method: Method, state: _State, start, end) -> _State:
+class _Clock(eqx.Module):
+    """The times of a stretch as functions of where it starts and ends, for derivatives by both.
+
+    diffrax has no second derivatives in its times. So it is given constants, and the field runs at a
+    rate which is one, and has a derivative.
+    """
+
+    start: Array
+    end: Array
+
+    def __call__(self, tau: Array) -> Array:
+        start = jax.lax.stop_gradient(self.start)
+        return tau + (self.start - start) + (tau - start) * (self.rate - 1)
+
+    @property
+    def rate(self) -> Array:
+        length = self.end - self.start
+        fixed = jax.lax.stop_gradient(length)
+        goes = jnp.isfinite(fixed) & (fixed != 0)
+        return jnp.where(goes, length, 1) / jnp.where(goes, fixed, 1)
+
+
+class _Timed(eqx.Module):
+    """A field by a clock."""
+
+    field: Any
+    clock: _Clock
+
+    def __call__(self, t, y, args):
+        slopes = StateField(self.field)(self.clock(t), y, args)
+        return jax.tree.map(lambda slope: self.clock.rate * slope, slopes)
+
+
+def _terms(field, clock, diffusion) -> Any:
+    """The terms of diffrax: one of a field, several to be split, or one with noise."""
+    if isinstance(field, tuple):
+        return dfx.MultiTerm(*(dfx.ODETerm(_Timed(part, clock)) for part in field))
+    drift = dfx.ODETerm(_Timed(field, clock))
+    return drift if diffusion is None else dfx.MultiTerm(drift, diffusion)
+
+
+def _advance(field, diffusion, args, method: Method, state: _State, start, end) -> _State:
     """From one time to the next, or nowhere once something has gone wrong."""
+    clock = _Clock(start, end)
+    start, end = jax.lax.stop_gradient((start, end))
     going = state.result == Result.SUCCESS
     if method.dt0 is None:
         adaptive = dfx.PIDController(rtol=method.rtol, atol=method.atol)
@@ -212,16 +268,16 @@ def _advance(terms, args, method: Method, state: _State, start, end) -> _State:
         still = dfx.steady_state_event(method.rtol, method.atol, norm=_root_mean_square)
         event = dfx.Event(still)
     solution: Any = dfx.diffeqsolve(
-        terms, method.solver, start, jnp.where(going, end, start), None, state.y, args,
+        _terms(field, clock, diffusion), method.solver, start, jnp.where(going, end, start), None, state.y, args,
         saveat=dfx.SaveAt(t1=True), adjoint=method.adjoint, stepsize_controller=controller,
         max_steps=method.max_steps, throw=False, event=event,
     )  # fmt: skip
     new = jax.tree.map(lambda x: x[0], solution.ys)
     # diffrax saves inf if it has made no step at all.
     moved = going & all_finite(new)
-    size = jax.lax.stop_gradient(jnp.abs(end - start)) / solution.stats["num_accepted_steps"]
+    size = jnp.abs(end - start) / solution.stats["num_accepted_steps"]
     return _State(
-        jnp.where(moved, solution.ts[0], state.t),
+        jnp.where(moved, clock(solution.ts[0]), state.t),
         jax.tree.map(lambda x, old: jnp.where(moved, x, old), new, state.y),
         jnp.where(end != start, size, 0),
         state.num_steps + solution.stats["num_steps"].astype(jnp.int32),

@@ -14,6 +14,7 @@ from imr._checks import check_finite, check_positive, is_concrete
 from imr._module import as_pytree, numbers_as_leaves
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import FlowError, ImrError
+from imr.flow.derivatives import with_captured
 from imr.flow.integrate import Path, Result, integrate
 from imr.flow.splitting import Splitting, check_fields, midpoint, strang_stages
 from imr.flow.state import StateField, all_finite, as_arrays, cast_like, norm, state_dtype
@@ -92,9 +93,9 @@ def solve(
       noise: (sigma, key), the SDE $dz = f dt + \sigma dW$ in the sense of Itô; needs dt0
         and t1 after t0.
       adjoint: of diffrax; the default is RecursiveCheckpointAdjoint, for first derivatives in
-        reverse mode. `diffrax.ForwardMode()` is for `jax.jvp` and `jax.jacfwd`,
-        `diffrax.DirectAdjoint()` for second derivatives. With BacksolveAdjoint the field must be a
-        pytree that holds its parameters (`jax.tree_util.Partial`), or take them in args.
+        reverse mode, as BacksolveAdjoint is. `diffrax.ForwardMode()` is for `jax.jvp` and
+        `jax.jacfwd`, once and again, `diffrax.DirectAdjoint()` for all, second derivatives in times
+        and in what the field closes over among them. Steps are taken as constants.
       max_steps: step limit, from one time asked for to the next.
       throw: whether to raise `FlowError` if the end is not reached. None raises if the result is
         concrete, and leaves the code to the caller under `jax.jit` and `jax.vmap`; False never
@@ -104,7 +105,7 @@ def solve(
       compiles each time: name it once, or hold its numbers in a `jax.tree_util.Partial` or args.
     Raises:
       ImrError: for concrete values, if z0 is not finite, t1 is t0, or the times are out of order or
-        outside of [t0, t1]; for a derivative that the default adjoint does not have.
+        outside of [t0, t1]; for a derivative that the adjoint does not have.
       FlowError: if the end is not reached, unless throw is False.
 
     >>> import jax.numpy as jnp
@@ -126,7 +127,7 @@ def solve(
     if noise is not None and is_concrete(t0, t1) and t1 < t0:
         raise ImrError(f"noise goes forward in time; found t1 = {t1} before t0 = {t0}.")
     parts, args = as_fields(field), numbers_as_leaves(args)
-    check_shapes(parts, z0, args, loss)
+    parts = check_shapes(parts, z0, args, loss)
     if isinstance(parts, tuple):
         if dt0 is None:
             raise ImrError("several fields are split in constant steps: give their size, dt0.")
@@ -152,18 +153,23 @@ def as_fields(field: Field | Sequence[Field]) -> Any:
     return as_pytree(field) if callable(field) else tuple(map(as_pytree, check_fields(field)))
 
 
-def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
+def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> Any:
     """Demands what field and loss must give, from shapes alone: nothing is computed.
 
     What they hold, targets among it, is concrete here and checked by their own; in the compiled
     solve it is not. Fresh functions, for jax keeps an entry of a cache for each call on an old one.
+
+    Returns: the field, or fields, with traced values that they close over as leaves.
     """
     dtype = state_dtype(z0)
     time = jax.ShapeDtypeStruct((), dtype)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), z0)
+    parts = []
     for part in field if isinstance(field, tuple) else (field,):
         try:
-            found = jax.eval_shape(lambda t, z, part=part: part(t, z, args), time, state)
+            traced, found = jax.make_jaxpr(
+                lambda t, z, part=part: part(t, z, args), return_shape=True
+            )(time, state)
         except TypeError as error:
             raise ImrError(
                 f"field cannot be called as field(t, z, args), or fails on z0: {error}. A loss is "
@@ -176,10 +182,12 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> None:
             )
         if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(found)):
             raise ImrError("field must return real numbers; found complex ones.")
+        parts.append(with_captured(part, traced, args, time, state))
     if loss is not None and not callable(loss):
         raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
     if loss is not None and (found := jnp.shape(jax.eval_shape(lambda z: loss(z), state))) != ():
         raise ImrError(f"loss must be a function z -> scalar; found a result of shape {found}.")
+    return tuple(parts) if isinstance(field, tuple) else parts[0]
 
 
 def _shapes(tree: PyTree) -> list[tuple[int, ...]]:

@@ -67,7 +67,7 @@ def solve_to_steady_state(
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
     check_step(rtol, atol, None)
     field, args = as_pytree(field), numbers_as_leaves(args)
-    check_shapes(field, z0, args, loss)
+    field = check_shapes(field, z0, args, loss)
     rtol, atol = numbers_as_leaves((rtol, atol))
     path = _steady_state(field, as_state(z0), args, solver, rtol, atol, max_steps)
     flow = measured(field, path, args, loss, saved=False)
