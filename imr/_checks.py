@@ -81,15 +81,22 @@ def check_floating(name: str, array: Any) -> None:
         )
 
 
-def as_numbers(name: str, x: Any) -> jax.Array:
-    """Real numbers as an array; what is concrete stays so inside a trace, and can be checked."""
+def _as_array(name: str, x: Any) -> jax.Array:
+    """An array; what is concrete stays so inside a trace, and can be checked."""
+    if isinstance(x, jax.Array):
+        return x
     try:
         if any(isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(x)):
             raise TypeError  # jax takes some strings in a list for the names of dtypes
         with out_of_traces(x):
-            array = jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be an array of numbers; found {x!r}.") from None
+            return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError):
+        raise ImrError(f"{name} must be an array of numbers; found {shortened(x)}.") from None
+
+
+def as_numbers(name: str, x: Any) -> jax.Array:
+    """Real numbers as an array; what is concrete stays so inside a trace, and can be checked."""
+    array = _as_array(name, x)
     if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
         raise ImrError(f"{name} must hold real numbers; found dtype {array.dtype}.")
     return array
@@ -132,19 +139,37 @@ def check_finite(name: str, array: Any) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Demands a number above zero, where it is concrete."""
-    if is_concrete(value) and not bool(np.all(np.asarray(value) > 0)):
+    if is_concrete(value) and not np.all(_as_values(name, value) > 0):
         raise ImrError(f"{name} must be positive; found {value}.")
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:
     """Demands a number not below `least`, where it is concrete."""
-    if is_concrete(value) and not bool(np.all(np.asarray(value) >= least)):
+    if is_concrete(value) and not np.all(_as_values(name, value) >= least):
         raise ImrError(f"{name} must be at least {least}; found {value}.")
+
+
+def check_scalar(name: str, value: Any, least: float) -> None:
+    """Demands one real number, not below `least` where it is concrete."""
+    check_at_least(name, value, least)
+    check_rank(name, value, 0, "(), a number")
+
+
+def _as_values(name: str, value: Any) -> np.ndarray:
+    """Concrete real numbers by numpy, whose floats are those of Python."""
+    try:
+        values = np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists, and keys
+        values = np.asarray(None)
+    if not jnp.issubdtype(values.dtype, jnp.number) or np.iscomplexobj(values):
+        raise ImrError(f"{name} must be a real number; found {shortened(value)}.")
+    return values
 
 
 def check_key(key: Any) -> None:
     """Demands random keys, new or old."""
-    if not isinstance(key, jax.Array):
+    kinds = (jax.dtypes.prng_key, jnp.uint32)
+    if not isinstance(key, jax.Array) or not any(jnp.issubdtype(key.dtype, k) for k in kinds):
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
 
 
@@ -156,7 +181,7 @@ def check_rngs(rngs: Any) -> None:
 
 def check_count(name, value, least=1):
     """Demands an integer of at least 1, or of at least the number given."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
 
 
@@ -204,7 +229,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
 
     Tokens beyond a length are never read: they become 0.
     """
-    tokens = _as_array("tokens", tokens, "(..., l)")
+    tokens = _as_integers("tokens", tokens, "(..., l)")
     if jnp.ndim(tokens) < 1 or tokens.dtype.kind not in "iu":
         raise ImrError(
             f"tokens must be integers of shape (..., l), 0 to {num_tokens - 1}; found {tokens.dtype} "
@@ -226,7 +251,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
 
 def as_lengths(lengths: Any, shape: tuple[int, ...], most: int) -> Any:
     """Lengths of sequences as int32 of that shape, 0 to `most` where they are concrete."""
-    lengths = _as_array("lengths", lengths, shape)
+    lengths = _as_integers("lengths", lengths, shape)
     if lengths.shape != shape or lengths.dtype.kind not in "iu":
         raise ImrError(
             f"lengths must be integers of shape {shape}, one for each sequence; found "
@@ -241,7 +266,7 @@ def as_lengths(lengths: Any, shape: tuple[int, ...], most: int) -> Any:
     return lengths.astype(np.int32)
 
 
-def _as_array(name, integers, shape):
+def _as_integers(name, integers, shape):
     """A list of integers as an array; arrays stay as they are."""
     if isinstance(integers, jax.Array):
         return integers
@@ -265,7 +290,9 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ImrError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}.")
 
 
-def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | None:
+def as_mask(
+    where: Any, shape: tuple[int, ...] | None = None, name: str = "where"
+) -> jax.Array | None:
     """A mask as booleans, of the shape of the logits if that is known; None stays None.
 
     A row that it leaves without an entry takes no part: its attention, its loss and their gradients
@@ -273,69 +300,44 @@ def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | Non
     """
     if where is None:
         return None
-    if not isinstance(where, jax.Array):
-        where = np.asarray(where)
-        with out_of_traces(where):
-            where = jnp.asarray(where) if where.dtype == bool else as_numbers("where", where)
+    where = _as_array(name, where)
     if shape is not None and where.shape != tuple(shape):
         raise ImrError(
-            f"where must have the shape of the logits, {tuple(shape)}; found {where.shape}."
+            f"{name} must have the shape of the logits, {tuple(shape)}; found {where.shape}."
         )
     if where.dtype == bool:
         return where
     remedy = (
         "True, or 1, says that an entry takes part. Of a mask that is added to the logits, 0 and a "
-        "large negative number, pass where=mask == 0."
+        f"large negative number, pass {name}=mask == 0."
     )
     if not jnp.issubdtype(where.dtype, jnp.integer):
-        raise ImrError(f"where must be boolean; found dtype {where.dtype}. {remedy}")
+        raise ImrError(f"{name} must be boolean; found dtype {where.dtype}. {remedy}")
     if not is_concrete(where):
         raise ImrError(
-            f"where must be boolean if it is traced (jit, vmap, grad), as its values cannot be checked; "
-            f"found dtype {where.dtype}. {remedy}"
+            f"{name} must be boolean if it is traced (jit, vmap, grad), as its values cannot be "
+            f"checked; found dtype {where.dtype}. {remedy}"
         )
     values = np.asarray(where)
     if ((values != 0) & (values != 1)).any():
-        raise ImrError(
-            f"where must hold 0 and 1; found values from {values.min()} to {values.max()}. {remedy}"
-        )
+        found = f"values from {values.min()} to {values.max()}"
+        raise ImrError(f"{name} must hold 0 and 1; found {found}. {remedy}")
     with out_of_traces(where):
         return where == 1
 
 
-def check_linear(z: Any, theta: Any, bias: Any) -> None:
-    """Demands features (n, f), class weights (k, f) and, if there is one, a bias (k,)."""
-    check_features(z)
-    check_rank("theta", theta, 2, "(k, f)")
-    check_axis("z", z.shape[1], "theta", theta.shape[1], "features (its last axis)")
-    if bias is not None:
-        check_rank("bias", bias, 1, "(k,)")
-        check_axis("bias", bias.shape[0], "theta", theta.shape[0], "classes (its first axis)")
+def as_choice_of(what: str, name: str, mask: Any, size: int | None = None) -> jax.Array:
+    """A mask of rows or tokens, shape (n,), as booleans; one of them at least, where it is concrete.
 
-
-def check_projections(z: Any, q: Any, k: Any) -> None:
-    """Demands features (n, f) and projections (f, r) or (h, f, r), of rank r at most f."""
-    check_features(z)
-    check_projection_pair(q, k)
-    check_axis("z", z.shape[1], "q", q.shape[-2], "features")
-
-
-def check_projection_pair(q: Any, k: Any) -> None:
-    """Demands q of shape (f, r) or (h, f, r), r at most f, and k of the same shape or None."""
-    if jnp.ndim(q) not in (2, 3):
-        raise ImrError(
-            f"q must have shape (f, r), or (h, f, r) for heads; found shape {jnp.shape(q)}."
-        )
-    if q.shape[-1] > q.shape[-2]:
-        raise ImrError(
-            f"q has rank {q.shape[-1]}, more than the {q.shape[-2]} features: theta = q k^T needs no "
-            "more. Use fewer columns, or imr.Quadratic.full with the whole theta."
-        )
-    if k is not None and jnp.shape(k) != q.shape:
-        raise ImrError(f"k must have the shape of q, {q.shape}; found {jnp.shape(k)}.")
-
-
-def check_features(z: Any) -> None:
-    """Demands floating features (n, f)."""
-    check_rank("z", z, 2, "(n, f)")
-    check_floating("z", z)
+    There is no result without one, so that it is an error; under a trace what depends on them is NaN
+    or zero, as the function says.
+    """
+    chosen = as_mask(mask, None, name)
+    if chosen is None:
+        raise ImrError(f"{name} must be booleans of shape (n,), one for each {what}; found None.")
+    check_rank(name, chosen, 1, "(n,)")
+    if size is not None and chosen.shape[0] != size:
+        raise ImrError(f"{name} must have shape ({size},); found {chosen.shape}.")
+    if is_concrete(chosen) and not np.asarray(chosen).any():
+        raise ImrError(f"{name} must leave at least one {what}; found none.")
+    return chosen

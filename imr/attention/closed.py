@@ -10,11 +10,10 @@ from imr._checks import (
     as_floats,
     as_mask,
     check_choice,
-    check_linear,
-    check_projections,
     check_rank,
 )
 from imr._numerics import log_sum_exp, matmul, softmax, widen
+from imr._shapes import check_linear, check_projections
 from imr._typing import (
     AnyArray,
     BiasLike,

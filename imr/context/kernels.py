@@ -7,14 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Integer
 
 from imr._checks import (
+    as_choice_of,
     as_floats,
     check_at_least,
     check_axis,
     check_count,
-    check_features,
     check_finite,
     check_positive,
     check_rank,
@@ -22,13 +22,14 @@ from imr._checks import (
 )
 from imr._module import Module
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import Features, Rows, Scalar, ScalarLike
 from imr.errors import ImrError
 
 _LARGEST_CHECKED = 2048  # rows of a dense kernel whose eigenvalues are computed to check it
 
 
-Labelled = Bool[Array | np.ndarray, "n"]
+Labelled = Bool[Array | np.ndarray, "n"] | Integer[Array | np.ndarray, "n"]
 
 
 class Kernel(Module):
@@ -251,9 +252,10 @@ def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> Normalis
 
     Args:
       kernel: as `as_kernel` takes it, of non-negative entries; one that is never held stays so.
-      labelled: which tokens are examples, shape (n,); by default all.
+      labelled: boolean, or integers 0 and 1, shape (n,): the examples; by default all tokens.
     Returns: The kernel, and the weights for `context_field(..., weights=)`.
-    Raises: ImrError if the kernel is none, or a token has no weight at all or one that overflows.
+    Raises: ImrError if the kernel is none, no token is labelled, or a token has no weight at all or one
+      that overflows.
 
     >>> import jax.numpy as jnp
     >>> normalised = normalised_kernel(exponential_kernel(jnp.zeros((2, 1))))
@@ -263,7 +265,9 @@ def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> Normalis
     kernel = as_kernel(kernel)
     if not isinstance(kernel, ExponentialKernel):
         check_at_least("kernel", kernel.matrix(), 0)
-    keys = jnp.ones(kernel.size) if labelled is None else jnp.where(labelled, 1.0, 0.0)
+    keys = jnp.ones(kernel.size)
+    if labelled is not None:
+        keys = jnp.where(as_choice_of("token", "labelled", labelled, kernel.size), keys, 0)
     density = kernel.mv(keys[:, None])[:, 0]
     check_positive("the sum of each row of kernel over labelled tokens", density)
     if is_concrete(density) and not np.isfinite(np.asarray(density)).all():

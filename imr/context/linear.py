@@ -8,10 +8,10 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_counts, check_rank, is_concrete
+from imr._checks import as_choice_of, check_axis, check_counts, check_rank, is_concrete
 from imr._numerics import matmul
 from imr._typing import Features, Rows, ScalarLike
-from imr.context.fields import Labelled, as_mask
+from imr.context.fields import Labelled
 from imr.errors import ImrError
 
 
@@ -79,7 +79,7 @@ def linear_self_attention(
     Args:
       tokens: e, shape (n, e).
       weights: A and V, each (e, e), or (h, e, e) for heads, which add.
-      labelled: boolean, shape (n,): the N examples, which alone are keys.
+      labelled: boolean, or integers 0 and 1, shape (n,): the N examples, which alone are keys.
       causal: whether token i attends only to the examples j < i, of which there are then N. The
         first token attends to none, and stays as it is.
     Returns: Shape (n, e).
@@ -92,9 +92,8 @@ def linear_self_attention(
     [[1.0, 1.0], [3.0, -3.0]]
     """
     check_rank("tokens", tokens, 2, "(n, e)")
-    labelled = as_mask(labelled)
     n, width = tokens.shape
-    check_axis("labelled", labelled.shape[0], "tokens", n, "tokens")
+    labelled = as_choice_of("token", "labelled", labelled, n)
     check_axis("weights", weights.value.shape[-1], "tokens", width, "columns")
     heads = jax.tree.map(lambda x: x.reshape(-1, width, width), weights)
     keys = jnp.where(labelled[:, None], tokens, 0)

@@ -69,7 +69,7 @@ def kernel_regression(
     Args:
       loss: as `imr.context.context_field` takes it, of an `imr.Linear`.
       kernel: as `as_kernel` takes it, over all n tokens; that between examples is held.
-      labelled: boolean, shape (n,): the examples. A class may have none.
+      labelled: boolean, or integers 0 and 1, shape (n,): the examples. A class may have none.
       ridge: lambda, positive.
       tol: of the objective above its optimum, as a share of it.
       max_steps: step limit.

@@ -21,12 +21,12 @@ from imr._checks import (
     as_floats,
     check_choice,
     check_count,
-    check_features,
     check_finite,
     is_concrete,
 )
 from imr._module import Module
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import Features, ScalarLike
 from imr.context.fields import Labelled
 from imr.errors import ImrError
@@ -91,9 +91,9 @@ def solve_reduced(
         they divide n or not; steps are those of the whole. Keys of a square model go round in a ring.
       kernel: K, shape (n, n), or a factor X of it, (n, r); as `imr.context.as_kernel` takes it. The
         loss then has a model of rows (`imr.Linear`, `imr.Latent`, ...) and no anchor.
-      labelled: boolean, shape (n,), the examples; goes with a kernel. Labels of other tokens are
-        never read, and may be -1; a class may have no example. A mask that is traced may differ
-        between the contexts of a `jax.vmap`.
+      labelled: boolean, or integers 0 and 1, shape (n,), the examples; goes with a kernel. Labels of
+        other tokens are never read, and may be -1; a class may have no example. A mask that is traced
+        may differ between the contexts of a `jax.vmap`.
       ridge: lambda, at least 0, of $\frac{\lambda}{2} \|Z\|_K^2$; goes with a kernel.
     Returns: A `Flow`, with its loss; in a context that is the sum over examples, without the ridge.
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import check_finite, is_concrete
+from imr._checks import as_mask, check_finite, is_concrete
 from imr.errors import DataError, ImrError
 from imr.lens.heads import Heads
 
@@ -43,7 +43,10 @@ def checked_inputs(heads, inputs, seen, source, positions, bias, after) -> tuple
         bias = _floats("bias", bias, ((n, m), (h, n, m)))
     if positions is not None and np.shape(positions) != (n,):
         raise ImrError(f"positions must have shape ({n},); found {np.shape(positions)}.")
-    return inputs, after, Context(_checked_seen(seen, n, m), source, positions, bias)
+    seen = as_seen(seen, n, m)
+    if is_concrete(seen) and (count := int(np.any(seen, axis=1).sum())) < 3:
+        raise ImrError(f"seen must let 3 tokens or more see any; found {count}.")
+    return inputs, after, Context(seen, source, positions, bias)
 
 
 def _floats(name: str, x: Any, shapes: Sequence[tuple]) -> Any:
@@ -69,19 +72,11 @@ def _fits(found, wanted):
     )
 
 
-def _checked_seen(seen, n, m):
-    """Which tokens see which, of which at least 3 must see any."""
-    if hasattr(seen, "detach"):
-        seen = seen.detach().cpu().numpy()
-    mask = jnp.asarray(seen) if not is_concrete(seen) else np.asarray(seen)
-    if mask.shape != (n, m) or mask.dtype != bool:
-        raise ImrError(
-            f"seen must be booleans of shape ({n}, {m}), such as head_mask(heads, {n}) gives; found "
-            f"{mask.dtype} of shape {mask.shape}. Of a mask that is added to logits give mask == 0."
-        )
-    if is_concrete(mask) and (count := int(np.any(mask, axis=1).sum())) < 3:
-        raise ImrError(f"seen must let 3 tokens or more see any; found {count}.")
-    return jnp.asarray(mask)
+def as_seen(seen: Any, n: int, m: int) -> Any:
+    """Which of m tokens each of n sees, as `head_mask` gives it; torch's tensors too."""
+    if seen is None:
+        raise ImrError("seen must be booleans, such as head_mask(heads, n) gives; found None.")
+    return as_mask(seen.detach().cpu().numpy() if hasattr(seen, "detach") else seen, (n, m), "seen")
 
 
 def theta_of(heads: Heads) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from imr._numerics import log_sum_exp, matmul, softmax
-from imr._typing import AnyArray
+from imr._typing import AnyArray, Mask
 from imr.errors import ImrError
+from imr.lens._inputs import as_seen
 from imr.lens.heads import Heads
 
 
@@ -86,7 +87,7 @@ def head_logits(
 def head_updates(
     heads: Heads,
     inputs: Float[AnyArray, "n d"],
-    seen: Bool[AnyArray, "n m"],
+    seen: Mask,
     source: Float[AnyArray, "m e"] | None = None,
     *,
     positions: Any = None,
@@ -96,11 +97,13 @@ def head_updates(
 
     Args:
       heads, inputs, source, positions, bias: as in `head_logits`.
-      seen: which tokens (columns) a token attends to, such as `head_mask` gives, shape (n, m).
+      seen: which tokens (columns) a token attends to, such as `head_mask` gives, boolean, or integers 0
+        and 1, shape (n, m). The updates of a token that sees none are zero.
     Returns: `HeadUpdates`.
+    Raises: ImrError as `head_logits` does, or if seen is no mask of that shape.
     """
     logits = head_logits(heads, inputs, source, positions=positions, bias=bias)
-    attention = softmax(logits, jnp.asarray(seen)[None])
+    attention = softmax(logits, as_seen(seen, *logits.shape[1:])[None])
     values = _project(inputs if source is None else source, heads.value, heads.value_bias)
     moved = matmul(attention, _repeated(heads, values))
     return HeadUpdates(attention, matmul(moved, heads.output))
@@ -109,7 +112,7 @@ def head_updates(
 def head_gradient(
     heads: Heads,
     inputs: Float[AnyArray, "n d"],
-    seen: Bool[AnyArray, "n m"],
+    seen: Mask,
     source: Float[AnyArray, "m e"] | None = None,
     *,
     positions: Any = None,
@@ -126,6 +129,7 @@ def head_gradient(
       heads, inputs, source, positions, bias: as in `head_logits`.
       seen: as in `head_updates`. A token that sees none counts for nothing.
     Returns: `EnergyGradient`, whose rows plus columns are the gradient.
+    Raises: ImrError as `head_updates` does.
 
     Reference: arXiv 2509.04653, Theorem 2, for heads without rotary positions, norms and capping.
     """
@@ -135,9 +139,9 @@ def head_gradient(
 
 def energy_and_weights(heads: Heads, inputs, seen, source, positions, bias):
     """Energies (h,), and their derivatives (h, n, m) by products of queries and keys."""
-    seen = jnp.asarray(seen)[None]
     queries, keys = _sides(heads, inputs, source, positions)
     logits, slopes = _capped(heads, queries, keys, bias)
+    seen = as_seen(seen, *logits.shape[1:])[None]
     energy = jnp.sum(log_sum_exp(logits, seen), axis=-1)
     return energy, heads.scale * softmax(logits, seen) * slopes
 

@@ -6,16 +6,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_choice_of,
     check_axis,
     check_counts,
-    check_features,
     check_positive,
     check_rank,
     check_rngs,
 )
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import ScalarLike
-from imr.context.fields import Labelled, as_mask
+from imr.context.fields import Labelled
 from imr.context.linear import LinearAttention, gradient_step_weights, linear_self_attention
 from imr.errors import ImrError
 
@@ -135,7 +136,7 @@ class LinearSelfAttention(nnx.Module):
         check_axis("x", x.shape[1], "the net", self.sizes[0], "features")
         check_axis("y", y.shape[0], "x", x.shape[0], "tokens")
         check_axis("y", y.shape[1], "the net", self.sizes[1], "outputs")
-        y = jnp.where(as_mask(labelled)[:, None], y, 0)
+        y = jnp.where(as_choice_of("token", "labelled", labelled, len(y))[:, None], y, 0)
         parts = [x, x, y, jnp.zeros_like(y)] if self.causal else [x, y]
         return jnp.concatenate(parts, axis=1)
 
@@ -147,7 +148,7 @@ class LinearSelfAttention(nnx.Module):
         Args:
           x: covariates, shape (n, p).
           y: values, shape (n, o); those of unlabelled tokens are never read.
-          labelled: boolean, shape (n,): the examples, which alone are keys. A query that stands
+          labelled: boolean, or integers 0 and 1, shape (n,): the examples, which alone are keys. A query that stands
             among them has seen its y, unless the net is causal.
         Returns: Shape (n, o).
         Raises: ImrError if shapes do not fit or no token is labelled.
