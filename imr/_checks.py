@@ -61,9 +61,9 @@ def as_labels(name: str, x: Any) -> jax.Array:
 
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:
     """Demands an array of that many axes; `shape` says what they are."""
-    if jnp.ndim(array) != rank:
-        hint = " For leading batch axes use jax.vmap." if jnp.ndim(array) > rank else ""
-        raise ImrError(f"{name} must have shape {shape}; found shape {jnp.shape(array)}.{hint}")
+    if np.ndim(array) != rank:
+        hint = " For leading batch axes use jax.vmap." if np.ndim(array) > rank else ""
+        raise ImrError(f"{name} must have shape {shape}; found shape {np.shape(array)}.{hint}")
 
 
 def check_axis(name: str, found: int, other: str, wanted: int, what: str) -> None:
@@ -149,9 +149,13 @@ def check_at_least(name: str, value: Any, least: float) -> None:
         raise ImrError(f"{name} must be at least {least}; found {value}.")
 
 
-def check_scalar(name: str, value: Any, least: float) -> None:
-    """Demands one real number, not below `least` where it is concrete."""
-    check_at_least(name, value, least)
+def check_scalar(name: str, value: Any, least: float | None = None) -> None:
+    """Demands one real number, not NaN and not below `least` where it is concrete."""
+    if is_concrete(value):
+        if least is not None:
+            check_at_least(name, value, least)
+        if np.isnan(_as_values(name, value)).any():
+            raise ImrError(f"{name} must be a number; found {value}.")
     check_rank(name, value, 0, "(), a number")
 
 
@@ -161,7 +165,7 @@ def _as_values(name: str, value: Any) -> np.ndarray:
         values = np.asarray(value)
     except (TypeError, ValueError):  # ragged lists, and keys
         values = np.asarray(None)
-    if not jnp.issubdtype(values.dtype, jnp.number) or np.iscomplexobj(values):
+    if not jnp.issubdtype(values.dtype, jnp.number) or np.iscomplexobj(values) or not values.size:
         raise ImrError(f"{name} must be a real number; found {shortened(value)}.")
     return values
 
@@ -173,50 +177,44 @@ def check_key(key: Any) -> None:
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
 
 
+def check_flags(**values: Any) -> None:
+    """Demands True or False; the keywords are the names. What is no boolean would count as True."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ImrError(f"{name} must be True or False; found {shortened(value)}.")
+
+
+def check_kind(name: str, value: Any, *kinds: type) -> None:
+    """Demands an object of one of those classes."""
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ImrError(f"{name} must be a {names}; found a {type(value).__name__}.")
+
+
+def check_callable(name: str, function: Any) -> None:
+    """Demands a function."""
+    if not callable(function):
+        raise ImrError(f"{name} must be callable; found {shortened(function)}.")
+
+
 def check_rngs(rngs: Any) -> None:
     """Demands random streams of flax."""
     if not callable(getattr(rngs, "params", None)):
         raise ImrError(f"rngs must be made by flax.nnx.Rngs, as nnx.Rngs(0) is; found {rngs!r}.")
 
 
-def check_count(name, value, least=1):
-    """Demands an integer of at least 1, or of at least the number given."""
+def check_count(name, value, least=1, most=2**31 - 1):
+    """Demands an integer of at least 1, or of at least the number given; int32 holds it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
+        raise ImrError(f"{name} must be an integer of at least {least}; found {shortened(value)}.")
+    if value > most:
+        raise ImrError(f"{name} must be at most {most}; found {shortened(value)}.")
 
 
 def check_counts(**values):
     """Demands positive integers; the keywords are their names."""
     for name, value in values.items():
         check_count(name, value)
-
-
-def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
-    """A concrete real number within an interval such as "(0, 1]"."""
-    if not is_concrete(value):
-        raise ImrError(
-            f"{name} must be a concrete number, because its range is checked; found a traced value. "
-            "Call this outside of jax.jit, vmap and grad and pass the result in as an argument."
-        )
-    try:
-        value = complex(value)
-    except (TypeError, ValueError, OverflowError):  # an integer above any float
-        raise ImrError(f"{name} must be a number; found {shortened(value)}.") from None
-    if value.imag:
-        raise ImrError(f"{name} must be real; found {value:g}.")
-    value, (low, high) = value.real, map(float, interval[1:-1].split(","))
-    on_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    if on_open_end or not low <= value <= high or not np.isfinite(value):
-        raise ImrError(f"{name} must lie in {interval}; found {value:g}.{hint}")
-    return value
-
-
-def as_parameter(name: str, value: Any, interval: str) -> Any:
-    """A real number within an interval, or a traced value, which is not checked."""
-    if is_concrete(value):
-        return as_number(name, value, interval)
-    check_rank(name, value, 0, "(), a number")
-    return jnp.asarray(value, jnp.result_type(value, float))
 
 
 def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:
@@ -286,7 +284,7 @@ def within(lengths: Any, most: int) -> Any:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Demands one of the known names."""
-    if value not in choices:
+    if not isinstance(value, str | int | None) or value not in choices:
         raise ImrError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}.")
 
 

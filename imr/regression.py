@@ -64,6 +64,10 @@ class Basis(NamedTuple):
 
 def principal_basis(x: Features, weights: Float[Array, "n"]) -> tuple[Basis, Features]:
     """The basis of features, shape (n, f), with weights that sum to 1, and coordinates in it."""
+    x, weights = as_floats("x", x), as_floats("weights", weights)
+    check_rank("x", x, 2, "(n, f)")
+    check_rank("weights", weights, 1, "(n,)")
+    check_axis("weights", len(weights), "x", len(x), "rows")
     mean = matmul(weights, x)
     centred = x - mean[None, :]
     variances, axes = jnp.linalg.eigh(matmul(centred.T * weights[None, :], centred))
@@ -103,7 +107,6 @@ def objective(
     Args:
       theta, bias: class weights, shape (k, f), and b, shape (k,).
       x, labels, l2, where, weights: as in `fit_regression`.
-
     Returns: a scalar.
     Raises: ImrError as `fit_regression` does.
     """
@@ -121,12 +124,11 @@ def _objective(theta, bias, x, labels, l2, shares):
 
 def _shares(x, where, weights):
     """The share of each row in a mean over all rows, or over some of them."""
-    xp = numpy_of(where, weights)  # float64: a weight may be too large or small for the dtype of x
+    xp = numpy_of(where, weights)  # in float64 no weight is too large or too small
     shares = xp.ones(x.shape[0]) if weights is None else xp.asarray(weights, float)
-    if where is not None:
-        shares = xp.where(where, shares, 0)
+    shares = shares if where is None else xp.where(where, shares, 0)
     shares = shares / xp.max(shares)
-    return jnp.asarray(shares / xp.sum(shares), x.dtype)
+    return jnp.asarray(shares / xp.sum(shares), jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _all_classes(labels, num_classes, shares):
@@ -161,8 +163,7 @@ def fit_regression(
       tol: the fit has converged if no entry of the gradient with respect to theta and bias exceeds it,
         and there is an optimum.
       max_steps: where to give up; `converged` then says so.
-    Returns: a `Regression`. Of half precision it is computed in float32; theta and bias have the dtype
-      of x.
+    Returns: a `Regression`, theta and bias in the dtype of x; half precision is computed in float32.
     Raises: ImrError if shapes do not fit, x is not finite or empty, labels are out of range, l2 or a
       weight is negative, or no row has a weight.
 
@@ -173,7 +174,7 @@ def fit_regression(
     """
     x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol)
     check_count("max_steps", max_steps, 0)
-    fit = _fit_regression(widen(x), labels, num_classes, l2, widen(shares), tol, max_steps)
+    fit = _fit_regression(widen(x), labels, num_classes, l2, shares, tol, max_steps)
     return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))
 
 
@@ -281,7 +282,7 @@ def fit_noisy_regression(
     x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol)
     check_scalar("noise", noise, 0)
     check_count("num_steps", num_steps)
-    fit = _fit_noisy(key, widen(x), labels, l2, noise, widen(shares), tol, num_classes, num_steps)
+    fit = _fit_noisy(key, widen(x), labels, l2, noise, shares, tol, num_classes, num_steps)
     return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))
 
 

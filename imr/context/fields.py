@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from imr._checks import as_choice_of, check_axis, check_rank, check_scalar
+from imr._checks import as_choice_of, as_floats, check_axis, check_rank, check_scalar
 from imr._module import Module
 from imr._typing import Features, Rows, ScalarLike
 from imr.context.kernels import Kernel, Labelled, as_kernel
@@ -84,6 +84,7 @@ def context_field(
     kernel = as_kernel(kernel, labelled.shape[0])
     check_scalar("ridge", ridge, 0)
     if weights is not None:
+        weights = as_floats("weights", weights)
         check_rank("weights", weights, 1, "(n,)")
         check_axis("weights", weights.shape[0], "labelled", labelled.shape[0], "tokens")
     loss = FeatureLoss(loss.model, targets, loss.where, None)

@@ -16,8 +16,10 @@ from imr._checks import (
     check_axis,
     check_count,
     check_finite,
+    check_flags,
     check_positive,
     check_rank,
+    check_scalar,
     is_concrete,
 )
 from imr._module import Module
@@ -155,6 +157,7 @@ def as_kernel(kernel: Any, num_tokens: int | None = None) -> Kernel:
             _check_kernel(np.asarray(kernel))
         kernel = DenseKernel(kernel) if square else FactorKernel(kernel)
     if num_tokens is not None:
+        check_count("num_tokens", num_tokens)
         check_axis("kernel", kernel.size, "the context", num_tokens, "tokens")
     return kernel
 
@@ -188,6 +191,7 @@ def linear_kernel(x: Features) -> FactorKernel:
     >>> linear_kernel(jnp.array([[1.0], [2.0]])).matrix().tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
+    x = as_floats("x", x)
     check_features(x)
     check_finite("x", x)
     return FactorKernel(x)
@@ -210,10 +214,12 @@ def exponential_kernel(
     >>> exponential_kernel(jnp.array([[0.0], [1.0]])).matrix().round(2).tolist()
     [[1.0, 1.0], [1.0, 2.72]]
     """
+    x = as_floats("x", x)
     check_features(x)
     check_finite("x", x)
-    check_rank("beta", beta, 0, "()")
+    check_scalar("beta", beta)
     check_positive("beta", beta)
+    check_flags(distance=distance)
     check_count("block", block)
     return ExponentialKernel(x, jnp.asarray(beta, x.dtype), distance, block)
 
@@ -295,7 +301,7 @@ def diffusion_kernel(kernel: Any, share: ScalarLike = 0.9) -> DenseKernel:
     """
     k = as_kernel(kernel).matrix()
     check_at_least("kernel", k, 0)
-    check_at_least("share", share, 0)
+    check_scalar("share", share, 0)
     if is_concrete(share) and not np.all(np.asarray(share) < 1):
         raise ImrError(f"share must be below 1; found {share}.")
     # A token without any similarity, to itself either, passes nothing on and keeps its label.

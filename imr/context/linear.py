@@ -8,7 +8,17 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
-from imr._checks import as_choice_of, check_axis, check_counts, check_rank, is_concrete
+from imr._checks import (
+    as_choice_of,
+    as_floats,
+    check_axis,
+    check_counts,
+    check_flags,
+    check_kind,
+    check_rank,
+    check_scalar,
+    is_concrete,
+)
 from imr._numerics import matmul
 from imr._typing import Features, Rows, ScalarLike
 from imr.context.fields import Labelled
@@ -59,6 +69,9 @@ def gradient_step_weights(
     of causal layers, Uncovering mesa-optimization algorithms in transformers, arXiv 2309.05858.
     """
     check_counts(num_features=num_features, num_outputs=num_outputs)
+    check_flags(causal=causal)
+    check_scalar("step", step)
+    check_scalar("curvature", curvature)
     x, y = jnp.eye(num_features), jnp.eye(num_outputs)
     if not causal:
         value = block_diag(-curvature * x, -step * y)
@@ -91,7 +104,10 @@ def linear_self_attention(
     >>> linear_self_attention(tokens, weights, jnp.array([True, False])).tolist()
     [[1.0, 1.0], [3.0, -3.0]]
     """
+    tokens = as_floats("tokens", tokens)
     check_rank("tokens", tokens, 2, "(n, e)")
+    check_flags(causal=causal)
+    check_kind("weights", weights, LinearAttention)
     n, width = tokens.shape
     labelled = as_choice_of("token", "labelled", labelled, n)
     check_axis("weights", weights.value.shape[-1], "tokens", width, "columns")
@@ -133,6 +149,8 @@ def curvature_filter(
 
     Reference: von Oswald et al., arXiv 2212.07677, Section 4.
     """
+    spectrum, steps = as_floats("spectrum", spectrum), as_floats("steps", steps)
+    curvature = as_floats("curvature", curvature)
     for name, array, shape in (
         ("spectrum", spectrum, "(m,)"),
         ("steps", steps, "(layers,)"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import check_count, check_positive
+from imr._checks import check_count, check_positive, check_scalar
 from imr._numerics import matmul
 from imr._typing import Features, Scalar, ScalarLike
 from imr.context.examples import examples_of
@@ -91,6 +91,7 @@ def kernel_regression(
             "imr.solve_to_steady_state follows the flow of context_field to its end."
         )
     check_positive("ridge", ridge)
+    check_scalar("tol", tol)
     check_positive("tol", tol)
     check_count("max_steps", max_steps)
     return _fit(context, examples_of(context, model.theta.shape[0]), tol, max_steps)

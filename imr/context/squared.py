@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import as_choice_of, check_at_least, check_axis, check_rank
+from imr._checks import as_choice_of, as_floats, check_axis, check_rank, check_scalar
 from imr._numerics import matmul
 from imr._typing import ScalarLike
 from imr.context.fields import Labelled
@@ -42,11 +42,12 @@ def squared_flow(
     [[1.0], [1.0]]
     """
     labelled = as_choice_of("token", "labelled", labelled)
+    values = as_floats("values", values)
     check_rank("values", values, 2, "(n, d)")
     check_axis("values", values.shape[0], "labelled", labelled.shape[0], "tokens")
     k = as_kernel(kernel, labelled.shape[0]).matrix().astype(values.dtype)
-    check_at_least("t", t, 0)
-    check_at_least("ridge", ridge, 0)
+    check_scalar("t", t, 0)
+    check_scalar("ridge", ridge, 0)
     y = jnp.where(labelled[:, None], values, 0)
     among = jnp.where(labelled[:, None] & labelled[None, :], k, 0)
     t, ridge = jnp.asarray(t, y.dtype), jnp.asarray(ridge, y.dtype)

@@ -22,6 +22,7 @@ from imr._checks import (
     check_choice,
     check_count,
     check_finite,
+    check_scalar,
     is_concrete,
 )
 from imr._module import Module
@@ -30,7 +31,7 @@ from imr._shapes import check_features
 from imr._typing import Features, ScalarLike
 from imr.context.fields import Labelled
 from imr.errors import ImrError
-from imr.flow.integrate import Path, check_step, integrate
+from imr.flow.integrate import Path, check_method, integrate
 from imr.flow.kernel import solve_in_context
 from imr.flow.solve import Flow, as_flow, finished
 from imr.flow.state import as_state, atol_of_coordinates, cast_like
@@ -112,7 +113,8 @@ def solve_reduced(
     Reference: arXiv 2509.04653, Theorems 1 and 2; the reduction is an extension of imr.
     """
     check_choice("norm", norm, ("coordinates", "features"))
-    check_step(rtol, atol, dt0)
+    check_method(rtol, atol, dt0, solver, adjoint, max_steps, throw)
+    check_scalar("ridge", ridge, 0)
     if kernel is not None:
         _check_alone(norm=norm == "coordinates", block=block is None, mesh=mesh is None)
         return solve_in_context(

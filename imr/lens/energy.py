@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from imr._checks import check_count, check_key
+from imr._checks import as_floats, check_axis, check_count, check_key, check_kind, check_rank
 from imr._numerics import log_sum_exp
 from imr._typing import Mask
 from imr.lens._inputs import as_seen
@@ -35,7 +35,11 @@ def energy_gradient(heads: HeadWeights, inputs: Float[Array, "n d"], seen: Mask)
 
     Reference: arXiv 2509.04653, Theorem 2; THEORY A3 and A8.
     """
+    check_kind("heads", heads, HeadWeights)
+    inputs = as_floats("inputs", inputs)
+    check_rank("inputs", inputs, 2, "(n, d)")
     d, r = heads.query.shape[1:]
+    check_axis("inputs", inputs.shape[1], "heads", d, "features")
     mask = as_seen(seen, len(inputs), len(inputs))
     spare = max(0, r - d - 1)  # the model refuses ranks above the number of features
     counted = jnp.any(mask, axis=1)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imr._checks import as_floats, as_numbers, check_axis, check_kind, check_rank
 from imr._numerics import log_sum_exp, matmul, softmax
 from imr._typing import AnyArray, Mask
 from imr.errors import ImrError
@@ -200,11 +201,15 @@ def each_head(heads: Heads, function: Any, x: Float[Array, "h n d"], bias: Any =
 
 def _sides(heads: Heads, inputs, source, positions) -> tuple[_Side, _Side]:
     """Queries, and keys of groups."""
+    check_kind("heads", heads, Heads)
     if heads.cross != (source is not None):
         there, wanted = ("is given", "self") if source is not None else ("is missing", "cross")
         raise ImrError(f"source {there}, but the heads are {wanted}-attention.")
 
-    def side(x, weight, bias, norm):
+    def side(name, x, weight, bias, norm):
+        x = as_floats(name, x)
+        check_rank(name, x, 2, "(n, d)")
+        check_axis(name, x.shape[1], "heads", weight.shape[1], "features")
         raw = turned = _project(x, weight, bias)
         length = None
         if norm is not None:
@@ -214,9 +219,10 @@ def _sides(heads: Heads, inputs, source, positions) -> tuple[_Side, _Side]:
             turned = raw / length * jnp.asarray(norm)[:, None, :]
         return _Side(raw, _turn(heads, turned, positions, 1), weight, norm, length)
 
+    keys = ("inputs", inputs) if source is None else ("source", source)
     return (
-        side(inputs, heads.query, heads.query_bias, heads.query_norm),
-        side(inputs if source is None else source, heads.key, heads.key_bias, heads.key_norm),
+        side("inputs", inputs, heads.query, heads.query_bias, heads.query_norm),
+        side(*keys, heads.key, heads.key_bias, heads.key_norm),
     )
 
 
@@ -236,7 +242,11 @@ def _turn(heads, x, positions, sign):
     if heads.frequencies is None:
         return x
     f = heads.frequencies.shape[0]
-    positions = jnp.arange(x.shape[1]) if positions is None else jnp.asarray(positions)
+    if positions is None:
+        positions = jnp.arange(x.shape[1])
+    positions = as_numbers("positions", positions)
+    if positions.shape != x.shape[1:2]:
+        raise ImrError(f"positions must have shape {x.shape[1:2]}; found {positions.shape}.")
     angles = sign * positions[:, None] * jnp.asarray(heads.frequencies)[None]
     cos, sin = jnp.cos(angles)[None].astype(x.dtype), jnp.sin(angles)[None].astype(x.dtype)
     a, b, rest = x[..., :f], x[..., f : 2 * f], x[..., 2 * f :]
@@ -251,7 +261,11 @@ def _capped(heads, queries, keys, bias):
         bent = jnp.tanh(logits / heads.cap)
         logits, slopes = heads.cap * bent, 1 - bent**2
     if bias is not None:
-        bias = jnp.asarray(bias)
+        bias = as_floats("bias", bias)
+        if bias.shape not in (logits.shape, logits.shape[1:]):
+            raise ImrError(
+                f"bias must have shape {logits.shape[1:]} or {logits.shape}; found {bias.shape}."
+            )
         logits = logits + (bias[None] if bias.ndim == 2 else bias)
     return logits, slopes
 

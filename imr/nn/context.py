@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from imr._checks import (
     as_choice_of,
-    check_at_least,
     check_choice,
     check_counts,
     check_positive,
     check_rngs,
+    check_scalar,
 )
 from imr._numerics import matmul, softmax
 from imr._shapes import check_features
@@ -65,9 +65,10 @@ class ContextBlock(nnx.Module):
         rank = num_features if rank is None else rank
         check_counts(num_features=num_features, num_classes=num_classes, layers=layers, rank=rank)
         check_choice("kernel", kernel, KERNELS)
+        check_scalar("tau", tau)
         check_positive("tau", tau)
         self.layers, self.kernel = layers, kernel
-        check_at_least("noise", noise, 0)
+        check_scalar("noise", noise, 0)
         if noise > 0:
             check_rngs(rngs)
 
@@ -80,6 +81,7 @@ class ContextBlock(nnx.Module):
         self.theta = start(num_classes, num_classes)
         self.step = nnx.Param(jnp.full((), math.log(tau), float))
         if ridge is not None:
+            check_scalar("ridge", ridge)
             check_positive("ridge", ridge)
         self.log_ridge = None if ridge is None else nnx.Param(jnp.full((), math.log(ridge), float))
 

@@ -9,9 +9,11 @@ from imr._checks import (
     as_choice_of,
     check_axis,
     check_counts,
+    check_flags,
     check_positive,
     check_rank,
     check_rngs,
+    check_scalar,
 )
 from imr._numerics import matmul
 from imr._shapes import check_features
@@ -61,6 +63,8 @@ class LinearSelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):  # fmt: skip
         check_counts(num_features=num_features, num_outputs=num_outputs, layers=layers, heads=heads)
+        check_flags(tied=tied, causal=causal)
+        check_scalar("scale", scale)
         check_positive("scale", scale)
         check_rngs(rngs)
         self.sizes, self.layers, self.tied, self.causal = (
