@@ -61,9 +61,9 @@ def as_labels(name: str, x: Any) -> jax.Array:
 
 def check_rank(name: str, array: Any, rank: int, shape: str) -> None:
     """Demands an array of that many axes; `shape` says what they are."""
-    if jnp.ndim(array) != rank:
-        hint = " For leading batch axes use jax.vmap." if jnp.ndim(array) > rank else ""
-        raise ImrError(f"{name} must have shape {shape}; found shape {jnp.shape(array)}.{hint}")
+    if np.ndim(array) != rank:
+        hint = " For leading batch axes use jax.vmap." if np.ndim(array) > rank else ""
+        raise ImrError(f"{name} must have shape {shape}; found shape {np.shape(array)}.{hint}")
 
 
 def check_axis(name: str, found: int, other: str, wanted: int, what: str) -> None:
@@ -81,15 +81,22 @@ def check_floating(name: str, array: Any) -> None:
         )
 
 
-def as_numbers(name: str, x: Any) -> jax.Array:
-    """Real numbers as an array; what is concrete stays so inside a trace, and can be checked."""
+def _as_array(name: str, x: Any) -> jax.Array:
+    """An array; what is concrete stays so inside a trace, and can be checked."""
+    if isinstance(x, jax.Array):
+        return x
     try:
         if any(isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(x)):
             raise TypeError  # jax takes some strings in a list for the names of dtypes
         with out_of_traces(x):
-            array = jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise ImrError(f"{name} must be an array of numbers; found {x!r}.") from None
+            return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError):
+        raise ImrError(f"{name} must be an array of numbers; found {shortened(x)}.") from None
+
+
+def as_numbers(name: str, x: Any) -> jax.Array:
+    """Real numbers as an array; what is concrete stays so inside a trace, and can be checked."""
+    array = _as_array(name, x)
     if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
         raise ImrError(f"{name} must hold real numbers; found dtype {array.dtype}.")
     return array
@@ -132,20 +139,62 @@ def check_finite(name: str, array: Any) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Demands a number above zero, where it is concrete."""
-    if is_concrete(value) and not bool(np.all(np.asarray(value) > 0)):
+    if is_concrete(value) and not np.all(_as_values(name, value) > 0):
         raise ImrError(f"{name} must be positive; found {value}.")
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:
     """Demands a number not below `least`, where it is concrete."""
-    if is_concrete(value) and not bool(np.all(np.asarray(value) >= least)):
+    if is_concrete(value) and not np.all(_as_values(name, value) >= least):
         raise ImrError(f"{name} must be at least {least}; found {value}.")
+
+
+def check_scalar(name: str, value: Any, least: float | None = None) -> None:
+    """Demands one real number, not NaN and not below `least` where it is concrete."""
+    if is_concrete(value):
+        if least is not None:
+            check_at_least(name, value, least)
+        if np.isnan(_as_values(name, value)).any():
+            raise ImrError(f"{name} must be a number; found {value}.")
+    check_rank(name, value, 0, "(), a number")
+
+
+def _as_values(name: str, value: Any) -> np.ndarray:
+    """Concrete real numbers by numpy, whose floats are those of Python."""
+    try:
+        values = np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists, and keys
+        values = np.asarray(None)
+    if not jnp.issubdtype(values.dtype, jnp.number) or np.iscomplexobj(values) or not values.size:
+        raise ImrError(f"{name} must be a real number; found {shortened(value)}.")
+    return values
 
 
 def check_key(key: Any) -> None:
     """Demands random keys, new or old."""
-    if not isinstance(key, jax.Array):
+    kinds = (jax.dtypes.prng_key, jnp.uint32)
+    if not isinstance(key, jax.Array) or not any(jnp.issubdtype(key.dtype, k) for k in kinds):
         raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
+
+
+def check_flags(**values: Any) -> None:
+    """Demands True or False; the keywords are the names. What is no boolean would count as True."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ImrError(f"{name} must be True or False; found {shortened(value)}.")
+
+
+def check_kind(name: str, value: Any, *kinds: type) -> None:
+    """Demands an object of one of those classes."""
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ImrError(f"{name} must be a {names}; found a {type(value).__name__}.")
+
+
+def check_callable(name: str, function: Any) -> None:
+    """Demands a function."""
+    if not callable(function):
+        raise ImrError(f"{name} must be callable; found {shortened(function)}.")
 
 
 def check_rngs(rngs: Any) -> None:
@@ -154,44 +203,18 @@ def check_rngs(rngs: Any) -> None:
         raise ImrError(f"rngs must be made by flax.nnx.Rngs, as nnx.Rngs(0) is; found {rngs!r}.")
 
 
-def check_count(name, value, least=1):
-    """Demands an integer of at least 1, or of at least the number given."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ImrError(f"{name} must be an integer of at least {least}; found {value!r}.")
+def check_count(name, value, least=1, most=2**31 - 1):
+    """Demands an integer of at least 1, or of at least the number given; int32 holds it."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ImrError(f"{name} must be an integer of at least {least}; found {shortened(value)}.")
+    if value > most:
+        raise ImrError(f"{name} must be at most {most}; found {shortened(value)}.")
 
 
 def check_counts(**values):
     """Demands positive integers; the keywords are their names."""
     for name, value in values.items():
         check_count(name, value)
-
-
-def as_number(name: str, value: Any, interval: str, hint: str = "") -> float:
-    """A concrete real number within an interval such as "(0, 1]"."""
-    if not is_concrete(value):
-        raise ImrError(
-            f"{name} must be a concrete number, because its range is checked; found a traced value. "
-            "Call this outside of jax.jit, vmap and grad and pass the result in as an argument."
-        )
-    try:
-        value = complex(value)
-    except (TypeError, ValueError, OverflowError):  # an integer above any float
-        raise ImrError(f"{name} must be a number; found {shortened(value)}.") from None
-    if value.imag:
-        raise ImrError(f"{name} must be real; found {value:g}.")
-    value, (low, high) = value.real, map(float, interval[1:-1].split(","))
-    on_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-    if on_open_end or not low <= value <= high or not np.isfinite(value):
-        raise ImrError(f"{name} must lie in {interval}; found {value:g}.{hint}")
-    return value
-
-
-def as_parameter(name: str, value: Any, interval: str) -> Any:
-    """A real number within an interval, or a traced value, which is not checked."""
-    if is_concrete(value):
-        return as_number(name, value, interval)
-    check_rank(name, value, 0, "(), a number")
-    return jnp.asarray(value, jnp.result_type(value, float))
 
 
 def as_tokens(tokens: Any, num_tokens: int) -> jax.Array:
@@ -204,7 +227,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
 
     Tokens beyond a length are never read: they become 0.
     """
-    tokens = _as_array("tokens", tokens, "(..., l)")
+    tokens = _as_integers("tokens", tokens, "(..., l)")
     if jnp.ndim(tokens) < 1 or tokens.dtype.kind not in "iu":
         raise ImrError(
             f"tokens must be integers of shape (..., l), 0 to {num_tokens - 1}; found {tokens.dtype} "
@@ -226,7 +249,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
 
 def as_lengths(lengths: Any, shape: tuple[int, ...], most: int) -> Any:
     """Lengths of sequences as int32 of that shape, 0 to `most` where they are concrete."""
-    lengths = _as_array("lengths", lengths, shape)
+    lengths = _as_integers("lengths", lengths, shape)
     if lengths.shape != shape or lengths.dtype.kind not in "iu":
         raise ImrError(
             f"lengths must be integers of shape {shape}, one for each sequence; found "
@@ -241,7 +264,7 @@ def as_lengths(lengths: Any, shape: tuple[int, ...], most: int) -> Any:
     return lengths.astype(np.int32)
 
 
-def _as_array(name, integers, shape):
+def _as_integers(name, integers, shape):
     """A list of integers as an array; arrays stay as they are."""
     if isinstance(integers, jax.Array):
         return integers
@@ -261,11 +284,13 @@ def within(lengths: Any, most: int) -> Any:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Demands one of the known names."""
-    if value not in choices:
+    if not isinstance(value, str | int | None) or value not in choices:
         raise ImrError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}.")
 
 
-def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | None:
+def as_mask(
+    where: Any, shape: tuple[int, ...] | None = None, name: str = "where"
+) -> jax.Array | None:
     """A mask as booleans, of the shape of the logits if that is known; None stays None.
 
     A row that it leaves without an entry takes no part: its attention, its loss and their gradients
@@ -273,69 +298,44 @@ def as_mask(where: Any, shape: tuple[int, ...] | None = None) -> jax.Array | Non
     """
     if where is None:
         return None
-    if not isinstance(where, jax.Array):
-        where = np.asarray(where)
-        with out_of_traces(where):
-            where = jnp.asarray(where) if where.dtype == bool else as_numbers("where", where)
+    where = _as_array(name, where)
     if shape is not None and where.shape != tuple(shape):
         raise ImrError(
-            f"where must have the shape of the logits, {tuple(shape)}; found {where.shape}."
+            f"{name} must have the shape of the logits, {tuple(shape)}; found {where.shape}."
         )
     if where.dtype == bool:
         return where
     remedy = (
         "True, or 1, says that an entry takes part. Of a mask that is added to the logits, 0 and a "
-        "large negative number, pass where=mask == 0."
+        f"large negative number, pass {name}=mask == 0."
     )
     if not jnp.issubdtype(where.dtype, jnp.integer):
-        raise ImrError(f"where must be boolean; found dtype {where.dtype}. {remedy}")
+        raise ImrError(f"{name} must be boolean; found dtype {where.dtype}. {remedy}")
     if not is_concrete(where):
         raise ImrError(
-            f"where must be boolean if it is traced (jit, vmap, grad), as its values cannot be checked; "
-            f"found dtype {where.dtype}. {remedy}"
+            f"{name} must be boolean if it is traced (jit, vmap, grad), as its values cannot be "
+            f"checked; found dtype {where.dtype}. {remedy}"
         )
     values = np.asarray(where)
     if ((values != 0) & (values != 1)).any():
-        raise ImrError(
-            f"where must hold 0 and 1; found values from {values.min()} to {values.max()}. {remedy}"
-        )
+        found = f"values from {values.min()} to {values.max()}"
+        raise ImrError(f"{name} must hold 0 and 1; found {found}. {remedy}")
     with out_of_traces(where):
         return where == 1
 
 
-def check_linear(z: Any, theta: Any, bias: Any) -> None:
-    """Demands features (n, f), class weights (k, f) and, if there is one, a bias (k,)."""
-    check_features(z)
-    check_rank("theta", theta, 2, "(k, f)")
-    check_axis("z", z.shape[1], "theta", theta.shape[1], "features (its last axis)")
-    if bias is not None:
-        check_rank("bias", bias, 1, "(k,)")
-        check_axis("bias", bias.shape[0], "theta", theta.shape[0], "classes (its first axis)")
+def as_choice_of(what: str, name: str, mask: Any, size: int | None = None) -> jax.Array:
+    """A mask of rows or tokens, shape (n,), as booleans; one of them at least, where it is concrete.
 
-
-def check_projections(z: Any, q: Any, k: Any) -> None:
-    """Demands features (n, f) and projections (f, r) or (h, f, r), of rank r at most f."""
-    check_features(z)
-    check_projection_pair(q, k)
-    check_axis("z", z.shape[1], "q", q.shape[-2], "features")
-
-
-def check_projection_pair(q: Any, k: Any) -> None:
-    """Demands q of shape (f, r) or (h, f, r), r at most f, and k of the same shape or None."""
-    if jnp.ndim(q) not in (2, 3):
-        raise ImrError(
-            f"q must have shape (f, r), or (h, f, r) for heads; found shape {jnp.shape(q)}."
-        )
-    if q.shape[-1] > q.shape[-2]:
-        raise ImrError(
-            f"q has rank {q.shape[-1]}, more than the {q.shape[-2]} features: theta = q k^T needs no "
-            "more. Use fewer columns, or imr.Quadratic.full with the whole theta."
-        )
-    if k is not None and jnp.shape(k) != q.shape:
-        raise ImrError(f"k must have the shape of q, {q.shape}; found {jnp.shape(k)}.")
-
-
-def check_features(z: Any) -> None:
-    """Demands floating features (n, f)."""
-    check_rank("z", z, 2, "(n, f)")
-    check_floating("z", z)
+    There is no result without one, so that it is an error; under a trace what depends on them is NaN
+    or zero, as the function says.
+    """
+    chosen = as_mask(mask, None, name)
+    if chosen is None:
+        raise ImrError(f"{name} must be booleans of shape (n,), one for each {what}; found None.")
+    check_rank(name, chosen, 1, "(n,)")
+    if size is not None and chosen.shape[0] != size:
+        raise ImrError(f"{name} must have shape ({size},); found {chosen.shape}.")
+    if is_concrete(chosen) and not np.asarray(chosen).any():
+        raise ImrError(f"{name} must leave at least one {what}; found none.")
+    return chosen

@@ -1,12 +1,15 @@
 """The base of models, losses and fields: pytrees that can be called, and told apart by identity."""
 
 from collections.abc import Callable
+from reprlib import repr as shortened
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+
+from imr.errors import ImrError
 
 
 class Module(eqx.Module):
@@ -20,12 +23,14 @@ class Module(eqx.Module):
     __eq__ = object.__eq__
 
 
-def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_pytree(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A callable that is a pytree: as it is if it is one already, else wrapped in a `Partial`.
 
     A `Partial` of a module has no leaves: its parameters would be constants, and no adjoint of a
     solver would see them.
     """
+    if not callable(function):
+        raise ImrError(f"{name} must be callable; found {shortened(function)}.")
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 

@@ -162,7 +162,7 @@ def feature_loss(
             f"model must be callable as model(z); found {type(model).__name__}. imr.Linear(theta) is "
             "the model of class weights theta."
         )
-    model = as_pytree(model)
+    model = as_pytree("model", model)
     check_finite("model", model)
     if targets is not None and isinstance(model, Model) and model.square:
         as_targets(targets, square=True)  # refused here, where it was written

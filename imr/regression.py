@@ -9,21 +9,37 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from imr._checks import (
+    as_choice_of,
+    as_floats,
     as_labels,
+    as_numbers,
     check_at_least,
     check_axis,
+    check_count,
     check_finite,
-    check_floating,
+    check_key,
     check_rank,
+    check_scalar,
     is_concrete,
+    numpy_of,
 )
 from imr._numerics import matmul, widen
-from imr._typing import Bias, ClassWeights, Features, Labels, Scalar, ScalarLike
+from imr._shapes import check_linear
+from imr._typing import (
+    Bias,
+    ClassWeights,
+    Features,
+    FeaturesLike,
+    Labels,
+    LabelsLike,
+    Scalar,
+    ScalarLike,
+)
 from imr.errors import ImrError
 from imr.losses import cross_entropy
 from imr.targets import as_targets
 
-Rows = Bool[Array | np.ndarray, "n"]
+Rows = Bool[Array | np.ndarray, "n"] | Int[Array | np.ndarray, "n"]
 RowWeights = Float[Array | np.ndarray, "n"] | Int[Array | np.ndarray, "n"]
 
 
@@ -48,6 +64,10 @@ class Basis(NamedTuple):
 
 def principal_basis(x: Features, weights: Float[Array, "n"]) -> tuple[Basis, Features]:
     """The basis of features, shape (n, f), with weights that sum to 1, and coordinates in it."""
+    x, weights = as_floats("x", x), as_floats("weights", weights)
+    check_rank("x", x, 2, "(n, f)")
+    check_rank("weights", weights, 1, "(n,)")
+    check_axis("weights", len(weights), "x", len(x), "rows")
     mean = matmul(weights, x)
     centred = x - mean[None, :]
     variances, axes = jnp.linalg.eigh(matmul(centred.T * weights[None, :], centred))
@@ -76,7 +96,7 @@ def preconditioner(basis: Basis, l2: ScalarLike, noise: ScalarLike = 0.0) -> Flo
 
 
 def objective(
-    theta: ClassWeights, bias: Bias, x: Features, labels: Labels, l2: ScalarLike,
+    theta: ClassWeights, bias: Bias, x: FeaturesLike, labels: LabelsLike, l2: ScalarLike,
     where: Rows | None = None, weights: RowWeights | None = None,
 ) -> Scalar:  # fmt: skip
     r"""$F = mean_i CE_i(X \theta^T + b) + l2 \, \|\theta\|^2$; the bias carries no penalty.
@@ -87,19 +107,28 @@ def objective(
     Args:
       theta, bias: class weights, shape (k, f), and b, shape (k,).
       x, labels, l2, where, weights: as in `fit_regression`.
-
     Returns: a scalar.
+    Raises: ImrError as `fit_regression` does.
     """
+    theta, bias = as_floats("theta", theta), as_floats("bias", bias)
+    check_rank("theta", theta, 2, "(k, f)")
+    x, labels, shares = _checked(x, labels, theta.shape[0], l2, where, weights)
+    check_linear(x, theta, bias)
+    return _objective(theta, bias, x, labels, l2, shares)
+
+
+def _objective(theta, bias, x, labels, l2, shares):
     losses = cross_entropy(matmul(x, theta.T) + bias[None, :], labels)
-    return jnp.sum(_shares(x, where, weights) * losses) + l2 * jnp.sum(theta**2)
+    return jnp.sum(shares * losses) + l2 * jnp.sum(theta**2)
 
 
 def _shares(x, where, weights):
     """The share of each row in a mean over all rows, or over some of them."""
-    shares = jnp.ones(x.shape[0], x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
-    if where is not None:
-        shares = jnp.where(where, shares, 0)
-    return shares / jnp.sum(shares)
+    xp = numpy_of(where, weights)  # in float64 no weight is too large or too small
+    shares = xp.ones(x.shape[0]) if weights is None else xp.asarray(weights, float)
+    shares = shares if where is None else xp.where(where, shares, 0)
+    shares = shares / xp.max(shares)
+    return jnp.asarray(shares / xp.sum(shares), jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _all_classes(labels, num_classes, shares):
@@ -108,7 +137,7 @@ def _all_classes(labels, num_classes, shares):
 
 
 def fit_regression(
-    x: Features, labels: Labels, num_classes: int, l2: ScalarLike, *, where: Rows | None = None,
+    x: FeaturesLike, labels: LabelsLike, num_classes: int, l2: ScalarLike, *, where: Rows | None = None,
     weights: RowWeights | None = None, tol: float = 1e-5, max_steps: int = 2000,
 ) -> Regression:  # fmt: skip
     r"""Multinomial regression at its optimum, by L-BFGS in preconditioned coordinates.
@@ -128,56 +157,60 @@ def fit_regression(
       labels: integers in 0 .. k-1, shape (n,).
       num_classes: k.
       l2: penalty on the sum of squares of theta, beside the mean cross-entropy.
-      where: boolean, shape (n,): fit these rows alone. One program serves every choice of rows.
+      where: boolean, or integers 0 and 1, shape (n,): fit these rows alone, one at least. One program
+        serves every choice of rows.
       weights: of the rows in the mean, shape (n,), not negative, of any sum; None is equal ones.
       tol: the fit has converged if no entry of the gradient with respect to theta and bias exceeds it,
         and there is an optimum.
       max_steps: where to give up; `converged` then says so.
-
-    Returns: a `Regression`.
-
-    Raises: ImrError if shapes do not fit, labels are out of range, l2 or a weight is negative, or no
-      row has a weight.
+    Returns: a `Regression`, theta and bias in the dtype of x; half precision is computed in float32.
+    Raises: ImrError if shapes do not fit, x is not finite or empty, labels are out of range, l2 or a
+      weight is negative, or no row has a weight.
 
     >>> import jax.numpy as jnp
     >>> fit = fit_regression(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]), 2, l2=0.1)
     >>> bool(fit.converged), fit.theta.shape
     (True, (2, 1))
     """
-    labels = as_labels("labels", labels)
-    _check(x, labels, num_classes, l2, where, weights)
-    return _fit_regression(x, labels, num_classes, l2, where, weights, tol, max_steps)
+    x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol)
+    check_count("max_steps", max_steps, 0)
+    fit = _fit_regression(widen(x), labels, num_classes, l2, shares, tol, max_steps)
+    return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))
 
 
-def _check(x, labels, num_classes, l2, where, weights):
+def _checked(x, labels, num_classes, l2, where, weights, tol=0.0) -> tuple[Features, Labels, Array]:
+    """The features, labels and shares of the rows."""
+    x, labels = as_floats("x", x), as_labels("labels", labels)
     check_rank("x", x, 2, "(n, f)")
-    check_floating("x", x)
+    if not x.size:
+        raise ImrError(f"x must have a row and a feature at least; found shape {x.shape}.")
+    check_finite("x", x)
     check_axis("labels", labels.shape[0], "x", x.shape[0], "rows")
+    check_count("num_classes", num_classes)
     as_targets(labels).check((x.shape[0], num_classes))
-    check_at_least("l2", l2, 0)
+    check_scalar("l2", l2, 0)
+    check_scalar("tol", tol, 0)
     if where is not None:
-        check_axis("where", where.shape[0], "x", x.shape[0], "rows")
-        if is_concrete(where) and not where.any():
-            raise ImrError("where must leave at least one row; found none.")
+        where = as_choice_of("row", "where", where, x.shape[0])
     if weights is not None:
-        check_rank("weights", weights, 1, "(n,)")
+        check_rank("weights", as_numbers("weights", weights), 1, "(n,)")
         check_axis("weights", len(weights), "x", x.shape[0], "rows")
         check_finite("weights", weights)
         check_at_least("weights", weights, 0)
         rows = slice(None) if where is None else where
         if is_concrete(where, weights) and not np.any(np.asarray(weights)[rows]):
             raise ImrError("weights must be positive in a row that takes part; found none.")
+    return x, labels, _shares(x, where, weights)
 
 
 @jax.jit(static_argnums=2)
-def _fit_regression(x, labels, num_classes, l2, where, weights, tol, max_steps):
-    shares = _shares(x, where, weights)
+def _fit_regression(x, labels, num_classes, l2, shares, tol, max_steps):
     basis, coordinates = principal_basis(x, shares)
     scale = preconditioner(basis, l2)
 
     def loss(params):
         phi, bias = params
-        return objective(phi * scale[None, :], bias, coordinates, labels, l2, weights=shares)
+        return _objective(phi * scale[None, :], bias, coordinates, labels, l2, shares)
 
     optimizer = optax.lbfgs(memory_size=20)
     value_and_grad = optax.value_and_grad_from_state(loss)
@@ -217,7 +250,7 @@ def _fit_regression(x, labels, num_classes, l2, where, weights, tol, max_steps):
 
 
 def fit_noisy_regression(
-    key: PRNGKeyArray, x: Features, labels: Labels, num_classes: int, l2: ScalarLike,
+    key: PRNGKeyArray, x: FeaturesLike, labels: LabelsLike, num_classes: int, l2: ScalarLike,
     noise: ScalarLike, *, where: Rows | None = None, weights: RowWeights | None = None,
     num_steps: int = 1000, tol: float = 1e-3,
 ) -> Regression:  # fmt: skip
@@ -242,21 +275,19 @@ def fit_noisy_regression(
       tol: the fit has converged if no entry of the gradient, averaged over the last quarter of the
         steps, exceeds it, and there is an optimum: each class has a row, and where neither l2 nor
         noise is positive the fit leaves some row on the wrong side.
-
     Returns: a `Regression`; its gradient is that average.
-
     Raises: ImrError if an argument does not fit, as in `fit_regression`, or noise is negative.
     """
-    labels = as_labels("labels", labels)
-    _check(x, labels, num_classes, l2, where, weights)
-    check_at_least("noise", noise, 0)
-    check_at_least("num_steps", num_steps, 1)
-    return _fit_noisy(key, x, labels, l2, noise, where, weights, tol, num_classes, num_steps)
+    check_key(key)
+    x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol)
+    check_scalar("noise", noise, 0)
+    check_count("num_steps", num_steps)
+    fit = _fit_noisy(key, widen(x), labels, l2, noise, shares, tol, num_classes, num_steps)
+    return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))
 
 
-@jax.jit(static_argnums=(8, 9))
-def _fit_noisy(key, x, labels, l2, noise, where, weights, tol, num_classes, num_steps):
-    shares = _shares(x, where, weights)
+@jax.jit(static_argnums=(7, 8))
+def _fit_noisy(key, x, labels, l2, noise, shares, tol, num_classes, num_steps):
     basis, coordinates = principal_basis(x, shares)
     scale = preconditioner(basis, l2, noise)
     # In these coordinates the Hessian is at most 1, and so may the rate be.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
 
-from imr._checks import as_labels, as_numbers, is_concrete
+from imr._checks import as_labels, as_numbers, check_count, check_flags, is_concrete
 from imr._targets import DenseTargets as DenseTargets
 from imr._targets import LabelTargets as LabelTargets
 from imr._targets import LowRankTargets as LowRankTargets
@@ -35,6 +35,7 @@ def as_targets(x: Any, *, square: bool = False) -> Targets:
     >>> as_targets(jnp.array([1, 0])).mv(jnp.array([[5.0], [7.0]])).tolist()
     [[7.0], [5.0]]
     """
+    check_flags(square=square)
     if isinstance(x, Targets):
         return x
     if isinstance(x, BCOO):
@@ -100,6 +101,7 @@ def same_class_targets(labels: LabelsLike, num_classes: int | None = None) -> Lo
         if not is_concrete(labels):
             raise ImrError("num_classes must be given if labels are traced (jit, vmap, grad).")
         num_classes = int(np.max(np.asarray(labels), initial=0)) + 1
+    check_count("num_classes", num_classes)
     if is_concrete(labels):
         values = np.asarray(labels)
         bad = (values < 0) | (values >= num_classes)

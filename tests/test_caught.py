@@ -147,12 +147,14 @@ def test_what_does_not_fit_is_refused():
     refuses("inputs must be an array of floats; found dtype int64", heads, np.ones((N, D), int), seen,
             error=imr.DataError)  # fmt: skip
     refuses(
-        r"seen must be booleans of shape \(6, 6\).*found float64.*give mask == 0",
+        r"seen must be boolean; found dtype float.*pass seen=mask == 0",
         heads,
         x,
         1.0 * seen,
     )
-    refuses(r"seen must be booleans of shape \(6, 6\).*shape \(5, 5\)", heads, x, seen[1:, 1:])
+    refuses(
+        r"seen must have the shape of the logits, \(6, 6\); found \(5, 5\)", heads, x, seen[1:, 1:]
+    )
     refuses(
         "seen must let 3 tokens or more see any; found 2",
         heads,

@@ -21,7 +21,6 @@ from imr.context import (
     normalised_kernel,
     squared_flow,
 )
-from imr.context.fields import as_mask
 
 N, P, D, K = 9, 3, 4, 3
 GD_PLUS_PLUS = np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.05])  # steps and curvature
@@ -480,10 +479,6 @@ class TestErrors:
         block = imr.nn.ContextBlock(P, K, layers=1, kernel="linear")
         labels = jnp.zeros(N, jnp.int32)
         assert (jax.jit(block)(x, labels, jnp.full(N, False)) == 0).all()
-
-    def test_a_mask_is_boolean(self):
-        with pytest.raises(imr.ImrError, match="labelled must be boolean; found dtype int64"):
-            as_mask(np.arange(N))
 
     def test_losses(self):
         theta = jnp.asarray(C.w)

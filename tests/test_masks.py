@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import imr
+from imr import context, lens
 from imr.attention import attention_log_sums, attention_products, residual_products
+from imr.regression import fit_noisy_regression, fit_regression, objective
 from tests.problems import error
 
 RANDOM = np.random.default_rng(5)
@@ -239,12 +242,125 @@ def test_what_is_no_mask_is_refused(name):
             r"where must hold 0 and 1; found values from -1000000000 to 0.*mask == 0",
         ),
         (WHERE[:1], r"where must have the shape of the logits, \(4, 4\); found \(1, 4\)"),
-        ("causal", "where must be an array of numbers; found array.*causal"),
+        ("causal", "where must be an array of numbers; found 'causal'"),
     ):
         with pytest.raises(imr.ImrError, match=words):
             function(jnp.asarray(Z), where)
     with pytest.raises(imr.ImrError, match=r"where must be boolean if it is traced.*int64"):
         jax.jit(function)(jnp.asarray(Z), WHERE.astype(int))
+
+
+W = jnp.asarray(RANDOM.normal(size=(2, F, R)))
+HEADS = lens.Heads(query=W, key=W, value=W, output=W.mT, scale=0.5)
+BIASES = jnp.zeros((2, R))
+LAYER = lens.HeadWeights(W, W, W, W.mT, BIASES, BIASES, BIASES, jnp.zeros(F))
+CONTEXT = imr.feature_loss(imr.Linear(jnp.asarray(THETA)), COLUMNS)
+KERNEL, FEW = np.eye(N) + 0.1, jnp.asarray(Z)
+LINEAR_NET = imr.nn.LinearSelfAttention(F, F, rngs=nnx.Rngs(0))
+
+
+# Name: (the argument, whether it is of rows, a function of it). None is refused but for those in OPTIONAL.
+OTHERS = {
+    "head_updates": ("seen", False, lambda m: lens.head_updates(HEADS, FEW, m).updates),
+    "head_gradient": ("seen", False, lambda m: lens.head_gradient(HEADS, FEW, m)),
+    "energy_gradient": ("seen", False, lambda m: lens.energy_gradient(LAYER, FEW, m)),
+    "measure_inputs": ("seen", False, lambda m: lens.measure_inputs(HEADS, FEW, m, draws=1).cosines),
+    "context_field": (
+        "labelled", True, lambda m: context.context_field(CONTEXT, KERNEL, m)(0.0, jnp.zeros((N, F))),
+    ),
+    "kernel_regression": (
+        "labelled", True, lambda m: context.kernel_regression(CONTEXT, KERNEL, m, 0.5).z,
+    ),
+    "solve_reduced": (
+        "labelled", True, lambda m: imr.solve_reduced(CONTEXT, 0 * FEW, t1=0.1, kernel=KERNEL, labelled=m).z,
+    ),
+    "squared_flow": ("labelled", True, lambda m: context.squared_flow(KERNEL, FEW, m, 1.0)),
+    "normalised_kernel": ("labelled", True, lambda m: context.normalised_kernel(KERNEL, m).weights),
+    "linear_self_attention": (
+        "labelled", True,
+        lambda m: context.linear_self_attention(
+            FEW, context.LinearAttention(jnp.eye(F), jnp.eye(F)), m
+        ),
+    ),
+    "LinearSelfAttention": ("labelled", True, lambda m: LINEAR_NET(FEW, FEW, m)),
+    "ContextBlock": (
+        "labelled", True, lambda m: imr.nn.ContextBlock(F, N, layers=1)(FEW, jnp.asarray(COLUMNS), m),
+    ),
+    "ContextBlock.weights": (
+        "labelled", True, lambda m: imr.nn.ContextBlock(F, N, layers=1).weights(FEW, m),
+    ),
+    "objective": (
+        "where", True, lambda m: objective(jnp.asarray(THETA), jnp.zeros(N), FEW, COLUMNS, 0.1, m),
+    ),
+    "fit_regression": ("where", True, lambda m: fit_regression(FEW, COLUMNS, N, 0.1, where=m).theta),
+    "fit_noisy_regression": (
+        "where", True,
+        lambda m: fit_noisy_regression(
+            jax.random.key(0), FEW, COLUMNS, N, 0.1, 0.1, where=m, num_steps=2
+        ).theta,
+    ),
+    "fit_process": (
+        "fixed.initial", True,
+        lambda m: imr.fit_process(
+            [0, 1], start=imr.Process(np.full((2, N, N), 0.5 / N)), max_steps=1,
+            fixed=imr.beliefs.Fixed(initial=m),
+        ).log_likelihood,
+    ),
+}  # fmt: skip
+OPTIONAL = (
+    "normalised_kernel",
+    "objective",
+    "fit_regression",
+    "fit_noisy_regression",
+    "solve_reduced",
+)
+ROWS = np.arange(N) != 1
+
+
+@pytest.mark.laws
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_mask_is_refused_by_the_same_words(name):
+    argument, of_rows, function = OTHERS[name]
+    mask = ROWS if of_rows else WHERE
+    for wrong, words in (
+        (np.where(mask, 0.0, -1e9), r"must be boolean; found dtype float.*pass .*=mask == 0"),
+        (
+            np.where(mask, 0, -(10**9)),
+            r"must hold 0 and 1; found values from -1000000000 to 0.*mask == 0",
+        ),
+        (mask[1:], argument),
+        ("causal", "must be an array of numbers; found 'causal'"),
+        *[(None, f"{argument} must")] * (name not in OPTIONAL),
+        *[(0 * ROWS, "must leave at least one (token|row); found none")]
+        * (of_rows and name != "fit_process"),
+    ):
+        with pytest.raises(imr.ImrError, match=words):
+            function(wrong)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("name", OTHERS)
+def test_zeros_and_ones_are_any_mask(name):
+    _, of_rows, function = OTHERS[name]
+    mask = ROWS if of_rows else WHERE
+    for a, b in zip(
+        *map(jax.tree.leaves, (function(mask.astype(int)), function(mask))), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.laws
+def test_heads_of_a_token_that_sees_none():
+    updates = lens.head_updates(HEADS, FEW, MASKED).updates
+    assert not updates[:, EMPTY].any()
+    assert updates[:, 0].any()
+    for gradient in (
+        lens.head_gradient(HEADS, FEW, MASKED),
+        lens.energy_gradient(LAYER, FEW, MASKED),
+    ):
+        assert not gradient.rows[:, EMPTY].any()
+        assert all(jnp.isfinite(x).all() for x in gradient)
 
 
 def test_zeros_and_ones_are_a_mask():

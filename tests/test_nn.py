@@ -133,11 +133,11 @@ def test_gradients_reach_every_parameter():
 
 @pytest.mark.usefixtures("unchecked")
 def test_errors():
-    with pytest.raises(imr.ImrError, match="iterations must be at least 0; found -1"):
+    with pytest.raises(imr.ImrError, match="iterations must be an integer of at least 0; found -1"):
         imr.nn.Classifier(5, 3, iterations=-1, rngs=nnx.Rngs(0))
     with pytest.raises(imr.ImrError, match="tau must be positive; found 0"):
         imr.nn.Block(5, 3, tau=0.0, rngs=nnx.Rngs(0))
-    with pytest.raises(imr.ImrError, match="width must be at least 1; found 0"):
+    with pytest.raises(imr.ImrError, match="width must be an integer of at least 1; found 0"):
         imr.nn.Block(5, 3, mlp_width=0, rngs=nnx.Rngs(0))
     model = imr.nn.Classifier(5, 3, iterations=2, tied=False, rngs=nnx.Rngs(0))
     with pytest.raises(

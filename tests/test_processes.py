@@ -273,14 +273,40 @@ def composed(weights, end):
     }
 
 
+@jax.jit
+def made_under_a_trace(arguments, weights, end):
+    named = {name: getattr(processes, name)(*args) for name, args in arguments.items()}
+    return named | composed(weights, end)
+
+
+@pytest.mark.laws
+def test_traced_parameters_out_of_range_make_a_process_nan():
+    """Each of them alone, infinite; and probabilities below 0 and above 1."""
+    bad = {"coin": [-0.2], "mess3": [0.1, 1.2], "sns": [0.3, 0.0], "post_quantum": [1.2, 1.0]}
+    longest = max(map(len, TRACED.values()))
+    for number in range(longest + 1):
+        arguments = {
+            name: [
+                np.full(np.shape(a), np.inf) if i == number else np.asarray(a, float)
+                for i, a in enumerate(args)
+            ]
+            for name, args in TRACED.items()
+        }
+        if number == longest:
+            arguments |= {name: [np.asarray(a, float) for a in args] for name, args in bad.items()}
+        made = made_under_a_trace(
+            arguments, np.array([0.3, 0.7]), 1.0 if number == longest else 0.2
+        )
+        for name, args in TRACED.items():
+            wrong = name in bad if number == longest else number < len(args)
+            assert bool(np.isnan(made[name].transitions).any()) == wrong, (name, arguments[name])
+        assert np.isnan(made["end"].transitions).any() == (number == longest)
+
+
 @pytest.mark.laws
 def test_named_and_composed_processes_of_traced_parameters_are_the_same():
-    def make(arguments, weights, end):
-        named = {name: getattr(processes, name)(*args) for name, args in arguments.items()}
-        return named | composed(weights, end)
-
     arguments = {n: [np.asarray(a, float) for a in args] for n, args in TRACED.items()}
-    traced = jax.jit(make)(arguments, np.array([0.3, 0.7]), 0.2)
+    traced = made_under_a_trace(arguments, np.array([0.3, 0.7]), 0.2)
     expected = {name: NAMED[name] for name in TRACED} | composed([0.3, 0.7], 0.2)
     assert traced.keys() == expected.keys()
     for name, process in expected.items():

@@ -218,6 +218,29 @@ def test_noisy_regression_knows_when_it_has_not_converged():
     assert many.gradient < few.gradient / 10
 
 
+@pytest.mark.acceptance
+def test_weights_of_any_scale_and_half_precision():
+    """Weights that float32 cannot hold, or whose sum it cannot; bfloat16 on its way to eigenvectors."""
+    p = linear(50, 6, 4)
+    x = p.z.astype(jnp.float32)
+    plain = fit_regression(x, p.labels, 4, 0.1)
+    assert plain.converged
+    for weight in (1e38, 1e300, 1e-50, 1e-300):
+        fit = fit_regression(x, p.labels, 4, 0.1, weights=np.full(50, weight))
+        for a, b in zip(fit, plain, strict=True):
+            np.testing.assert_array_equal(a, b)
+    some = np.arange(50) < 40  # what a row that takes no part weighs does not matter
+    weights = np.where(some, 1e-30, 1e30)
+    few, rows = (
+        fit_regression(x, p.labels, 4, 0.1, where=some, weights=w) for w in (weights, None)
+    )
+    np.testing.assert_array_equal(few.theta, rows.theta)
+    half = fit_regression(x.astype(jnp.bfloat16), p.labels, 4, 0.1)
+    assert half.converged
+    assert half.theta.dtype == half.bias.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.theta.astype(float), plain.theta, atol=0.02)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_errors():
     p = linear(10, 4, 3)
@@ -239,5 +262,19 @@ def test_errors():
     ):
         with pytest.raises(imr.ImrError, match=message):
             fit_regression(p.z, p.labels, 3, 0.1, weights=weights, where=np.arange(10) > 0)
+    for change, message in (
+        ({"x": p.z[:0], "labels": p.labels[:0]}, r"x must have a row .* found shape \(0, 4\)"),
+        ({"x": p.z[:, :0]}, r"x must have a row and a feature at least; found shape \(10, 0\)"),
+        ({"x": p.z.at[3, 1].set(jnp.nan)}, r"x must be finite; found 1 .* at index \(3, 1\)"),
+        ({"x": "abc"}, "x must be an array of numbers; found 'abc'"),
+        ({"num_classes": 3.0}, r"num_classes must be an integer of at least 1; found 3\.0"),
+        ({"l2": "a"}, "l2 must be a real number; found 'a'"),
+        ({"tol": "a"}, "tol must be a real number; found 'a'"),
+        ({"max_steps": 2.5}, "max_steps must be an integer"),
+    ):
+        with pytest.raises(imr.ImrError, match=message):
+            fit_regression(**{"x": p.z, "labels": p.labels, "num_classes": 3, "l2": 0.1, **change})
+    with pytest.raises(imr.ImrError, match=r"key must be made by jax\.random\.key"):
+        fit_noisy_regression(0, p.z, p.labels, 3, 0.1, 0.5)
     with pytest.raises(imr.ImrError, match="labels has 9 rows, but x has 10"):
         fit_regression(p.z, p.labels[:9], 3, 0.1)

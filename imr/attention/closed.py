@@ -9,12 +9,14 @@ from jaxtyping import Array, Float
 from imr._checks import (
     as_floats,
     as_mask,
+    check_axis,
     check_choice,
-    check_linear,
-    check_projections,
+    check_flags,
     check_rank,
+    check_scalar,
 )
 from imr._numerics import log_sum_exp, matmul, softmax, widen
+from imr._shapes import check_linear, check_projections
 from imr._typing import (
     AnyArray,
     BiasLike,
@@ -26,7 +28,7 @@ from imr._typing import (
     ScalarLike,
     WeightsLike,
 )
-from imr.attention.products import attention_products
+from imr.attention.products import attention_products, checked_sides
 from imr.errors import ImrError
 
 Normalise = Literal["row", "column", "double"]
@@ -60,6 +62,7 @@ def cross_attention(
     z, theta = as_floats("z", z), as_floats("theta", theta)
     bias = None if bias is None else as_floats("bias", bias)
     check_linear(z, theta, bias)
+    check_scalar("beta", beta)
     logits = matmul(z, theta.T)
     logits = beta * (logits if bias is None else logits + bias[None, :])
     return matmul(softmax(logits), theta)
@@ -203,6 +206,8 @@ def attention_terms(
     z, q = as_floats("z", z), as_floats("q", q)
     k = None if k is None else as_floats("k", k)
     check_projections(z, q, k)
+    check_scalar("beta", beta)
+    check_flags(columns=columns)
     where = as_mask(where, (z.shape[0], z.shape[0]))
 
     def one(q, k):
@@ -252,7 +257,9 @@ def projected_terms(
             raise ImrError(
                 f"block and mesh are for normalise='row', or 'column' without where; found {normalise!r}."
             )
+        queries, keys, where = checked_sides(queries, keys, beta, where, block, mesh, columns)
         keys = queries if keys is None else keys
+        check_axis("keys", keys.shape[0], "queries", queries.shape[0], "rows")
         # beta on the n x r side: cheaper, and compiled it cannot be fused into the softmax's
         # difference, where large logits would be rounded otherwise than their maximum.
         scaled = jnp.asarray(beta, queries.dtype) * queries

@@ -4,14 +4,24 @@ Arrays lie on their side here, (r, n): a CPU multiplies few long rows faster tha
 """
 
 from functools import partial
+from reprlib import repr as shortened
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import as_floats, as_mask, check_axis, check_rank
+from imr._checks import (
+    as_floats,
+    as_mask,
+    check_axis,
+    check_count,
+    check_flags,
+    check_rank,
+    check_scalar,
+)
 from imr._numerics import log_sum_exp, matmul, widen
+from imr._targets import LabelTargets
 from imr._typing import AnyArray, Mask, ScalarLike
 from imr.attention.platforms import by_platform
 from imr.attention.ring import ring_products
@@ -67,7 +77,7 @@ def attention_products(
     >>> rows.round(3).tolist(), columns.round(3).tolist()
     ([[0.731], [0.5]], [[0.731], [0.269]])
     """
-    queries, keys, where = _checked(queries, keys, where, block, mesh)
+    queries, keys, where = checked_sides(queries, keys, beta, where, block, mesh, columns)
     rows, cols, _ = _products(queries, keys, None, beta, where, block, mesh, columns)
     return rows, cols
 
@@ -99,7 +109,11 @@ def residual_products(
     >>> rows.round(3).tolist()
     [[0.269], [0.5]]
     """
-    queries, keys, where = _checked(queries, keys, where, block, mesh)
+    if not isinstance(targets, LabelTargets):
+        raise ImrError(f"targets must be imr.targets.LabelTargets; found {shortened(targets)}.")
+    queries, keys, where = checked_sides(queries, keys, beta, where, block, mesh, columns)
+    m = queries.shape[0] if keys is None else keys.shape[0]
+    targets.check((queries.shape[0], m), where)
     named = targets.mv(queries if keys is None else keys)
     wide = widen(queries)
     logits = jnp.asarray(beta, wide.dtype) * jnp.sum(wide * widen(named), axis=1)
@@ -108,7 +122,6 @@ def residual_products(
     rows = rest[:, None] * named - rows
     if not columns:
         return rows, None
-    m = queries.shape[0] if keys is None else keys.shape[0]
     return rows, targets.rmv(rest[:, None] * queries, m) - cols
 
 
@@ -154,7 +167,7 @@ def attention_log_sums(
     >>> attention_log_sums(jnp.array([[1.0], [0.0]])).round(3).tolist()
     [1.313, 0.693]
     """
-    queries, keys, where = _checked(queries, keys, where, block, mesh)
+    queries, keys, where = checked_sides(queries, keys, beta, where, block, mesh)
     dtype = queries.dtype
     queries = widen(queries)
     keys = queries if keys is None else widen(keys)
@@ -179,16 +192,18 @@ def attention_log_sums(
     return by_platform(rows, scaled, masks).astype(dtype)
 
 
-def _checked(queries, keys, where, block, mesh):
+def checked_sides(queries, keys, beta, where, block, mesh, columns=True):
     """Queries, keys and mask as arrays that fit one another."""
+    check_scalar("beta", beta)
+    check_flags(columns=columns)
     queries = as_floats("queries", queries)
     keys = None if keys is None else as_floats("keys", keys)
     for name, array in (("queries", queries), ("keys", queries if keys is None else keys)):
         check_rank(name, array, 2, "(n, r)")
         check_axis(name, array.shape[1], "queries", queries.shape[1], "columns")
     n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
-    if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-        raise ImrError(f"block must be an integer of at least 1; found {block!r}.")
+    if block is not None:
+        check_count("block", block)
     if mesh is not None:
         mesh_axis(mesh)
         if n != m:

@@ -15,9 +15,11 @@ from imr._checks import (
     check_key,
     check_positive,
     check_rank,
+    check_scalar,
 )
 from imr._numerics import matmul, softmax, widen
 from imr._typing import AnyArray, ScalarLike
+from imr.errors import ImrError
 
 
 class RandomFeatureProducts(NamedTuple):
@@ -56,6 +58,7 @@ def random_feature_products(
       beta: inverse temperature, positive.
       checked: number of evenly spaced rows on which the error is measured, as the norm of the
         difference over the norm of $P K$.
+    Raises: ImrError if shapes do not fit, there are no keys, or key, beta or a number is none.
 
     >>> q = 0.3 * jax.random.normal(jax.random.key(0), (500, 4))
     >>> products = random_feature_products(q, key=jax.random.key(1), num_features=1024)
@@ -72,7 +75,10 @@ def random_feature_products(
     check_count("num_features", num_features)
     check_count("checked", checked)
     check_key(key)
+    check_scalar("beta", beta)
     check_positive("beta", beta)
+    if not len(keys):
+        raise ImrError("keys must have a row at least; found none.")
     rows = np.unique(np.linspace(0, len(queries) - 1, min(checked, len(queries))).astype(int))
     products = _products(widen(queries), widen(keys), key, beta, rows, num_features)
     return RandomFeatureProducts(*(x.astype(queries.dtype) for x in products))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import as_sequences, check_choice, is_concrete
+from imr._checks import as_numbers, as_sequences, check_choice, check_kind, is_concrete
 from imr._numerics import matmul, repeat_last
 from imr.beliefs.scaled import Scaled, plain, product, relative, scaled
 from imr.beliefs.tree import prefix_rows
@@ -72,6 +72,8 @@ def bayes_filter(
     check_process(process)
     check_choice("method", method, ("scan", "associative"))
     tokens, lengths = as_sequences(tokens, lengths, process.num_tokens)
+    if initial is not None:
+        as_numbers("initial", initial)
     right = process.right if is_concrete(initial, process) else None
     tolerance = rounding(process.right, initial)
     check_start(initial, process.num_states, right, process.generalised, tolerance)
@@ -83,11 +85,13 @@ def is_forbidden(filtered: Filtered) -> Bool[Array, "*b l"]:
 
     Args:
       filtered: as returned by `bayes_filter`.
+    Raises: ImrError if it is none.
 
     >>> from imr.processes import golden_mean
     >>> is_forbidden(bayes_filter(golden_mean(0.5), jnp.array([1, 1, 0]))).tolist()
     [False, True, True]
     """
+    check_kind("filtered", filtered, Filtered)
     return jnp.isneginf(filtered.log_probability)
 
 
@@ -106,7 +110,7 @@ def next_token_probabilities(process: Process, beliefs: Float[Array, "*b s"]) ->
     check_process(process)
     if isinstance(beliefs, Filtered):
         raise ImrError("beliefs must be an array; found a Filtered: pass its .beliefs.")
-    beliefs = jnp.asarray(beliefs)
+    beliefs = as_numbers("beliefs", beliefs)
     if not jnp.ndim(beliefs) or jnp.shape(beliefs)[-1] != process.num_states:
         raise ImrError(
             f"beliefs must have shape (..., {process.num_states}); found {jnp.shape(beliefs)}."

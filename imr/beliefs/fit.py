@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_at_least, check_choice, check_count, check_key, is_concrete
+from imr._checks import (
+    as_sequences,
+    check_choice,
+    check_count,
+    check_key,
+    check_scalar,
+    is_concrete,
+    within,
+)
 from imr.beliefs.ascent import METHODS, log_likelihoods
 from imr.beliefs.likelihood import pack
 from imr.beliefs.tables import Fixed, matrices_of, random_tables, start_tables
@@ -96,7 +104,11 @@ def fit_process(
     check_choice("method", method, tuple(METHODS))
     check_count("restarts", restarts)
     check_count("max_steps", max_steps, 0)
-    check_at_least("tol", tol, 0)
+    check_scalar("tol", tol, 0)
+    if not is_concrete(tokens, lengths, held_out, held_out_lengths, start, key):
+        raise ImrError(
+            "tokens, start and key must be concrete; found a traced value. Fit outside of jax.jit."
+        )
     if held_out is None and held_out_lengths is not None:
         raise ImrError("held_out_lengths needs held_out; found None.")
     s, k = _sizes(start, num_states, num_tokens)
@@ -186,6 +198,8 @@ def _sizes(start, num_states, num_tokens) -> tuple[Any, Any]:
     if start.generalised:
         raise ImrError("start must be hidden Markov; found a generalised process.")
     for name, value in (("num_states", num_states), ("num_tokens", num_tokens)):
+        if value is not None:
+            check_count(name, value)
         if value not in (None, getattr(start, name)):
             raise ImrError(
                 f"{name} must be that of start, {getattr(start, name)}, or None; found {value}."
@@ -195,22 +209,9 @@ def _sizes(start, num_states, num_tokens) -> tuple[Any, Any]:
 
 def _sequences(tokens, lengths, num_tokens):
     """Checked tokens in one batch, shape (b, l), with -1 after the end of each sequence."""
-    if not is_concrete(tokens, lengths):
-        raise ImrError("tokens must be concrete; found a traced value. Fit outside of jax.jit.")
-    inside = np.True_
-    if lengths is not None:
-        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-        longest = tokens.shape[-1] if tokens.ndim else 0
-        whole = lengths.dtype.kind in "iu" and lengths.shape == tokens.shape[:-1]
-        if not whole or np.any((lengths < 0) | (lengths > longest)):
-            raise ImrError(
-                f"lengths must be integers of shape {tokens.shape[:-1]} in 0 to {longest}; found "
-                f"{lengths.dtype} of shape {lengths.shape}, {lengths}."
-            )
-        inside = np.arange(longest) < lengths[..., None]
-        tokens = np.where(inside, tokens, 0)
-    most = 2**31 if num_tokens is None else num_tokens
-    tokens = np.where(inside, np.asarray(as_tokens(tokens, most)).astype(np.int64), -1)
+    tokens, lengths = as_sequences(tokens, lengths, 2**31 - 1 if num_tokens is None else num_tokens)
+    inside = True if lengths is None else within(lengths, tokens.shape[-1])
+    tokens = np.where(inside, np.asarray(tokens, np.int64), -1)
     if not np.any(tokens >= 0):
         raise ImrError("tokens must hold at least one token; found none.")
     return tokens.reshape(-1, tokens.shape[-1])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from imr._checks import as_mask
 from imr._numerics import widen
 from imr.beliefs.ties import Tied, averaged, make_ties
 from imr.errors import ImrError
@@ -111,7 +112,7 @@ def _by_table(argument, value, kind, shapes, num_tokens):
         if entry is None and kind is Tied:
             tables.append(None)
             continue
-        entry = np.asarray(entry)
+        entry = np.asarray(entry if kind is Tied else as_mask(entry, None, f"fixed.{name}"))
         if kind is Fixed and (entry.dtype != bool or entry.shape not in ((), shape)):
             raise ImrError(
                 f"fixed.{name} must be a boolean, or booleans of shape {shape}; found "

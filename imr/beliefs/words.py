@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_count, check_counts, check_positive, is_concrete
+from imr._checks import (
+    check_count,
+    check_counts,
+    check_flags,
+    check_positive,
+    check_scalar,
+    is_concrete,
+)
 from imr._numerics import matmul
 from imr.errors import ImrError
 from imr.processes.process import Process, bare, check_process, least_probability, rounding
@@ -83,6 +90,7 @@ def mixed_states(
     [[[]], [[0], [1]], [[0, 0], [0, 1], [1, 0]]]
     """
     check_depth(process, depth, enumerates=False)
+    check_flags(merge=merge)
     tolerance = _tolerance(process, tolerance)
     if not is_concrete(process):
         raise ImrError("shapes of mixed_states depend on values: call it outside of jax.jit.")
@@ -189,6 +197,7 @@ def _tolerance(process, tolerance):
     if tolerance is None:
         float64 = process.transitions.dtype == jnp.float64
         return 1e-10 if float64 else rounding(process.transitions)
+    check_scalar("tolerance", tolerance)
     check_positive("tolerance", tolerance)
     return tolerance
 

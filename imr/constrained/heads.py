@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_number, as_sequences, check_count
+from imr._checks import as_sequences, check_count, check_kind
 from imr._numerics import matmul, repeat_last
+from imr._parameters import as_number
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process
@@ -47,7 +48,8 @@ def one_head_attention(eigenvalue: Any, length: int, embedding: float = 0.0) -> 
     Reference: arXiv 2502.01954, section 4.
     """
     hint = " For a negative eigenvalue use two_head_attention."
-    lam, e = as_number("eigenvalue", eigenvalue, "(0, 1)", hint), float(embedding)
+    lam = as_number("eigenvalue", eigenvalue, "(0, 1)", hint)
+    e = as_number("embedding", embedding, "[-inf, inf]")
     check_count("length", length)
     if not 0 <= e < 1 - lam:
         raise ImrError(f"embedding must lie in [0, 1 - eigenvalue = {1 - lam:g}); found {e:g}.")
@@ -113,6 +115,7 @@ def apply_heads(
     [0.2667, 0.4133]
     """
     check_process(process)
+    check_kind("heads", heads, Heads)
     tokens, lengths = as_sequences(tokens, lengths, process.num_tokens)
     if (length := tokens.shape[-1]) != (other := heads.gains.shape[-1]):
         raise ImrError(f"tokens have length {length}, but heads {other}: they must be equal.")
@@ -131,8 +134,10 @@ def predicted_values(process: Process, heads: Heads) -> Values:
 
     Args:
       process, heads: as in `apply_heads`.
+    Raises: ImrError if an argument is of another type.
     """
     vectors = token_vectors(process)
+    check_kind("heads", heads, Heads)
     return Values(heads.embedding * vectors, heads.gains[..., None, None] * vectors[None, None])
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex
 
-from imr._checks import is_concrete
+from imr._checks import check_scalar, is_concrete
 from imr.constrained.vectors import token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process, rounding
@@ -83,6 +83,7 @@ def head_count(process: Process, *, tolerance: float = 1e-5) -> int:
 
     Reference: arXiv 2502.01954, section 4.
     """
+    check_scalar("tolerance", tolerance, 0)
     modes = spectrum(process)
     distinct = []
     for value in np.asarray(modes.eigenvalues)[np.asarray(modes.active)]:

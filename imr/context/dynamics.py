@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from imr._checks import check_positive, check_rank
+from imr._checks import as_floats, check_positive, check_rank, check_scalar
 from imr._module import Module
 from imr._typing import Rows, ScalarLike
 
@@ -50,7 +50,9 @@ def attention_dynamics(eigenvalues: Rows, num_examples: ScalarLike) -> Attention
     Reference: Zhang et al., Training dynamics of in-context learning in linear attention,
     arXiv 2501.16265.
     """
+    eigenvalues = as_floats("eigenvalues", eigenvalues)
     check_rank("eigenvalues", eigenvalues, 1, "(d,)")
     check_positive("eigenvalues", eigenvalues)
+    check_scalar("num_examples", num_examples)
     check_positive("num_examples", num_examples)
     return AttentionDynamics(eigenvalues, jnp.asarray(num_examples, eigenvalues.dtype))

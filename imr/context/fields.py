@@ -3,10 +3,9 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool
 
-from imr._checks import check_at_least, check_axis, check_rank, is_concrete, out_of_traces
+from imr._checks import as_choice_of, as_floats, check_axis, check_rank, check_scalar
 from imr._module import Module
 from imr._typing import Features, Rows, ScalarLike
 from imr.context.kernels import Kernel, Labelled, as_kernel
@@ -58,7 +57,7 @@ def context_field(
         anchor; targets are labels or a dense matrix. Those of unlabelled tokens are never read, and
         may be -1.
       kernel: as `as_kernel` takes it, over all n tokens.
-      labelled: boolean, shape (n,): the examples.
+      labelled: boolean, or integers 0 and 1, shape (n,): the examples.
       ridge: lambda, at least 0.
       weights: w, shape (n,), such as the density of `normalised_kernel`; one by default.
     Returns: A field f(t, z, args) of latents, shape (n, d).
@@ -83,30 +82,18 @@ def context_field(
         raise ImrError("targets must be given; found None. Labels of unlabelled tokens may be -1.")
     targets, labelled = of_examples(loss.targets, labelled)
     kernel = as_kernel(kernel, labelled.shape[0])
-    check_rank("ridge", ridge, 0, "()")
-    check_at_least("ridge", ridge, 0)
+    check_scalar("ridge", ridge, 0)
     if weights is not None:
+        weights = as_floats("weights", weights)
         check_rank("weights", weights, 1, "(n,)")
         check_axis("weights", weights.shape[0], "labelled", labelled.shape[0], "tokens")
     loss = FeatureLoss(loss.model, targets, loss.where, None)
     return ContextField(loss, kernel, labelled, jnp.asarray(ridge, float), weights)
 
 
-def as_mask(labelled: Any) -> Bool[Array, "n"]:
-    """Which tokens are labelled, at least one of them."""
-    with out_of_traces(labelled):
-        labelled = jnp.asarray(labelled)  # what is concrete stays so inside a trace
-    check_rank("labelled", labelled, 1, "(n,)")
-    if labelled.dtype != bool:
-        raise ImrError(f"labelled must be boolean; found dtype {labelled.dtype}.")
-    if is_concrete(labelled) and not np.asarray(labelled).any():
-        raise ImrError("labelled must leave at least one token; found none.")
-    return labelled
-
-
 def of_examples(targets: Any, labelled: Any) -> tuple[Targets, Bool[Array, "n"]]:
     """The same targets, made valid in the rows that are not read, and the mask of those that are."""
-    targets, labelled = as_targets(targets), as_mask(labelled)
+    targets, labelled = as_targets(targets), as_choice_of("token", "labelled", labelled)
     if isinstance(targets, LabelTargets):
         check_axis("targets", targets.columns.shape[0], "labelled", len(labelled), "tokens")
         return LabelTargets(jnp.where(labelled, targets.columns, 0)), labelled

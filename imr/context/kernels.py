@@ -7,28 +7,31 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Integer
 
 from imr._checks import (
+    as_choice_of,
     as_floats,
     check_at_least,
     check_axis,
     check_count,
-    check_features,
     check_finite,
+    check_flags,
     check_positive,
     check_rank,
+    check_scalar,
     is_concrete,
 )
 from imr._module import Module
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import Features, Rows, Scalar, ScalarLike
 from imr.errors import ImrError
 
 _LARGEST_CHECKED = 2048  # rows of a dense kernel whose eigenvalues are computed to check it
 
 
-Labelled = Bool[Array | np.ndarray, "n"]
+Labelled = Bool[Array | np.ndarray, "n"] | Integer[Array | np.ndarray, "n"]
 
 
 class Kernel(Module):
@@ -154,6 +157,7 @@ def as_kernel(kernel: Any, num_tokens: int | None = None) -> Kernel:
             _check_kernel(np.asarray(kernel))
         kernel = DenseKernel(kernel) if square else FactorKernel(kernel)
     if num_tokens is not None:
+        check_count("num_tokens", num_tokens)
         check_axis("kernel", kernel.size, "the context", num_tokens, "tokens")
     return kernel
 
@@ -187,6 +191,7 @@ def linear_kernel(x: Features) -> FactorKernel:
     >>> linear_kernel(jnp.array([[1.0], [2.0]])).matrix().tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
+    x = as_floats("x", x)
     check_features(x)
     check_finite("x", x)
     return FactorKernel(x)
@@ -209,10 +214,12 @@ def exponential_kernel(
     >>> exponential_kernel(jnp.array([[0.0], [1.0]])).matrix().round(2).tolist()
     [[1.0, 1.0], [1.0, 2.72]]
     """
+    x = as_floats("x", x)
     check_features(x)
     check_finite("x", x)
-    check_rank("beta", beta, 0, "()")
+    check_scalar("beta", beta)
     check_positive("beta", beta)
+    check_flags(distance=distance)
     check_count("block", block)
     return ExponentialKernel(x, jnp.asarray(beta, x.dtype), distance, block)
 
@@ -251,9 +258,10 @@ def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> Normalis
 
     Args:
       kernel: as `as_kernel` takes it, of non-negative entries; one that is never held stays so.
-      labelled: which tokens are examples, shape (n,); by default all.
+      labelled: boolean, or integers 0 and 1, shape (n,): the examples; by default all tokens.
     Returns: The kernel, and the weights for `context_field(..., weights=)`.
-    Raises: ImrError if the kernel is none, or a token has no weight at all or one that overflows.
+    Raises: ImrError if the kernel is none, no token is labelled, or a token has no weight at all or one
+      that overflows.
 
     >>> import jax.numpy as jnp
     >>> normalised = normalised_kernel(exponential_kernel(jnp.zeros((2, 1))))
@@ -263,7 +271,9 @@ def normalised_kernel(kernel: Any, labelled: Labelled | None = None) -> Normalis
     kernel = as_kernel(kernel)
     if not isinstance(kernel, ExponentialKernel):
         check_at_least("kernel", kernel.matrix(), 0)
-    keys = jnp.ones(kernel.size) if labelled is None else jnp.where(labelled, 1.0, 0.0)
+    keys = jnp.ones(kernel.size)
+    if labelled is not None:
+        keys = jnp.where(as_choice_of("token", "labelled", labelled, kernel.size), keys, 0)
     density = kernel.mv(keys[:, None])[:, 0]
     check_positive("the sum of each row of kernel over labelled tokens", density)
     if is_concrete(density) and not np.isfinite(np.asarray(density)).all():
@@ -291,7 +301,7 @@ def diffusion_kernel(kernel: Any, share: ScalarLike = 0.9) -> DenseKernel:
     """
     k = as_kernel(kernel).matrix()
     check_at_least("kernel", k, 0)
-    check_at_least("share", share, 0)
+    check_scalar("share", share, 0)
     if is_concrete(share) and not np.all(np.asarray(share) < 1):
         raise ImrError(f"share must be below 1; found {share}.")
     # A token without any similarity, to itself either, passes nothing on and keeps its label.

@@ -8,10 +8,20 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_counts, check_rank, is_concrete
+from imr._checks import (
+    as_choice_of,
+    as_floats,
+    check_axis,
+    check_counts,
+    check_flags,
+    check_kind,
+    check_rank,
+    check_scalar,
+    is_concrete,
+)
 from imr._numerics import matmul
 from imr._typing import Features, Rows, ScalarLike
-from imr.context.fields import Labelled, as_mask
+from imr.context.fields import Labelled
 from imr.errors import ImrError
 
 
@@ -59,6 +69,9 @@ def gradient_step_weights(
     of causal layers, Uncovering mesa-optimization algorithms in transformers, arXiv 2309.05858.
     """
     check_counts(num_features=num_features, num_outputs=num_outputs)
+    check_flags(causal=causal)
+    check_scalar("step", step)
+    check_scalar("curvature", curvature)
     x, y = jnp.eye(num_features), jnp.eye(num_outputs)
     if not causal:
         value = block_diag(-curvature * x, -step * y)
@@ -79,7 +92,7 @@ def linear_self_attention(
     Args:
       tokens: e, shape (n, e).
       weights: A and V, each (e, e), or (h, e, e) for heads, which add.
-      labelled: boolean, shape (n,): the N examples, which alone are keys.
+      labelled: boolean, or integers 0 and 1, shape (n,): the N examples, which alone are keys.
       causal: whether token i attends only to the examples j < i, of which there are then N. The
         first token attends to none, and stays as it is.
     Returns: Shape (n, e).
@@ -91,10 +104,12 @@ def linear_self_attention(
     >>> linear_self_attention(tokens, weights, jnp.array([True, False])).tolist()
     [[1.0, 1.0], [3.0, -3.0]]
     """
+    tokens = as_floats("tokens", tokens)
     check_rank("tokens", tokens, 2, "(n, e)")
-    labelled = as_mask(labelled)
+    check_flags(causal=causal)
+    check_kind("weights", weights, LinearAttention)
     n, width = tokens.shape
-    check_axis("labelled", labelled.shape[0], "tokens", n, "tokens")
+    labelled = as_choice_of("token", "labelled", labelled, n)
     check_axis("weights", weights.value.shape[-1], "tokens", width, "columns")
     heads = jax.tree.map(lambda x: x.reshape(-1, width, width), weights)
     keys = jnp.where(labelled[:, None], tokens, 0)
@@ -134,6 +149,8 @@ def curvature_filter(
 
     Reference: von Oswald et al., arXiv 2212.07677, Section 4.
     """
+    spectrum, steps = as_floats("spectrum", spectrum), as_floats("steps", steps)
+    curvature = as_floats("curvature", curvature)
     for name, array, shape in (
         ("spectrum", spectrum, "(m,)"),
         ("steps", steps, "(layers,)"),

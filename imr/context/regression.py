@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import check_count, check_positive
+from imr._checks import check_count, check_positive, check_scalar
 from imr._numerics import matmul
 from imr._typing import Features, Scalar, ScalarLike
 from imr.context.examples import examples_of
@@ -69,7 +69,7 @@ def kernel_regression(
     Args:
       loss: as `imr.context.context_field` takes it, of an `imr.Linear`.
       kernel: as `as_kernel` takes it, over all n tokens; that between examples is held.
-      labelled: boolean, shape (n,): the examples. A class may have none.
+      labelled: boolean, or integers 0 and 1, shape (n,): the examples. A class may have none.
       ridge: lambda, positive.
       tol: of the objective above its optimum, as a share of it.
       max_steps: step limit.
@@ -91,6 +91,7 @@ def kernel_regression(
             "imr.solve_to_steady_state follows the flow of context_field to its end."
         )
     check_positive("ridge", ridge)
+    check_scalar("tol", tol)
     check_positive("tol", tol)
     check_count("max_steps", max_steps)
     return _fit(context, examples_of(context, model.theta.shape[0]), tol, max_steps)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import check_at_least, check_axis, check_rank
+from imr._checks import as_choice_of, as_floats, check_axis, check_rank, check_scalar
 from imr._numerics import matmul
 from imr._typing import ScalarLike
-from imr.context.fields import Labelled, as_mask
+from imr.context.fields import Labelled
 from imr.context.kernels import as_kernel
 
 
@@ -30,7 +30,7 @@ def squared_flow(
     Args:
       kernel: as `as_kernel` takes it; it is held as a matrix.
       values: y, shape (n, d); those of unlabelled tokens are never read.
-      labelled: boolean, shape (n,): S, the examples.
+      labelled: boolean, or integers 0 and 1, shape (n,): S, the examples.
       t: time, at least 0; infinity for the limit.
       ridge: lambda, at least 0.
     Returns: Shape (n, d), for all tokens.
@@ -41,12 +41,13 @@ def squared_flow(
     >>> squared_flow(jnp.ones((2, 2)), jnp.array([[1.0], [9.0]]), known, 50.0).round(3).tolist()
     [[1.0], [1.0]]
     """
-    labelled = as_mask(labelled)
+    labelled = as_choice_of("token", "labelled", labelled)
+    values = as_floats("values", values)
     check_rank("values", values, 2, "(n, d)")
     check_axis("values", values.shape[0], "labelled", labelled.shape[0], "tokens")
     k = as_kernel(kernel, labelled.shape[0]).matrix().astype(values.dtype)
-    check_at_least("t", t, 0)
-    check_at_least("ridge", ridge, 0)
+    check_scalar("t", t, 0)
+    check_scalar("ridge", ridge, 0)
     y = jnp.where(labelled[:, None], values, 0)
     among = jnp.where(labelled[:, None] & labelled[None, :], k, 0)
     t, ridge = jnp.asarray(t, y.dtype), jnp.asarray(ridge, y.dtype)

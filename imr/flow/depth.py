@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imr._checks import check_callable, check_scalar
 from imr._module import numbers_as_leaves
 from imr._typing import Field, PyTree, Scalar, ScalarLike
 from imr.errors import ImrError
@@ -85,6 +86,8 @@ def depth_is_time(
     z0, dtype = as_state(given), state_dtype(given)
     if tol is None:
         tol = 1e-11 if jnp.finfo(dtype).bits > 32 else 1e-6
+    check_scalar("tol", tol)
+    check_callable("step", step)
     total = jax.tree_util.Partial(_total, parts)
     t0, t1 = map(jnp.asarray, as_times(t0, t1, None, dtype)[:2])
     z = solve(total, z0, t0=t0, t1=t1, args=args, rtol=tol, atol=tol, max_steps=2**16, throw=True).z

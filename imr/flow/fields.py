@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from imr._checks import check_choice
+from imr._checks import check_choice, check_flags
 from imr._module import Module, as_pytree
 from imr._typing import Features, Field, Loss
 from imr.attention import Normalise
@@ -47,7 +47,7 @@ def gradient_field(loss: Loss) -> GradientField:
     """
     if not callable(loss):
         raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
-    return GradientField(as_pytree(loss))
+    return GradientField(as_pytree("loss", loss))
 
 
 class ClosedField(Module):
@@ -102,6 +102,7 @@ def closed_field(
     Reference: arXiv 2509.04653, Theorems 1 and 2.
     """
     model = _closed_model(loss)
+    check_flags(column_term=column_term)
     check_choice("normalise", normalise, ("row", "column", "double"))
     choices = {
         "columns": (column_term, True),
@@ -217,4 +218,4 @@ def sphere_field(field: Field) -> SphereField:
 
     Reference: Geshkovski et al., arXiv 2312.10794, Section 2.
     """
-    return SphereField(as_pytree(field))
+    return SphereField(as_pytree("field", field))

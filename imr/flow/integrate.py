@@ -11,7 +11,7 @@ import lineax
 import numpy as np
 from jaxtyping import Array
 
-from imr._checks import check_count, check_positive, is_concrete
+from imr._checks import check_choice, check_count, check_positive, check_scalar, is_concrete
 from imr._typing import PyTree, ScalarLike
 from imr.errors import ImrError
 from imr.flow.control import Guarded, GuardedConstant
@@ -98,8 +98,6 @@ def integrate(
 
     Times are those of `as_times`. The state has the dtype that `as_state` gives it, to the end.
     """
-    check_step(rtol, atol, dt0)
-    check_count("max_steps", max_steps)
     if isinstance(adjoint, dfx.ImplicitAdjoint):
         raise ImrError(
             "adjoint=diffrax.ImplicitAdjoint() has the derivative of a steady state, which t1 is not: "
@@ -122,14 +120,27 @@ def integrate(
     return _integrate(field, y0, time(t0), time(t1), time(ts), args, method, noise)
 
 
-def check_step(rtol: Any, atol: Any, dt0: Any) -> None:
-    """Demands positive tolerances and a positive step size."""
-    check_positive("rtol", rtol)
-    check_positive("atol", atol)
-    if dt0 is not None and is_concrete(dt0) and not np.all(np.asarray(dt0) > 0):
+def check_method(
+    rtol: Any, atol: Any, dt0: Any, solver: Any, adjoint: Any, max_steps: Any, throw: Any
+) -> None:
+    """Demands positive tolerances and steps, and a solver and an adjoint of diffrax."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        check_scalar(name, value)
+        check_positive(name, value)
+    if dt0 is not None:
+        check_scalar("dt0", dt0)
+        if is_concrete(dt0) and not np.asarray(dt0) > 0:
+            raise ImrError(
+                f"dt0 is the size of the steps, positive also where t1 lies before t0; found {dt0}."
+            )
+    if not isinstance(solver, dfx.AbstractSolver | None):
+        raise ImrError(f"solver must be one of diffrax, as diffrax.Tsit5() is; found {solver!r}.")
+    if not isinstance(adjoint, dfx.AbstractAdjoint | None):
         raise ImrError(
-            f"dt0 is the size of the steps, positive also where t1 lies before t0; found {dt0}."
+            f"adjoint must be one of diffrax, as diffrax.DirectAdjoint() is; found {adjoint!r}."
         )
+    check_count("max_steps", max_steps)
+    check_choice("throw", throw, (None, True, False))
 
 
 class _State(NamedTuple):

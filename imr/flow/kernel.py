@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import as_floats, check_axis, check_features, check_finite
+from imr._checks import as_floats, check_axis, check_finite
 from imr._module import Module
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import ScalarLike
 from imr.context.examples import Examples, examples_of
 from imr.context.fields import context_field

@@ -9,7 +9,15 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from imr._checks import as_floats, as_numbers, check_axis, check_finite, check_rank, is_concrete
+from imr._checks import (
+    as_floats,
+    as_mask,
+    as_numbers,
+    check_axis,
+    check_finite,
+    check_rank,
+    is_concrete,
+)
 from imr._module import Module, as_pytree
 from imr._typing import Features, Mask, ScalarLike
 from imr.errors import ImrError
@@ -58,6 +66,7 @@ def path_field(
         the field.
       targets, where, anchor: as in `feature_loss`.
     Returns: A field f(t, z, args).
+    Raises: ImrError if logits_fn or path cannot be called, or the mask is no mask.
 
     >>> import jax.numpy as jnp, imr
     >>> path = linear_path(jnp.array([0.0, 1.0]), jnp.stack([jnp.eye(2), 2 * jnp.eye(2)]))
@@ -65,7 +74,8 @@ def path_field(
     >>> field(1.0, jnp.zeros((1, 2)), None).tolist()
     [[1.0, -1.0]]
     """
-    return PathField(as_pytree(logits_fn), as_pytree(path), targets, where, as_anchor(anchor))
+    logits_fn, path = as_pytree("logits_fn", logits_fn), as_pytree("path", path)
+    return PathField(logits_fn, path, targets, as_mask(where), as_anchor(anchor))
 
 
 class LinearPath(Module):
@@ -155,7 +165,7 @@ def joint_field(
     """
     if not callable(loss):
         raise ImrError(f"loss must be callable as loss(z, theta); found {type(loss).__name__}.")
-    return JointField(as_pytree(loss), _as_pair("decay", decay), _as_pair("rates", rates))
+    return JointField(as_pytree("loss", loss), _as_pair("decay", decay), _as_pair("rates", rates))
 
 
 def _as_pair(name: str, pair: Any) -> tuple[Array, Array]:

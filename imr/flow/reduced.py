@@ -21,16 +21,17 @@ from imr._checks import (
     as_floats,
     check_choice,
     check_count,
-    check_features,
     check_finite,
+    check_scalar,
     is_concrete,
 )
 from imr._module import Module
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import Features, ScalarLike
 from imr.context.fields import Labelled
 from imr.errors import ImrError
-from imr.flow.integrate import Path, check_step, integrate
+from imr.flow.integrate import Path, check_method, integrate
 from imr.flow.kernel import solve_in_context
 from imr.flow.solve import Flow, as_flow, finished
 from imr.flow.state import as_state, atol_of_coordinates, cast_like
@@ -91,9 +92,9 @@ def solve_reduced(
         they divide n or not; steps are those of the whole. Keys of a square model go round in a ring.
       kernel: K, shape (n, n), or a factor X of it, (n, r); as `imr.context.as_kernel` takes it. The
         loss then has a model of rows (`imr.Linear`, `imr.Latent`, ...) and no anchor.
-      labelled: boolean, shape (n,), the examples; goes with a kernel. Labels of other tokens are
-        never read, and may be -1; a class may have no example. A mask that is traced may differ
-        between the contexts of a `jax.vmap`.
+      labelled: boolean, or integers 0 and 1, shape (n,), the examples; goes with a kernel. Labels of
+        other tokens are never read, and may be -1; a class may have no example. A mask that is traced
+        may differ between the contexts of a `jax.vmap`.
       ridge: lambda, at least 0, of $\frac{\lambda}{2} \|Z\|_K^2$; goes with a kernel.
     Returns: A `Flow`, with its loss; in a context that is the sum over examples, without the ridge.
     Raises:
@@ -112,7 +113,8 @@ def solve_reduced(
     Reference: arXiv 2509.04653, Theorems 1 and 2; the reduction is an extension of imr.
     """
     check_choice("norm", norm, ("coordinates", "features"))
-    check_step(rtol, atol, dt0)
+    check_method(rtol, atol, dt0, solver, adjoint, max_steps, throw)
+    check_scalar("ridge", ridge, 0)
     if kernel is not None:
         _check_alone(norm=norm == "coordinates", block=block is None, mesh=mesh is None)
         return solve_in_context(

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import check_finite, check_positive, is_concrete
+from imr._checks import check_finite, check_key, check_positive, is_concrete
 from imr._module import as_pytree, numbers_as_leaves
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import FlowError, ImrError
 from imr.flow.derivatives import with_captured
-from imr.flow.integrate import Path, Result, integrate
+from imr.flow.integrate import Path, Result, check_method, integrate
 from imr.flow.splitting import Splitting, check_fields, midpoint, strang_stages
 from imr.flow.state import StateField, all_finite, as_arrays, cast_like, norm, state_dtype
 from imr.flow.times import as_times
@@ -113,6 +113,7 @@ def solve(
     >>> round(flow.z.item(), 4), bool(flow.converged)
     (0.3679, True)
     """
+    check_method(rtol, atol, dt0, solver, adjoint, max_steps, throw)
     if noise is not None:
         if dt0 is None:
             raise ImrError(
@@ -121,6 +122,7 @@ def solve(
         if not (isinstance(noise, tuple) and len(noise) == 2):
             raise ImrError(f"noise must be a pair (sigma, key); found {type(noise).__name__}.")
         check_positive("noise's sigma", noise[0])
+        check_key(noise[1])
     z0 = as_arrays("z0", z0)
     check_finite("z0", z0)
     t0, t1, ts = as_times(t0, t1, ts, state_dtype(z0))
@@ -150,7 +152,9 @@ def solve(
 
 def as_fields(field: Field | Sequence[Field]) -> Any:
     """A field as a pytree, or several as a tuple of pytrees."""
-    return as_pytree(field) if callable(field) else tuple(map(as_pytree, check_fields(field)))
+    if callable(field):
+        return as_pytree("field", field)
+    return tuple(as_pytree("field", each) for each in check_fields(field))
 
 
 def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> Any:

@@ -13,7 +13,7 @@ import diffrax as dfx
 import jax
 import numpy as np
 
-from imr._checks import check_at_least
+from imr._checks import check_count, check_scalar
 from imr._typing import Field, ScalarLike
 from imr.errors import ImrError
 from imr.flow.state import as_arrays, cast_like
@@ -114,6 +114,8 @@ def split_step(
     """
     check_fields(fields)
     stages, substeps = _check_stages(stages, len(fields)), _check_substeps(substep, len(fields))
+    check_scalar("tau", tau)
+    check_scalar("t", t)
     clocks = [t] * len(fields)
     z = as_arrays("z", z)
     for index, share in stages:
@@ -132,7 +134,7 @@ def lie_stages(num_fields: int) -> Stages:
     >>> lie_stages(2)
     ((0, 1.0), (1, 1.0))
     """
-    check_at_least("num_fields", num_fields, 1)
+    check_count("num_fields", num_fields)
     return tuple((index, 1.0) for index in range(num_fields))
 
 
@@ -142,7 +144,7 @@ def strang_stages(num_fields: int) -> Stages:
     >>> strang_stages(2)
     ((0, 0.5), (1, 1.0), (0, 0.5))
     """
-    check_at_least("num_fields", num_fields, 1)
+    check_count("num_fields", num_fields)
     outer = tuple((index, 0.5) for index in range(num_fields - 1))
     return (*outer, (num_fields - 1, 1.0), *outer[::-1])
 
@@ -166,7 +168,8 @@ def triple_jump(stages: Stages, order: int) -> Stages:
 
     Reference: Yoshida, Physics Letters A 150 (1990).
     """
-    stages = tuple(stages)
+    stages = _as_stages(stages)
+    check_count("order", order)
     if order < 2 or order % 2:
         raise ImrError(f"order must be that of the stages, even and at least 2; found {order}.")
     if stages != stages[::-1]:
@@ -184,23 +187,34 @@ def triple_jump(stages: Stages, order: int) -> Stages:
 
 def euler(field: Field, z: Any, tau: ScalarLike, t: ScalarLike, args: Any) -> Any:
     """Explicit Euler: order 1, and exact for a constant field."""
+    z = _checked(field, z, tau, t)
     return _axpy(tau, field(t, z, args), z)
 
 
 def midpoint(field: Field, z: Any, tau: ScalarLike, t: ScalarLike, args: Any) -> Any:
     """The explicit midpoint rule: order 2."""
+    z = _checked(field, z, tau, t)
     middle = _axpy(tau / 2, field(t, z, args), z)
     return _axpy(tau, field(t + tau / 2, middle, args), z)
 
 
 def rk4(field: Field, z: Any, tau: ScalarLike, t: ScalarLike, args: Any) -> Any:
     """The classical Runge-Kutta method: order 4."""
+    z = _checked(field, z, tau, t)
     k1 = field(t, z, args)
     k2 = field(t + tau / 2, _axpy(tau / 2, k1, z), args)
     k3 = field(t + tau / 2, _axpy(tau / 2, k2, z), args)
     k4 = field(t + tau, _axpy(tau, k3, z), args)
     mean = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
     return _axpy(tau, mean, z)
+
+
+def _checked(field, z, tau, t):
+    """z as floating arrays; of a field and of numbers."""
+    check_fields([field])
+    check_scalar("tau", tau)
+    check_scalar("t", t)
+    return as_arrays("z", z)
 
 
 def exact(flow: Callable[[Any, Any, Any, Any], Any]) -> Substep:
@@ -236,8 +250,10 @@ class Splitting(dfx.AbstractSolver):
     interpolation_cls = dfx.LocalLinearInterpolation
 
     def __init__(self, stages: Stages, substep: Any = None):
-        self.stages = tuple(stages)
-        self.substep = substep if substep is None or callable(substep) else tuple(substep)
+        self.stages = _as_stages(stages)
+        several = isinstance(substep, list | tuple)
+        _check_substeps(substep, len(substep) if several else 1)
+        self.substep = tuple(substep) if several else substep
 
     def init(self, terms, t0, t1, y0, args) -> None:
         """No state is carried from step to step."""
@@ -278,13 +294,17 @@ def check_fields(fields: Sequence[Field]) -> Sequence[Field]:
     return fields
 
 
-def _check_stages(stages: Stages, num_fields: int) -> Stages:
+def _as_stages(stages: Stages) -> tuple[tuple[int, float], ...]:
     try:
-        stages = tuple((operator.index(i), float(share)) for i, share in stages)
+        return tuple((operator.index(i), float(share)) for i, share in stages)
     except (TypeError, ValueError) as error:
         raise ImrError(
             f"stages must be pairs (index of a field, share of the step); found {stages!r}."
         ) from error
+
+
+def _check_stages(stages: Stages, num_fields: int) -> Stages:
+    stages = _as_stages(stages)
     for index, _ in stages:
         if not 0 <= index < num_fields:
             raise ImrError(
@@ -303,8 +323,9 @@ def _check_stages(stages: Stages, num_fields: int) -> Stages:
 def _check_substeps(substep: Any, num_fields: int) -> Sequence[Substep]:
     if substep is None or callable(substep):
         return [substep or rk4] * num_fields
-    if not isinstance(substep, list | tuple) or len(substep) != num_fields:
-        found = len(substep) if isinstance(substep, list | tuple) else repr(substep)
+    several = isinstance(substep, list | tuple) and all(map(callable, substep))
+    if not several or len(substep) != num_fields:
+        found = len(substep) if several else repr(substep)
         raise ImrError(
             f"substep must be one function, or one for each of the {num_fields} fields; found {found}."
         )

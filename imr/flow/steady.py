@@ -13,7 +13,7 @@ from imr._module import as_pytree, numbers_as_leaves
 from imr._typing import Field, Loss, PyTree, ScalarLike
 from imr.errors import ImrError
 from imr.flow.derivatives import in_reverse
-from imr.flow.integrate import Path, check_step, integrate
+from imr.flow.integrate import Path, check_method, integrate
 from imr.flow.solve import Flow, check_shapes, finished, measured
 from imr.flow.state import StateField, as_arrays, as_state, state_dtype
 
@@ -65,8 +65,8 @@ def solve_to_steady_state(
     check_finite("z0", z0)
     if not callable(field):
         raise ImrError(f"field must be one function f(t, z, args); found {type(field).__name__}.")
-    check_step(rtol, atol, None)
-    field, args = as_pytree(field), numbers_as_leaves(args)
+    check_method(rtol, atol, None, solver, None, max_steps, throw)
+    field, args = as_pytree("field", field), numbers_as_leaves(args)
     field = check_shapes(field, z0, args, loss)
     rtol, atol = numbers_as_leaves((rtol, atol))
     path = _steady_state(field, as_state(z0), args, solver, rtol, atol, max_steps)

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import check_at_least, check_choice, check_floating, check_rank
+from imr._checks import (
+    as_numbers,
+    check_at_least,
+    check_choice,
+    check_floating,
+    check_key,
+    check_scalar,
+)
 from imr._files import expanded
 from imr._typing import Array, PRNGKeyArray
 from imr.errors import DataError, ImrError
@@ -235,10 +242,10 @@ def add_noise(key: PRNGKeyArray, images: Array | np.ndarray, std: Array | float)
 
     Reference: arXiv 2509.04653.
     """
+    check_key(key)
+    images = as_numbers("images", images)
     check_floating("images", images)
-    check_rank("std", std, 0, "()")
-    check_at_least("std", std, 0)
-    images = jnp.asarray(images)
+    check_scalar("std", std, 0)
     noise = jax.random.normal(key, images.shape, images.dtype)
     return images + jnp.asarray(std, images.dtype) * noise
 
@@ -259,11 +266,12 @@ def held_back_split(labels: Any, share: float, seed: int) -> tuple[np.ndarray, n
     >>> len(fit), len(held_back)
     (3, 3)
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(as_numbers("labels", labels))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ImrError(
             f"labels must be integers of shape (n,); found {labels.dtype} of shape {labels.shape}."
         )
+    check_scalar("share", share)
     if not 0 < share < 1:
         raise ImrError(f"share must be between 0 and 1, both excluded; found {share}.")
     _check_integer("seed", seed, 0)

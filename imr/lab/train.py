@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
-from imr._checks import check_at_least
+from imr._checks import check_counts, check_key
 from imr._typing import PyTree
 from imr.errors import ImrError
 from imr.lab.console import Progress
@@ -115,8 +115,8 @@ def epoch_of_batches(key: PRNGKeyArray, num_rows: int, batch_size: int) -> Int[A
     >>> epoch_of_batches(jax.random.key(0), 10, 3).shape
     (3, 3)
     """
-    check_at_least("num_rows", num_rows, 1)
-    check_at_least("batch_size", batch_size, 1)
+    check_key(key)
+    check_counts(num_rows=num_rows, batch_size=batch_size)
     batch_size = min(batch_size, num_rows)
     steps = num_rows // batch_size
     return jax.random.permutation(key, num_rows)[: steps * batch_size].reshape(steps, batch_size)

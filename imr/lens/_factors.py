@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from imr._checks import check_kind
 from imr.lens.heads import HeadWeights
 
 
 def float64(heads: HeadWeights) -> Iterator[np.ndarray]:
     """W_Q, W_K, W_V and W_O^T, all (..., h, d, r), in float64."""
+    check_kind("heads", heads, HeadWeights)
     yield from (np.asarray(w, np.float64) for w in heads[:3])
     yield np.asarray(heads.output, np.float64).mT
 

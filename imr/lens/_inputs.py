@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import check_finite, is_concrete
+from imr._checks import as_mask, as_numbers, check_finite, check_kind, is_concrete
 from imr.errors import DataError, ImrError
 from imr.lens.heads import Heads
 
@@ -33,24 +33,29 @@ def checked_inputs(heads, inputs, seen, source, positions, bias, after) -> tuple
             f"source must be given for cross-attention alone; the heads are {kind}-attention."
         )
     h, d = heads.query.shape[:2]
-    n = len(inputs) if np.ndim(inputs) else 0
-    m = n if source is None else len(source)
     inputs = _floats("inputs", inputs, (("n", d),))
+    n = m = len(inputs)
     after = None if after is None else _floats("after", after, ((n, d),))
     if source is not None:
         source = _floats("source", source, (("m", heads.key.shape[1]),))
+        m = len(source)
     if bias is not None:
         bias = _floats("bias", bias, ((n, m), (h, n, m)))
+    if positions is not None:
+        positions = as_numbers("positions", positions)
     if positions is not None and np.shape(positions) != (n,):
         raise ImrError(f"positions must have shape ({n},); found {np.shape(positions)}.")
-    return inputs, after, Context(_checked_seen(seen, n, m), source, positions, bias)
+    seen = as_seen(seen, n, m)
+    if is_concrete(seen) and (count := int(np.any(seen, axis=1).sum())) < 3:
+        raise ImrError(f"seen must let 3 tokens or more see any; found {count}.")
+    return inputs, after, Context(seen, source, positions, bias)
 
 
 def _floats(name: str, x: Any, shapes: Sequence[tuple]) -> Any:
     """An array of floats of one of the shapes, which the heads have; torch's tensors too."""
     if hasattr(x, "detach"):  # numpy has no bfloat16
         x = x.detach().cpu().float().numpy()
-    array = jnp.asarray(x) if not is_concrete(x) else np.asarray(x)
+    array = as_numbers(name, x)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise DataError(f"{name} must be an array of floats; found dtype {array.dtype}.")
     if not any(_fits(array.shape, shape) for shape in shapes):
@@ -69,19 +74,11 @@ def _fits(found, wanted):
     )
 
 
-def _checked_seen(seen, n, m):
-    """Which tokens see which, of which at least 3 must see any."""
-    if hasattr(seen, "detach"):
-        seen = seen.detach().cpu().numpy()
-    mask = jnp.asarray(seen) if not is_concrete(seen) else np.asarray(seen)
-    if mask.shape != (n, m) or mask.dtype != bool:
-        raise ImrError(
-            f"seen must be booleans of shape ({n}, {m}), such as head_mask(heads, {n}) gives; found "
-            f"{mask.dtype} of shape {mask.shape}. Of a mask that is added to logits give mask == 0."
-        )
-    if is_concrete(mask) and (count := int(np.any(mask, axis=1).sum())) < 3:
-        raise ImrError(f"seen must let 3 tokens or more see any; found {count}.")
-    return jnp.asarray(mask)
+def as_seen(seen: Any, n: int, m: int) -> Any:
+    """Which of m tokens each of n sees, as `head_mask` gives it; torch's tensors too."""
+    if seen is None:
+        raise ImrError("seen must be booleans, such as head_mask(heads, n) gives; found None.")
+    return as_mask(seen.detach().cpu().numpy() if hasattr(seen, "detach") else seen, (n, m), "seen")
 
 
 def theta_of(heads: Heads) -> dict[str, Any]:
@@ -92,6 +89,8 @@ def theta_of(heads: Heads) -> dict[str, Any]:
 
 def stacked_thetas(heads: Heads, others: Sequence[Heads]) -> dict[str, Any]:
     """`theta_of` several layers, which must be of equal shapes."""
+    for layer in others if isinstance(others, Sequence) else [others]:
+        check_kind("others", layer, Heads)
     each = [theta_of(layer) for layer in (heads, *others)]
     shapes = [{name: x.shape for name, x in theta.items()} for theta in each]
     for number, shape in enumerate(shapes[1:]):

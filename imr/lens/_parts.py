@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import as_tokens, is_concrete
+from imr._checks import as_numbers, as_tokens, check_kind, is_concrete
 from imr.errors import ImrError
 from imr.lens.heads import Heads, Norm, head_mask
 from imr.lens.model import TransformerWeights
@@ -16,6 +16,7 @@ from imr.lens.model import TransformerWeights
 
 def checked_tokens(model: TransformerWeights, tokens: Any) -> Int[Array, "*b n"]:
     """Tokens of a text, or of several of one length, that the model can read."""
+    check_kind("model", model, TransformerWeights)
     tokens = as_tokens(tokens, model.tokens.shape[0])
     most = tokens.shape[-1] if model.positions is None else model.positions.shape[0]
     if tokens.ndim > 2 or not tokens.size or tokens.shape[-1] > most:
@@ -33,6 +34,7 @@ def checked_text(
     """Tokens that the model can read, the first `length` of which are the text, at least 3."""
     tokens = checked_tokens(model, tokens)
     shape, n = tokens.shape[:-1], tokens.shape[-1]
+    length = as_numbers("length", length)
     if jnp.shape(length) != shape:
         raise ImrError(f"length must have shape {shape}, one for each text; found {length}.")
     if not is_concrete(length):
@@ -45,6 +47,7 @@ def checked_text(
 
 def one_text(tokens: Any) -> Any:
     """Demands one text, not several."""
+    tokens = as_numbers("tokens", tokens)
     if np.ndim(tokens) > 1:
         raise ImrError(f"tokens must have shape (n,), one text; found shape {np.shape(tokens)}.")
     return tokens

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import within
+from imr._checks import as_floats, check_kind, within
 from imr._numerics import matmul
 from imr._typing import AnyArray
+from imr.errors import ImrError
 from imr.lens._parts import checked_text, checked_tokens, normalise, visible
 from imr.lens.heads import Norm
 from imr.lens.logits import head_updates, written
@@ -112,8 +113,13 @@ def unembed(model: TransformerWeights, final: Float[AnyArray, "*n d"]) -> Float[
       model: the transformer.
       final: streams after the last norm, such as `record(model, tokens).final`, shape (..., d).
     Returns: Logits, shape (..., k).
+    Raises: ImrError if an argument does not fit.
     """
-    logits = matmul(final, unembedding_of(model))
+    check_kind("model", model, TransformerWeights)
+    final, weight = as_floats("final", final), unembedding_of(model)
+    if not final.ndim or final.shape[-1] != len(weight):
+        raise ImrError(f"final must have shape (..., {len(weight)}); found {final.shape}.")
+    logits = matmul(final, weight)
     return logits if model.cap is None else model.cap * jnp.tanh(logits / model.cap)
 
 

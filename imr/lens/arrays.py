@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import as_number, check_choice
+from imr._checks import check_choice
+from imr._parameters import as_number
 from imr.errors import DataError
 from imr.lens.heads import Heads, HeadWeights, Norm
 from imr.lens.model import ACTIVATIONS, Mlp, TransformerWeights

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float64, Key
 
-from imr._checks import check_counts, check_key
+from imr._checks import check_counts, check_key, check_kind
 from imr.context import gradient_step_weights
 from imr.errors import ImrError
 from imr.lens.weights import score
@@ -89,6 +89,7 @@ def construction_cosines(circuit: Circuit) -> Float64[np.ndarray, "l h"]:
     Args:
       circuit: of `context_circuits`.
     """
+    check_kind("circuit", circuit, Circuit)
     parts = circuit.construction
     norms = np.sum(parts**2, axis=(2, 3))  # parts stand in different places, so are orthogonal
     inner = np.einsum("lhab,lcab->lhc", circuit.matrices, parts) ** 2
@@ -107,6 +108,7 @@ def permuted_circuit(circuit: Circuit, key: Key[Array, ""]) -> Circuit:
       key: a PRNG key.
     """
     check_key(key)
+    check_kind("circuit", circuit, Circuit)
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     shape = circuit.matrices.shape
     flat = random.permuted(circuit.matrices.reshape(*shape[:2], -1), axis=2)
@@ -123,6 +125,7 @@ def rotated_circuit(circuit: Circuit, key: Key[Array, ""]) -> Circuit:
       key: a PRNG key.
     """
     check_key(key)
+    check_kind("circuit", circuit, Circuit)
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     frame, sides = np.linalg.qr(random.normal(size=circuit.matrices.shape[-2:]))
     turn = frame * np.sign(np.diagonal(sides))
@@ -150,6 +153,8 @@ def construction_rows(
     """
     check_key(key)
     check_counts(draws=draws)
+    if not isinstance(nets, Sequence):
+        raise ImrError(f"nets must be a list of nets; found a {type(nets).__name__}.")
     if not nets:
         raise ImrError("nets must hold at least one; found none.")
     nulls: dict[str, Callable[..., Circuit]] = {"z (p)": permuted_circuit}

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
-from imr._checks import check_count, check_key
+from imr._checks import as_floats, check_axis, check_count, check_key, check_kind, check_rank
 from imr._numerics import log_sum_exp
+from imr._typing import Mask
+from imr.lens._inputs import as_seen
 from imr.lens._parts import checked_text, one_text, over, visible
 from imr.lens.activations import run
 from imr.lens.heads import HeadWeights
@@ -21,26 +23,30 @@ from imr.lens.model import TransformerWeights
 from imr.models.quadratic import Quadratic
 
 
-def energy_gradient(
-    heads: HeadWeights, inputs: Float[Array, "n d"], seen: Bool[Array, "n n"]
-) -> EnergyGradient:
+def energy_gradient(heads: HeadWeights, inputs: Float[Array, "n d"], seen: Mask) -> EnergyGradient:
     """Energy of the heads of one layer, and its gradient in what they read, as `imr.Quadratic` has it.
 
     Args:
       heads: of one layer, without the axis l.
       inputs: what they read, shape (n, d).
-      seen: which tokens (columns) a token attends to, shape (n, n). A token that sees no token is
+      seen: which tokens (columns) a token attends to, as in `head_updates`, shape (n, n). A token that sees no token is
         padding: it counts for nothing, and no other token may see it.
+    Raises: ImrError if seen is no mask of that shape.
 
     Reference: arXiv 2509.04653, Theorem 2; THEORY A3 and A8.
     """
+    check_kind("heads", heads, HeadWeights)
+    inputs = as_floats("inputs", inputs)
+    check_rank("inputs", inputs, 2, "(n, d)")
     d, r = heads.query.shape[1:]
+    check_axis("inputs", inputs.shape[1], "heads", d, "features")
+    mask = as_seen(seen, len(inputs), len(inputs))
     spare = max(0, r - d - 1)  # the model refuses ranks above the number of features
-    counted = jnp.any(seen, axis=1)
+    counted = jnp.any(mask, axis=1)
     # A feature that is 1 carries the biases; padding is 0, and then so are its queries.
     features = jnp.pad(inputs, ((0, 0), (0, 1 + spare)), constant_values=1)
     features = jnp.where(counted[:, None], features, 0)
-    where = seen | ~counted[:, None]
+    where = mask | ~counted[:, None]
 
     def with_bias(weight, bias):
         weight = jnp.concatenate([weight, bias[:, None]], axis=1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import check_count
+from imr._checks import check_count, check_kind
 from imr._typing import AnyArray
 from imr.errors import ImrError
 
@@ -131,10 +131,13 @@ def head_weights(layers: Heads | Iterable[Heads]) -> HeadWeights:
     >>> head_weights(heads).key.shape
     (1, 4, 6, 2)
     """
-    each = [
-        circuits(jax.tree.map(lambda x: np.asarray(x, np.float32), layer))
-        for layer in ([layers] if isinstance(layers, Heads) else layers)
-    ]
+    layers = [layers] if isinstance(layers, Heads) else layers
+    if not isinstance(layers, Iterable):
+        layers = [layers]  # refused as what it is
+    layers = list(layers)
+    for layer in layers:
+        check_kind("layers", layer, Heads)
+    each = [circuits(jax.tree.map(lambda x: np.asarray(x, np.float32), layer)) for layer in layers]
     shapes = sorted({(x.query.shape, x.key.shape) for x in each})
     if len(shapes) != 1:
         raise ImrError(
@@ -195,6 +198,7 @@ def fold_heads(heads: Heads) -> Heads:
 
     Reference: Elhage et al. 2021, "Handling layer normalization"; `fold_norms` for `HeadWeights`.
     """
+    check_kind("heads", heads, Heads)
     query, query_bias = _read(heads, "query", heads.norm)
     source = heads.source_norm if heads.cross else heads.norm
     key, key_bias = _read(heads, "key", source)
@@ -248,6 +252,7 @@ def head_mask(heads: Heads, n: int, m: int | None = None) -> Bool[jax.Array, "n 
     >>> head_mask(heads, 3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
+    check_kind("heads", heads, Heads)
     check_count("n", n)
     check_count("m", m := n if m is None else m)
     distance = np.arange(n)[:, None] - np.arange(m)

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from imr._checks import as_floats, as_numbers, check_axis, check_kind, check_rank
 from imr._numerics import log_sum_exp, matmul, softmax, widen
-from imr._typing import AnyArray
+from imr._typing import AnyArray, Mask
 from imr.errors import ImrError
+from imr.lens._inputs import as_seen
 from imr.lens.heads import Heads
 
 
@@ -86,7 +88,7 @@ def head_logits(
 def head_updates(
     heads: Heads,
     inputs: Float[AnyArray, "n d"],
-    seen: Bool[AnyArray, "n m"],
+    seen: Mask,
     source: Float[AnyArray, "m e"] | None = None,
     *,
     positions: Any = None,
@@ -96,11 +98,13 @@ def head_updates(
 
     Args:
       heads, inputs, source, positions, bias: as in `head_logits`.
-      seen: which tokens (columns) a token attends to, such as `head_mask` gives, shape (n, m).
+      seen: which tokens (columns) a token attends to, such as `head_mask` gives, boolean, or integers 0
+        and 1, shape (n, m). The updates of a token that sees none are zero.
     Returns: `HeadUpdates`.
+    Raises: ImrError as `head_logits` does, or if seen is no mask of that shape.
     """
     logits = head_logits(heads, inputs, source, positions=positions, bias=bias)
-    attention = softmax(logits, jnp.asarray(seen)[None])
+    attention = softmax(logits, as_seen(seen, *logits.shape[1:])[None])
     values = _project(inputs if source is None else source, heads.value, heads.value_bias)
     moved = matmul(attention, _repeated(heads, values))
     return HeadUpdates(attention, matmul(moved, heads.output))
@@ -109,7 +113,7 @@ def head_updates(
 def head_gradient(
     heads: Heads,
     inputs: Float[AnyArray, "n d"],
-    seen: Bool[AnyArray, "n m"],
+    seen: Mask,
     source: Float[AnyArray, "m e"] | None = None,
     *,
     positions: Any = None,
@@ -126,6 +130,7 @@ def head_gradient(
       heads, inputs, source, positions, bias: as in `head_logits`.
       seen: as in `head_updates`. A token that sees none counts for nothing.
     Returns: `EnergyGradient`, whose rows plus columns are the gradient.
+    Raises: ImrError as `head_updates` does.
 
     Reference: arXiv 2509.04653, Theorem 2, for heads without rotary positions, norms and capping.
     """
@@ -135,9 +140,9 @@ def head_gradient(
 
 def energy_and_weights(heads: Heads, inputs, seen, source, positions, bias):
     """Energies (h,), and their derivatives (h, n, m) by products of queries and keys."""
-    seen = jnp.asarray(seen)[None]
     queries, keys = _sides(heads, inputs, source, positions)
     logits, slopes = _capped(heads, queries, keys, bias)
+    seen = as_seen(seen, *logits.shape[1:])[None]
     energy = jnp.sum(log_sum_exp(logits, seen), axis=-1)
     return energy, heads.scale * softmax(logits, seen) * slopes
 
@@ -196,11 +201,15 @@ def each_head(heads: Heads, function: Any, x: Float[Array, "h n d"], bias: Any =
 
 def _sides(heads: Heads, inputs, source, positions) -> tuple[_Side, _Side]:
     """Queries, and keys of groups."""
+    check_kind("heads", heads, Heads)
     if heads.cross != (source is not None):
         there, wanted = ("is given", "self") if source is not None else ("is missing", "cross")
         raise ImrError(f"source {there}, but the heads are {wanted}-attention.")
 
-    def side(x, weight, bias, norm):
+    def side(name, x, weight, bias, norm):
+        x = as_floats(name, x)
+        check_rank(name, x, 2, "(n, d)")
+        check_axis(name, x.shape[1], "heads", weight.shape[1], "features")
         raw = turned = _project(x, weight, bias)
         length = None
         if norm is not None:
@@ -210,9 +219,10 @@ def _sides(heads: Heads, inputs, source, positions) -> tuple[_Side, _Side]:
             turned = raw / length * jnp.asarray(norm)[:, None, :]
         return _Side(raw, _turn(heads, turned, positions, 1), weight, norm, length)
 
+    keys = ("inputs", inputs) if source is None else ("source", source)
     return (
-        side(inputs, heads.query, heads.query_bias, heads.query_norm),
-        side(inputs if source is None else source, heads.key, heads.key_bias, heads.key_norm),
+        side("inputs", inputs, heads.query, heads.query_bias, heads.query_norm),
+        side(*keys, heads.key, heads.key_bias, heads.key_norm),
     )
 
 
@@ -232,7 +242,11 @@ def _turn(heads, x, positions, sign):
     if heads.frequencies is None:
         return x
     f = heads.frequencies.shape[0]
-    positions = jnp.arange(x.shape[1]) if positions is None else jnp.asarray(positions)
+    if positions is None:
+        positions = jnp.arange(x.shape[1])
+    positions = as_numbers("positions", positions)
+    if positions.shape != x.shape[1:2]:
+        raise ImrError(f"positions must have shape {x.shape[1:2]}; found {positions.shape}.")
     # The angle of a late token has no digits in bfloat16.
     angles = sign * positions[:, None] * widen(jnp.asarray(heads.frequencies))[None]
     cos, sin = jnp.cos(angles)[None].astype(x.dtype), jnp.sin(angles)[None].astype(x.dtype)
@@ -248,7 +262,11 @@ def _capped(heads, queries, keys, bias):
         bent = jnp.tanh(logits / heads.cap)
         logits, slopes = heads.cap * bent, 1 - bent**2
     if bias is not None:
-        bias = jnp.asarray(bias)
+        bias = as_floats("bias", bias)
+        if bias.shape not in (logits.shape, logits.shape[1:]):
+            raise ImrError(
+                f"bias must have shape {logits.shape[1:]} or {logits.shape}; found {bias.shape}."
+            )
         logits = logits + (bias[None] if bias.ndim == 2 else bias)
     return logits, slopes
 

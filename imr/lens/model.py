@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from imr._checks import check_kind
 from imr._numerics import matmul
 from imr.lens.heads import Heads, HeadWeights, Norm, circuits
 
@@ -103,6 +104,7 @@ def fold_norms(model: TransformerWeights) -> HeadWeights:
     Args:
       model: the transformer.
     """
+    check_kind("model", model, TransformerWeights)
     heads, norm, attention = model.heads, input_norms(model), model.attention
     scale, shift = norm.scale[:, None, :, None], norm.bias[:, None, None, :]
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float64, Key
 
-from imr._checks import check_count, check_key
+from imr._checks import check_count, check_key, check_kind
 from imr.errors import ImrError
 from imr.lens._factors import float64, gram, norm, over
 from imr.lens.heads import HeadWeights
@@ -85,8 +85,9 @@ def shifted_cosines(
     Reference: imr's own.
     """
     check_key(key)
+    groups = _groups(heads, groups)
     l, h = heads.query.shape[:2]
-    size = h // _groups(heads, groups)
+    size = h // groups
     shifts = np.arange(size, l * h - size + 1)
     if draws is not None:
         check_count("draws", draws, 2)
@@ -152,7 +153,8 @@ def layer_scores(heads: HeadWeights, *, groups: int | None = None) -> Score:
 
     Reference: imr's own.
     """
-    h, groups = heads.query.shape[1], _groups(heads, groups)
+    groups = _groups(heads, groups)
+    h = heads.query.shape[1]
     if (others := h - h // groups) < 2:
         raise ImrError(
             f"layers must have two heads or more outside of each key group; found {others}."
@@ -283,6 +285,7 @@ def without_shared(heads: HeadWeights, count: int = 32) -> HeadWeights:
 
     Reference: imr's own.
     """
+    check_kind("heads", heads, HeadWeights)
     d = heads.query.shape[2]
     check_count("count", count)
     if count >= d:
@@ -304,6 +307,7 @@ def _generator(key) -> np.random.Generator:
 
 
 def _groups(heads: HeadWeights, groups: int | None) -> int:
+    check_kind("heads", heads, HeadWeights)
     h = heads.query.shape[1]
     if groups is None:
         return h

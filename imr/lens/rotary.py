@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from imr._checks import check_choice
+from imr._checks import as_numbers, check_axis, check_choice, check_finite, check_kind, check_rank
 from imr._typing import AnyArray
 from imr.errors import ImrError
 from imr.lens._factors import float64, gram, norm, over
@@ -102,9 +102,13 @@ def damped_heads(
     Reference: imr's own.
     """
     f, h = _turning(heads), heads.query.shape[0]
+    as_numbers("distances", distances)
     distances = np.atleast_1d(np.asarray(distances, np.float64))
+    check_rank("distances", distances, 1, "(k,)")
+    check_finite("distances", distances)
     if probabilities is None:
         probabilities = np.full(distances.shape, 1 / max(distances.size, 1))
+    as_numbers("probabilities", probabilities)
     weights = np.asarray(probabilities, np.float64)
     shapes = distances.shape, (h, *distances.shape)
     sums = weights.sum(axis=-1)
@@ -139,21 +143,27 @@ def attended_distances(attention: Float[AnyArray, "h n n"], power: int = 1) -> D
       attention: attention weights, such as those of `head_updates`, shape (h, n, n).
       power: 1 or 2.
     Returns: `Distances`, of all distances from 1 - n to n - 1.
-    Raises: ImrError if `power` is neither 1 nor 2.
+    Raises: ImrError if `power` is neither 1 nor 2, or attention is no (h, n, n) of positive sums.
 
     >>> attended_distances(np.array([[[1.0, 0.0], [0.5, 0.5]]])).probabilities.tolist()
     [[0.0, 0.75, 0.25]]
     """
     check_choice("power", power, (1, 2))
+    as_numbers("attention", attention)
     weights = np.asarray(attention, np.float64) ** power
+    check_rank("attention", weights, 3, "(h, n, n)")
     n = weights.shape[-1]
+    check_axis("attention", weights.shape[1], "attention", n, "rows, as it has columns")
     distances = np.arange(1 - n, n)
     sums = np.stack([np.trace(weights, -d, axis1=-2, axis2=-1) for d in distances], axis=-1)
+    if not (sums.sum(axis=-1) > 0).all():
+        raise ImrError("attention must have a positive sum in each head; found 0 or less, or NaN.")
     return Distances(distances, sums / sums.sum(axis=-1, keepdims=True))
 
 
 def _turning(heads: Heads) -> int:
     """The number of frequencies."""
+    check_kind("heads", heads, Heads)
     if heads.frequencies is None:
         raise ImrError("heads must have frequencies: these have no rotary positions.")
     return heads.frequencies.shape[0]

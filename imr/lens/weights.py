@@ -5,13 +5,14 @@ $\theta = W_Q W_K^T / \sqrt r$. A head that descends the log-sum-exp has $W_V W_
 in numpy and float64: factorisations of many small matrices, done once.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Complex128, Float64, Key
 
-from imr._checks import check_key
+from imr._checks import as_numbers, check_key, check_kind
 from imr.errors import ImrError
 from imr.lens._factors import core, float64, gram, norm, over, power
 from imr.lens.heads import HeadWeights
@@ -130,9 +131,16 @@ def score(value: Any, null: Any) -> Score:
     >>> float(score(3.0, [0.0, 2.0]).z.round(3))
     1.414
     """
+    # In their own precision, which jax's arrays may not have.
+    for name, values in (("value", value), ("null", null)):
+        as_numbers(name, values)
     null = np.asarray(null)
-    if len(null) < 2:
-        raise ImrError(f"null must hold at least two draws; found {len(null)}.")
+    if null.ndim < 1 or len(null) < 2:
+        raise ImrError(f"null must hold at least two draws; found shape {null.shape}.")
+    if np.shape(value) != null.shape[1:]:
+        raise ImrError(
+            f"null must hold draws of value, of shape {np.shape(value)}; found {null.shape[1:]}."
+        )
     mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return Score(value, mean, std, np.asarray((value - mean) / std))
@@ -150,10 +158,15 @@ def mismatched(
       parts: fields of `HeadWeights` to take. With `("key",)`, queries meet the keys of another head.
     Raises: ImrError if the shift is a multiple of the number of heads, or a part is no field.
     """
+    check_kind("heads", heads, HeadWeights)
     l, h = heads.query.shape[:2]
+    if not isinstance(shift, int | np.integer):
+        raise ImrError(f"shift must be an integer; found {shift!r}.")
     if shift % (l * h) == 0:
         raise ImrError(f"shift must not be a multiple of the {l * h} heads; found {shift}.")
-    if unknown := set(parts) - set(HeadWeights._fields):
+    if isinstance(parts, str) or not isinstance(parts, Collection):
+        raise ImrError(f"parts must be a tuple of fields of HeadWeights; found {parts!r}.")
+    if unknown := set(map(str, parts)) - set(HeadWeights._fields):
         raise ImrError(f"parts must be fields of HeadWeights; found {sorted(unknown)}.")
 
     def roll(x):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray
 
-from imr._checks import check_count, check_floating
+from imr._checks import as_numbers, check_callable, check_count, check_floating, check_key
 from imr._numerics import widen
 from imr._typing import Field, Scalar, ScalarLike
 from imr.errors import ImrError
@@ -38,8 +38,10 @@ def antisymmetric_share(
     1.0
     """
     check_count("num_probes", num_probes)
+    check_callable("field", field)
+    check_key(key)
     for leaf in jax.tree.leaves(z):
-        check_floating("z", leaf)
+        check_floating("z", as_numbers("z", leaf))
     if (found := _shapes(jax.eval_shape(lambda z: field(t, z, args), z))) != _shapes(z):
         raise ImrError(f"field must return the shapes of z, {_shapes(z)}; found {found}.")
     flat, unravel = ravel_pytree(z)

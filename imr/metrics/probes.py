@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imr._checks import check_at_least, check_axis, check_rank, is_concrete
+from imr._checks import as_floats, as_numbers, check_at_least, check_axis, check_rank, is_concrete
 from imr._numerics import matmul, pseudo_inverse, widen
 from imr._typing import AnyArray
 from imr.errors import ImrError
@@ -107,7 +107,7 @@ def residual_ratio(r_squared: Any, other: Any) -> Float[Array, "*b"]:
     >>> round(residual_ratio(0.9, 0.98).item(), 6)
     5.0
     """
-    return (1 - jnp.asarray(r_squared)) / (1 - jnp.asarray(other))
+    return (1 - as_numbers("r_squared", r_squared)) / (1 - as_numbers("other", other))
 
 
 def encoding(
@@ -146,11 +146,15 @@ def energy_share(vectors: Float[AnyArray, "*b d"], directions: Float[AnyArray, "
       vectors: V, shape (..., d).
       directions: shape (p, d).
     Returns: A scalar in [0, 1].
+    Raises: ImrError if shapes do not fit.
 
     >>> energy_share(jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])).round(2).item()
     0.36
     """
-    vectors, directions = widen(jnp.asarray(vectors)), matrix("directions", directions, "(p, d)")
+    vectors = widen(as_floats("vectors", vectors))
+    directions = matrix("directions", directions, "(p, d)")
+    if not vectors.ndim:
+        raise ImrError("vectors must have shape (..., d); found a number.")
     check_axis("directions", directions.shape[1], "vectors", vectors.shape[-1], "columns")
     inside = matmul(matmul(vectors, pseudo_inverse(directions)), directions)
     return jnp.sum(inside**2) / jnp.sum(vectors**2)
@@ -182,7 +186,10 @@ def lag_gains(
     [1.0, 0.5]
     """
     decoded, vectors = matrix("decoded", decoded, "(n, s)"), matrix("vectors", vectors, "(k, s)")
+    words = as_numbers("words", words)
     check_rank("words", words, 2, "(n, l)")
+    if not jnp.issubdtype(words.dtype, jnp.integer):
+        raise ImrError(f"words must be integers; found dtype {words.dtype}.")
     check_axis("words", words.shape[0], "decoded", decoded.shape[0], "rows")
     weights = check_weights(weights, "decoded", decoded)
     if is_concrete(words) and words.size:
@@ -219,6 +226,9 @@ def parity_share(attention: Float[AnyArray, "*b l l"]) -> Float[Array, "*b 2"]:
     >>> parity_share(jnp.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.1, 0.3, 0.6]])).round(2).tolist()
     [0.25, 0.75]
     """
+    attention = as_floats("attention", attention)
+    if attention.ndim < 2:
+        raise ImrError(f"attention must have shape (..., l, l); found {attention.shape}.")
     if (length := attention.shape[-1]) < 2:
         raise ImrError(f"attention must have at least 2 positions; found {length}.")
     row = attention[..., -1, :]

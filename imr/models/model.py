@@ -16,7 +16,6 @@ from imr._checks import (
     as_mask,
     as_numbers,
     check_axis,
-    check_features,
     check_finite,
     check_positive,
     check_rank,
@@ -24,6 +23,7 @@ from imr._checks import (
 )
 from imr._module import Module
 from imr._numerics import log_sum_exp, matmul, softmax
+from imr._shapes import check_features
 from imr._typing import BiasLike, Features, Mask, Scalar, ScalarLike, WeightsLike
 from imr.errors import ImrError
 from imr.targets import Targets

@@ -9,12 +9,11 @@ from jaxtyping import Array, Float
 from imr._checks import (
     as_floats,
     check_axis,
-    check_features,
     check_finite,
-    check_projection_pair,
     check_rank,
 )
 from imr._numerics import matmul
+from imr._shapes import check_features, check_projection_pair
 from imr._typing import AnyArray, Features, Mask, Scalar, ScalarLike
 from imr.attention import (
     Normalise,

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
 
-from imr._checks import check_at_least, check_positive, check_rngs
+from imr._checks import (
+    check_counts,
+    check_flags,
+    check_positive,
+    check_rngs,
+    check_scalar,
+)
 from imr._numerics import matmul
 from imr._typing import Array, Features, Field
 from imr.flow.splitting import lie_step
@@ -30,8 +36,7 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, num_features: int, width: int, *, rngs: nnx.Rngs):
-        check_at_least("num_features", num_features, 1)
-        check_at_least("width", width, 1)
+        check_counts(num_features=num_features, width=width)
         check_rngs(rngs)
         scale = num_features**-0.5
         self.w1 = nnx.Param(scale * jax.random.normal(rngs.params(), (num_features, width)))
@@ -51,8 +56,9 @@ class LieBlock(nnx.Module):
     mlp: Any
 
     def __init__(self, num_features, num_classes, attention, tau, signed_step=False):
-        check_at_least("num_features", num_features, 1)
-        check_at_least("num_classes", num_classes, 1)
+        check_counts(num_features=num_features, num_classes=num_classes)
+        check_flags(attention=attention, signed_step=signed_step)
+        check_scalar("tau", tau)
         if not signed_step:
             check_positive("tau", tau)
         self.attention, self.signed_step = attention, signed_step

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import check_at_least
+from imr._checks import check_at_least, check_callable, check_count, check_counts, check_flags
 from imr._typing import Features
 from imr.errors import ImrError
 from imr.models import Latent, Linear
@@ -50,9 +50,10 @@ class Classifier(nnx.Module):
         self, num_features: int, num_classes: int, *, iterations: int, prototypes: int = 1,
         block: Callable[..., Any] = Block, tied: bool = True, rngs: nnx.Rngs, **options: Any,
     ):  # fmt: skip
-        check_at_least("num_classes", num_classes, 1)
-        check_at_least("iterations", iterations, 0)
-        check_at_least("prototypes", prototypes, 1)
+        check_counts(num_classes=num_classes, prototypes=prototypes)
+        check_count("iterations", iterations, 0)
+        check_flags(tied=tied)
+        check_callable("block", block)
         self.num_classes, self.iterations, self.tied = num_classes, iterations, tied
         self.blocks = nnx.List(
             block(num_features, num_classes * prototypes, rngs=rngs, **options)

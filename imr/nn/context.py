@@ -4,21 +4,21 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from imr._checks import (
-    check_at_least,
+    as_choice_of,
     check_choice,
     check_counts,
-    check_features,
     check_positive,
     check_rngs,
+    check_scalar,
 )
 from imr._numerics import matmul, softmax
+from imr._shapes import check_features
 from imr._typing import Features, LabelsLike
-from imr.context.fields import of_examples
+from imr.context.fields import Labelled, of_examples
 from imr.models import Linear
 
 KERNELS = ("softmax", "exponential", "linear")
@@ -65,9 +65,10 @@ class ContextBlock(nnx.Module):
         rank = num_features if rank is None else rank
         check_counts(num_features=num_features, num_classes=num_classes, layers=layers, rank=rank)
         check_choice("kernel", kernel, KERNELS)
+        check_scalar("tau", tau)
         check_positive("tau", tau)
         self.layers, self.kernel = layers, kernel
-        check_at_least("noise", noise, 0)
+        check_scalar("noise", noise, 0)
         if noise > 0:
             check_rngs(rngs)
 
@@ -80,11 +81,14 @@ class ContextBlock(nnx.Module):
         self.theta = start(num_classes, num_classes)
         self.step = nnx.Param(jnp.full((), math.log(tau), float))
         if ridge is not None:
+            check_scalar("ridge", ridge)
             check_positive("ridge", ridge)
         self.log_ridge = None if ridge is None else nnx.Param(jnp.full((), math.log(ridge), float))
 
-    def weights(self, x: Features, labelled: Bool[Array, "n"]) -> Float[Array, "n n"]:
+    def weights(self, x: Features, labelled: Labelled) -> Float[Array, "n n"]:
         """A, the attention of every token to the labelled ones; other columns are zero."""
+        check_features(x)
+        labelled = as_choice_of("token", "labelled", labelled, len(x))
         y = matmul(x, self.projection[...])
         products = matmul(y, y.T)
         if self.kernel == "softmax":
@@ -95,15 +99,13 @@ class ContextBlock(nnx.Module):
         distances = jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 0)
         return jnp.where(labelled[None, :], jnp.exp(-0.5 * distances), 0)
 
-    def __call__(
-        self, x: Features, labels: LabelsLike, labelled: Bool[Array | np.ndarray, "n"]
-    ) -> Float[Array, "n k"]:
+    def __call__(self, x: Features, labels: LabelsLike, labelled: Labelled) -> Float[Array, "n k"]:
         """Logits of every token.
 
         Args:
           x: covariates, shape (n, p).
           labels: integers, shape (n,); those of unlabelled tokens are never read, and may be -1.
-          labelled: boolean, shape (n,): the examples.
+          labelled: boolean, or integers 0 and 1, shape (n,): the examples.
         Returns: Shape (n, k).
         Raises: ImrError if shapes do not fit, no token is labelled, or a label is out of range.
         """

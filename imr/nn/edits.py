@@ -5,7 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from imr._checks import check_at_least, check_axis, check_floating, check_rank
+from imr._checks import (
+    as_floats,
+    as_numbers,
+    check_at_least,
+    check_axis,
+    check_rank,
+)
 from imr._numerics import matmul, pseudo_inverse, widen
 from imr._typing import AnyArray, Array
 from imr.errors import ImrError
@@ -27,8 +33,7 @@ def coordinates(residual: Residual, directions: Directions) -> Float[Array, "*b 
     >>> coordinates(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
     [1.5]
     """
-    residual, directions = jnp.asarray(residual), _checked(directions)
-    check_floating("residual", residual)
+    residual, directions = _of_vectors(residual), _checked(directions)
     check_axis("directions", directions.shape[1], "residual", residual.shape[-1], "columns")
     return matmul(residual, pseudo_inverse(directions).astype(residual.dtype))
 
@@ -45,8 +50,8 @@ def ablate_along(residual: Residual, directions: Directions, origin: Any = 0.0) 
     >>> ablate_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]])).round(3).tolist()
     [0.0, 4.0]
     """
-    residual, directions = jnp.asarray(residual), _checked(directions)
-    check_floating("residual", residual)
+    residual, directions = _of_vectors(residual), _checked(directions)
+    origin = as_numbers("origin", origin)
     if jnp.shape(origin) not in ((), residual.shape[-1:]):
         raise ImrError(
             f"origin must be a number or have shape {residual.shape[-1:]}; found {jnp.shape(origin)}."
@@ -61,6 +66,7 @@ def replace_along(residual: Residual, directions: Directions, values: Values) ->
     Args:
       residual, directions: as in `coordinates`.
       values: the new coefficients, shape (..., p), or (p,) for all activations.
+    Raises: ImrError if shapes or dtypes do not fit.
 
     >>> replace_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([5.0])).tolist()
     [10.0, 4.0]
@@ -79,8 +85,8 @@ def add_along(residual: Residual, directions: Directions, values: Values) -> Edi
     >>> add_along(jnp.array([3.0, 4.0]), jnp.array([[2.0, 0.0]]), jnp.array([1.0])).tolist()
     [5.0, 4.0]
     """
-    residual, directions, values = jnp.asarray(residual), _checked(directions), jnp.asarray(values)
-    check_floating("residual", residual)
+    residual, directions = _of_vectors(residual), _checked(directions)
+    values = as_numbers("values", values)
     shape = (*residual.shape[:-1], len(directions))
     if values.ndim == 0 or values.shape not in (shape, shape[-1:]):
         raise ImrError(
@@ -91,9 +97,15 @@ def add_along(residual: Residual, directions: Directions, values: Values) -> Edi
     return residual + moved.astype(residual.dtype)
 
 
+def _of_vectors(residual):
+    residual = as_floats("residual", residual)
+    if not residual.ndim:
+        raise ImrError("residual must have shape (..., d); found a number.")
+    return residual
+
+
 def _checked(directions):
-    directions = jnp.asarray(directions)
+    directions = as_floats("directions", directions)
     check_rank("directions", directions, 2, "(p, d)")
-    check_floating("directions", directions)
     check_at_least("the number of rows of directions", len(directions), 1)
     return widen(directions)

@@ -8,9 +8,10 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from imr._checks import check_count, check_positive
+from imr._checks import check_count
 from imr._typing import Features, ScalarLike
 from imr.errors import ImrError
+from imr.flow.integrate import check_method
 from imr.flow.moving import linear_path
 from imr.flow.solve import Flow, solve
 from imr.flow.splitting import midpoint
@@ -54,8 +55,7 @@ class FlowBlock(LieBlock):
     ):  # fmt: skip
         super().__init__(num_features, num_classes, attention, tau)
         check_count("knots", knots)
-        check_positive("rtol", rtol)
-        check_positive("atol", atol)
+        check_method(rtol, atol, None, solver, adjoint, max_steps, None)
         if steps is not None:
             check_count("steps", steps)
             if steps % max(knots - 1, 1):

@@ -6,17 +6,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imr._checks import (
+    as_choice_of,
     check_axis,
     check_counts,
-    check_features,
     check_finite,
+    check_flags,
     check_positive,
     check_rank,
     check_rngs,
+    check_scalar,
 )
 from imr._numerics import matmul
+from imr._shapes import check_features
 from imr._typing import ScalarLike
-from imr.context.fields import Labelled, as_mask
+from imr.context.fields import Labelled
 from imr.context.linear import LinearAttention, gradient_step_weights, linear_self_attention
 from imr.errors import ImrError
 
@@ -61,6 +64,8 @@ class LinearSelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):  # fmt: skip
         check_counts(num_features=num_features, num_outputs=num_outputs, layers=layers, heads=heads)
+        check_flags(tied=tied, causal=causal)
+        check_scalar("scale", scale)
         check_positive("scale", scale)
         check_rngs(rngs)
         self.sizes, self.layers, self.tied, self.causal = (
@@ -136,7 +141,7 @@ class LinearSelfAttention(nnx.Module):
         check_axis("x", x.shape[1], "the net", self.sizes[0], "features")
         check_axis("y", y.shape[0], "x", x.shape[0], "tokens")
         check_axis("y", y.shape[1], "the net", self.sizes[1], "outputs")
-        y = jnp.where(as_mask(labelled)[:, None], y, 0)
+        y = jnp.where(as_choice_of("token", "labelled", labelled, len(y))[:, None], y, 0)
         # A query among the keys, whose y nobody knows, would change them from the second layer on.
         check_finite("y of labelled tokens", y)
         parts = [x, x, y, jnp.zeros_like(y)] if self.causal else [x, y]
@@ -150,7 +155,7 @@ class LinearSelfAttention(nnx.Module):
         Args:
           x: covariates, shape (n, p).
           y: values, shape (n, o); those of unlabelled tokens are never read.
-          labelled: boolean, shape (n,): the examples, which alone are keys. A query that stands
+          labelled: boolean, or integers 0 and 1, shape (n,): the examples, which alone are keys. A query that stands
             among them has seen its y, unless the net is causal.
         Returns: Shape (n, o).
         Raises: ImrError if shapes do not fit, no token is labelled, or y of one that is labelled is not

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import as_lengths, check_counts, check_key, is_concrete, within
+from imr._checks import (
+    as_lengths,
+    check_callable,
+    check_counts,
+    check_flags,
+    check_key,
+    is_concrete,
+    within,
+)
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
 from imr.errors import ImrError
@@ -45,6 +53,8 @@ def next_token_loss(
     check_counts(batch_size=batch_size, length=length)
     check_process(process)
     check_key(key)
+    check_flags(soft=soft)
+    check_callable("model", model)
     tokens = sample(process, jax.random.split(key, batch_size), length + 1).tokens
     weights = None
     if lengths is not None:
@@ -87,6 +97,7 @@ def exact_kl(
     """
     check_process(process)
     check_counts(length=length, block=block)
+    check_callable("model", model)
     if process.generalised:
         # Its tiny negative probabilities have no logarithm.
         raise ImrError("process must be hidden Markov; found a generalised one.")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import check_axis, check_counts, check_rank
+from imr._checks import check_axis, check_counts, check_flags, check_rank
 from imr._typing import Features
 from imr.attention import attention_terms
 from imr.errors import ImrError
@@ -50,9 +50,11 @@ class PatchBlock(LieBlock):
     ):  # fmt: skip
         super().__init__(num_features, num_classes, attention, tau, signed_step)
         check_counts(grid=grid, heads=heads, rank=rank)
+        check_flags(column_term=column_term)
         if not (isinstance(image_shape, tuple | list) and len(image_shape) == 2):
             raise ImrError(f"image_shape must be (height, width); found {image_shape!r}.")
         height, width = image_shape
+        check_counts(height=height, width=width)
         if height * width != num_features or height % grid or width % grid:
             raise ImrError(
                 f"grid must divide both sides of image_shape, whose product is num_features; found "

@@ -8,7 +8,7 @@ for each pass over it.
 import math
 from typing import NamedTuple
 
-from imr._checks import check_choice, check_counts
+from imr._checks import check_choice, check_count, check_kind, check_scalar
 from imr.errors import ImrError
 
 
@@ -63,7 +63,7 @@ def linear_field_cost(n: int, f: int, k: int, *, itemsize: int = 4) -> Cost:
     >>> linear_field_cost(8000, 784, 10).flops / 1e6
     251.2
     """
-    check_counts(n=n, f=f, k=k)
+    _check_sizes(n=n, f=f, k=k, itemsize=itemsize)
     # A row's loss is a softplus of the log-sum of the others: four transcendentals more.
     return Cost(4.0 * n * f * k + 4.0 * n * k, n * (k + 4), itemsize * n * (2.0 * f + 4 * k))
 
@@ -77,7 +77,7 @@ def linear_flow_cost(n: int, k: int, *, itemsize: int = 4) -> Cost:
     >>> linear_flow_cost(8000, 10).flops / 1e6
     2.64
     """
-    check_counts(n=n, k=k)
+    _check_sizes(n=n, k=k, itemsize=itemsize)
     return Cost(2.0 * n * k * k + 13.0 * n * k, n * k, itemsize * 4.0 * n * k)
 
 
@@ -102,7 +102,7 @@ def attention_cost(
     [1.03125, 2.0]
     """
     check_choice("way", way, ("whole", "strips", "tiles", "ring"))
-    check_counts(n=n, r=r, block=block, devices=devices)
+    _check_sizes(n=n, r=r, block=block, devices=devices, itemsize=itemsize)
     ends = itemsize * 5.0 * n * r  # reads Q and K, writes both products, reads the columns again
     if way == "tiles":
         pairs = n * (n + min(block, n)) / 2.0
@@ -137,7 +137,7 @@ def quadratic_field_cost(
     >>> round(quadratic_field_cost(8192, 16, 16).flops / 1e9, 2)
     6.93
     """
-    check_counts(n=n, f=f, r=r)
+    _check_sizes(n=n, f=f, r=r)
     inner = attention_cost(n, r, way=way, block=block, devices=devices, itemsize=itemsize)
     return inner.plus(Cost(6.0 * n * f * r, 0, itemsize * n * (2.0 * f + 3 * r)))
 
@@ -153,7 +153,9 @@ def step_cost(field: Cost, size: float, *, stages: int = 6, itemsize: int = 4) -
     >>> step_cost(Cost(10.0, 1.0, 0.0), 0).flops
     60.0
     """
-    check_counts(stages=stages)
+    check_kind("field", field, Cost)
+    check_scalar("size", size, 0)
+    _check_sizes(stages=stages, itemsize=itemsize)
     terms = (stages + 1) * (stages + 2) / 2
     return field.times(stages).plus(Cost(2 * terms * size, 0, itemsize * terms * size))
 
@@ -170,7 +172,9 @@ def seconds(cost: Cost, machine: Machine, devices: int = 1) -> float:
     >>> round(1e3 * seconds(attention_cost(65_536, 16, way="tiles", block=4096), H100), 2)
     7.99
     """
-    check_counts(devices=devices)
+    check_kind("cost", cost, Cost)
+    check_kind("machine", machine, Machine)
+    _check_sizes(devices=devices)
     shared = cost.flops / machine.flops + cost.exponentials / machine.exponentials
     shared += cost.bytes / machine.bytes
     return shared / devices + (cost.exchanged / machine.exchanged if devices > 1 else 0.0)
@@ -192,3 +196,9 @@ def largest_n(
     if not numbers_per_row > 0:
         raise ImrError(f"numbers_per_row must be positive; found {numbers_per_row}.")
     return int(devices * machine.memory / (itemsize * numbers_per_row))
+
+
+def _check_sizes(**values):
+    """Sizes may be larger than any array of one machine."""
+    for name, value in values.items():
+        check_count(name, value, most=2**63)

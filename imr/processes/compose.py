@@ -3,12 +3,13 @@
 Processes and probabilities may be traced, by `jax.grad` or `jax.vmap`; values are then not checked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from imr._checks import as_parameter, is_concrete, numpy_of
+from imr._checks import as_numbers, check_flags, is_concrete, numpy_of
+from imr._parameters import as_parameter
 from imr._typing import ScalarLike
 from imr.errors import ImrError
 from imr.processes.process import Process
@@ -34,9 +35,10 @@ def mixture(
     >>> both.num_tokens, both.initial.tolist()
     (3, [0.5, 0.5])
     """
-    processes = list(processes)
-    _check_hidden("processes", processes)
+    processes = _hidden("processes", processes)
     count, lib = len(processes), numpy_of(processes, weights)
+    if weights is not None:
+        as_numbers("weights", weights)
     weights = lib.full(count, 1 / count) if weights is None else lib.asarray(weights, float)
     if weights.shape != (count,) or (is_concrete(weights) and not _is_distribution(weights)):
         raise ImrError(f"weights must be {count} probabilities that sum to 1; found {weights}.")
@@ -103,9 +105,7 @@ def product(factors: Sequence[Process]) -> Process:
     Args:
       factors: hidden Markov processes, at least one.
     """
-    factors = list(factors)
-    _check_hidden("factors", factors)
-    result, *others = factors
+    result, *others = _hidden("factors", factors)
     for factor in others:
         result = conditional_product(result, [factor] * result.num_tokens)
     return result
@@ -124,9 +124,8 @@ def conditional_product(first: Process, seconds: Sequence[Process]) -> Process:
     >>> conditional_product(coin(0.5), [z1r(0.1), z1r(0.9)]).num_tokens
     4
     """
-    seconds = list(seconds)
-    _check_hidden("first", [first])
-    _check_hidden("seconds", seconds)
+    _hidden("first", [first])
+    seconds = _hidden("seconds", seconds)
     shapes = {p.transitions.shape for p in seconds}
     if len(seconds) != first.num_tokens or len(shapes) > 1:
         raise ImrError(
@@ -159,7 +158,7 @@ def with_begin_token(process: Process, name: str = "BOS") -> Process:
     >>> with_begin_token(coin(0.5)).tokens
     ('0', '1', 'BOS')
     """
-    _check_hidden("process", [process])
+    _hidden("process", [process])
     lib, s = numpy_of(process), process.num_states
     begin = lib.pad(lib.asarray(process.initial)[None, None, :], ((0, 0), (s, 0), (0, 1)))
     transitions = lib.pad(lib.asarray(process.transitions), ((0, 0), (0, 1), (0, 1)))
@@ -186,7 +185,8 @@ def with_end_token(
     >>> with_end_token(coin(0.5), 0.5).transitions.ravel().tolist()
     [0.25, 0.25, 0.5]
     """
-    _check_hidden("process", [process])
+    _hidden("process", [process])
+    check_flags(restart=restart)
     probability = as_parameter("probability", probability, "(0, 1)")
     lib, s = numpy_of(process, probability), process.num_states
     more = 0 if restart else 1
@@ -201,8 +201,15 @@ def with_end_token(
     return Process(transitions, start, tokens=(*process.tokens, name), states=states)
 
 
-def _check_hidden(name, processes):
+def _hidden(name, processes):
+    """A list of one hidden Markov process or more."""
+    processes = list(processes) if isinstance(processes, Iterable) else [processes]
+    for process in processes:
+        if not isinstance(process, Process):
+            kind = type(process).__name__
+            raise ImrError(f"{name} must be of the type imr.Process; found a {kind}.")
     if not processes:
         raise ImrError(f"{name} must hold at least one process; found none.")
     if any(p.generalised for p in processes):
         raise ImrError(f"{name} must be hidden Markov; found a generalised process.")
+    return processes

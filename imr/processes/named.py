@@ -1,6 +1,6 @@
 """Processes of the literature by name. Transitions not listed in a formula are zero.
 
-Parameters may be traced, by `jax.grad` or `jax.vmap`; their values are then not checked.
+Parameters may be traced, by `jax.grad` or `jax.vmap`; one out of range then makes the process NaN.
 """
 
 import functools
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_parameter, is_concrete, numpy_of
+from imr._checks import is_concrete, numpy_of
+from imr._parameters import as_parameter
 from imr._typing import ScalarLike
 from imr.errors import ImrError
 from imr.processes.process import Process

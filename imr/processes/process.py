@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imr._checks import check_finite, is_concrete
+from imr._checks import as_numbers, check_finite, check_flags, is_concrete
 from imr._numerics import matmul, widen
 from imr.errors import ImrError
 from imr.processes.stationary import closed_classes, long_run, null_vectors, traced_long_run
@@ -76,6 +76,7 @@ class Process:
                 transitions = np.asarray(transitions)
             except ValueError as error:
                 raise ImrError(f"transitions must have shape (k, s, s): {error}.") from None
+            as_numbers("transitions", transitions)
         shape = np.shape(transitions)
         if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
             raise ImrError(f"transitions must have shape (k, s, s), none of them 0; found {shape}.")
@@ -83,6 +84,7 @@ class Process:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ImrError(f"transitions must be a floating array; found dtype {dtype}.")
         check_start(initial, shape[1])
+        check_flags(generalised=generalised)
         tokens, states = _names("tokens", tokens, shape[0]), _names("states", states, shape[1])
         vars(self).update(tokens=tokens, states=states, generalised=bool(generalised))
         if is_concrete(transitions, initial):
@@ -161,6 +163,7 @@ def is_unifilar(process: Process) -> bool:
     >>> is_unifilar(z1r(0.5)), is_unifilar(sns(0.5, 0.5))
     (True, False)
     """
+    check_process(process)
     if not is_concrete(process):
         raise ImrError("is_unifilar needs a concrete process; call it outside of jax.jit.")
     return bool(np.all(np.sum(np.asarray(process.transitions) != 0, axis=-1) <= 1))
@@ -179,6 +182,7 @@ def check_start(initial, size, right=None, generalised=False, tolerance=_TOLERAN
     """Checks the shape of a start distribution, and its values if the right vector is given."""
     if initial is None:
         return
+    as_numbers("initial", initial)
     if np.shape(initial) != (size,):
         raise ImrError(
             f"initial must have shape ({size},), one entry for each state; found {np.shape(initial)}."
