@@ -7,6 +7,7 @@ IMR_TEST_OPTIMISED=1 all tests do.
 """
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 # Ours first: of two equal flags XLA takes the last, here the user's. Eight devices cost the tests
@@ -21,6 +22,11 @@ import beartype
 import jax
 import jaxtyping
 import pytest
+
+# What tests share has no doctests, and is imported by those that need it.
+collect_ignore = [
+    each.name for each in Path(__file__).parent.glob("*.py") if not each.name.startswith("test_")
+]
 
 OPTIMISED = os.environ.get("IMR_TEST_OPTIMISED", "0") == "1"
 
