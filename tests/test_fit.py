@@ -442,7 +442,9 @@ def test_bad_input(options, message, unchecked):
 @pytest.mark.laws
 @pytest.mark.usefixtures("unchecked")
 def test_more_bad_input():
-    with pytest.raises(ImrError, match="tokens must be concrete; found a traced value"):
+    with pytest.raises(
+        ImrError, match="tokens, start and key must be concrete; found a traced value"
+    ):
         jax.jit(lambda tokens: fit_process(tokens, start=MESS3).log_likelihood)(jnp.zeros(3, int))
     with pytest.raises(ImrError, match="start must give the tokens a positive probability"):
         fit_process([1, 1], start=processes.golden_mean(0.5))

@@ -125,8 +125,8 @@ def score(value: Any, null: Any) -> Score:
 
     Args:
       value: the measure, of any shape.
-      null: draws of it, with a leading axis of draws.
-    Raises: ImrError if there are fewer than two draws.
+      null: draws of it, with a leading axis of draws; one value may be held against the nulls of many.
+    Raises: ImrError if there are fewer than two draws, or shapes do not fit.
 
     >>> float(score(3.0, [0.0, 2.0]).z.round(3))
     1.414
@@ -137,10 +137,12 @@ def score(value: Any, null: Any) -> Score:
     null = np.asarray(null)
     if null.ndim < 1 or len(null) < 2:
         raise ImrError(f"null must hold at least two draws; found shape {null.shape}.")
-    if np.shape(value) != null.shape[1:]:
+    try:
+        np.broadcast_shapes(np.shape(value), null.shape[1:])
+    except ValueError:
         raise ImrError(
             f"null must hold draws of value, of shape {np.shape(value)}; found {null.shape[1:]}."
-        )
+        ) from None
     mean, std = null.mean(axis=0), null.std(axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return Score(value, mean, std, np.asarray((value - mean) / std))
