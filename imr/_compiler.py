@@ -38,11 +38,15 @@ def keep_products_apart() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if not (0, 10, 2) <= version() < (0, 13):
         return
-    if users := re.findall(rf"{FLAG}=(\S*)", flags):
-        _check_choice(users[-1])  # the one that counts
-        return
-    compiler.get_compile_options = _with_the_option(compiler.get_compile_options)
     flag = f"{FLAG}={CHOICE}"
+    users = re.findall(rf"{FLAG}=(\S*)", flags)
+    if users and users[-1] != CHOICE:
+        _check_choice(users[-1])
+        return
+    # Also if the flag is there, as in processes that this one starts: it may be set anew after this.
+    compiler.get_compile_options = _with_the_option(compiler.get_compile_options)
+    if users:
+        return
     if not backends_are_initialized():
         if flags.lstrip()[:1] in ("", "-"):  # anything else is the name of a file of flags
             os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()

@@ -31,8 +31,8 @@ need() {
 # Stops if a run folder has an address that imr.lab.files.place refuses.
 need_place() {
   local LC_ALL=C
-  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]+:/ ]] || [[ $1 =~ ^gs://[^/]+/.*[^/] ]] ||
-    fail "$1 cannot be written to. Give a folder, or gs://BUCKET/FOLDER."
+  [[ ! $1 =~ ^[A-Za-z][A-Za-z0-9+.-]+:/ ]] || [[ $1 =~ ^gs://[^/]+/.*[^/] && ! $1 =~ [*?[] ]] ||
+    fail "$1 cannot be written to. Give a folder, or gs://BUCKET/FOLDER, which has none of * ? [."
 }
 
 # Sets `module` to what Python runs by -m, or to nothing for other programs; stops if there is none.

@@ -13,7 +13,7 @@ import imr
 from imr import attention, beliefs, constrained, context, lens, metrics, nn, regression, splitting
 from imr import processes as named
 from imr.lab import data, train
-from imr.parallel import cost
+from imr.parallel import cost, cycles
 
 N, F, K, R = 4, 3, 5, 2
 
@@ -281,6 +281,8 @@ row(lens.permuted_circuit, lens.rotated_circuit, circuit=CIRCUIT, key=KEY)
 
 # Costs, training and data
 row(cost.attention_cost, n=10, r=2)
+row(cycles.attention_cycles, n=2048, r=2, core=cycles.V5E)
+row(cycles.filter_cycles, length=10, core=cycles.V5E)
 row(cost.linear_field_cost, n=10, f=3, k=5)
 row(cost.linear_flow_cost, n=10, k=5)
 row(cost.quadratic_field_cost, n=10, f=3, r=2)

@@ -255,6 +255,22 @@ def test_nothing_underflows(zeros):
             assert abs(smoothed[row, :length] - gamma).max() < rounding
 
 
+@pytest.mark.laws
+def test_a_start_does_not_underflow():
+    """1e-28 times 1e-15, which float32 does not hold, is all that explains this token."""
+    t = np.array([[[1, 0], [0, 1 - 1e-15]], [[0, 0], [0, 1e-15]]], np.float32)
+    process = bare(Process(t, np.array([1, 1e-28], np.float32)))
+    expected = np.log(1e-28) + np.log(1e-15)
+    for method in METHODS:
+        found = beliefs.bayes_filter(process, [1], method=method)
+        assert abs(found.log_probability[0] / expected - 1) < 1e-6
+        assert found.beliefs.tolist() == [[0, 1]]
+    assert beliefs.smooth(process, [1]).tolist() == [[0, 1]]
+    path = beliefs.viterbi(process, [1])
+    assert path.states.tolist() == [1]
+    assert abs(path.log_probability / expected - 1) < 1e-6
+
+
 @pytest.mark.acceptance
 def test_gradients_of_what_would_underflow():
     """In float32 against float64, at entries that are zero too."""

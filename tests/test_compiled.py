@@ -298,6 +298,8 @@ def test_a_late_import_protects_what_is_compiled_after_it_and_warns():
     # Before jax has started nothing was compiled, and nobody is warned.
     for when in ("flags read", "flags anew"):
         assert run(when, names=["linear"]) == (False, [True])
+    # A process that one of imr has started has the flag, and may set its flags anew all the same.
+    assert run("flags anew", f"{_compiler.FLAG}=individual_dot", ["linear"]) == (False, [True])
     # As the warning says.
     assert run("late", f"{_compiler.FLAG}=individual_dot", ["linear"]) == (False, [True])
 

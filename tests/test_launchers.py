@@ -239,7 +239,7 @@ def test_times_that_leave_room_for_the_signal(tmp_path, time):
 @pytest.mark.parametrize(
     "out",
     [
-        "s3://bucket/run", "gs:/bucket/run", "file:///s/run", "gs://", "gs://bucket", "gs://bucket//",
+        "s3://bucket/run", "gs:/bucket/run", "file:///s/run", "gs://", "gs://bucket", "gs://bucket//", "gs://bucket/run*", "gs://bucket/a[1]/b",
         "gs:///run", "GS://bucket/run", "hdfs:/x", "gs://bucket/run", "C:/a", "a:b",
         "a/b:/c", "1a:/b", "é+:/b",
     ],

@@ -20,13 +20,17 @@ from tests.test_stops import PROBE, Hook, end_of
 
 
 @pytest.mark.parametrize(
-    "out", ["s3://bucket/run", "gs://bucket", "gs:/bucket/run", "gs:///run", "gs://bucket//", "http://a/b"]
+    "out", ["s3://bucket/run", "gs://bucket", "gs:/bucket/run", "gs:///run", "gs://bucket//", "gs://bucket/run*",
+            "gs://bucket/run[12]/a", "gs://bucket/?", "http://a/b"]
 )  # fmt: skip
 def test_addresses_that_nothing_can_write_to_are_refused(tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
     assert PROBE.main(["--out", out]) == 2
     said = capsys.readouterr().err
-    assert said == f"error: {out} cannot be written to. Give a folder, or gs://BUCKET/FOLDER.\n"
+    assert (
+        said
+        == f"error: {out} cannot be written to. Give a folder, or gs://BUCKET/FOLDER, which has none of * ? [.\n"
+    )
     for reader in (lambda: read_newest(out), lambda: Checkpoints(out, {})):
         with pytest.raises(RunError, match=f"{re.escape(out)} cannot be written to"):
             reader()

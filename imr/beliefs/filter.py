@@ -159,8 +159,9 @@ def advance_scaled(rows: Scaled, transitions: Scaled, tokens: Array) -> Scaled:
     return product(Scaled(*(x[:, :, None] for x in rows)), matrices, 1)
 
 
-def without_underflow(run: Callable[[bool], Any], process: Process) -> Any:
-    """The first of what run(False) returns, plain products, unless entries of the others are small.
+def without_underflow(run: Callable[[bool], Any], process: Process, start: Array) -> Any:
+    """The first of what run(False) returns, plain products, unless entries of the others, of the start
+    or of the process are small.
 
     Then it is that of run(True), products of `Scaled` numbers, which cost several times as much.
     """
@@ -168,7 +169,7 @@ def without_underflow(run: Callable[[bool], Any], process: Process) -> Any:
     if process.generalised or process.num_states > FEW_STATES:
         return result
     least = least_factor(process.transitions.dtype)
-    small = [jnp.any((x > 0) & (x < least)) for x in (process.transitions, *others)]
+    small = [jnp.any((x > 0) & (x < least)) for x in (process.transitions, start, *others)]
     return jax.lax.cond(jnp.any(jnp.stack(small)), lambda: run(True)[0], lambda: result)
 
 
@@ -252,7 +253,7 @@ def _filter(process, tokens, lengths, initial, associative):
     if associative and flat.shape[1]:
         beliefs, log_probability = _by_tree(process, flat, lengths, initial)
     else:
-        beliefs, log_probability = without_underflow(run, process)
+        beliefs, log_probability = without_underflow(run, process, _start(process, flat, initial))
     beliefs = jnp.where(jnp.isneginf(log_probability)[..., None], jnp.nan, beliefs)
     return beliefs.reshape(*tokens.shape, beliefs.shape[-1]), log_probability.reshape(tokens.shape)
 

@@ -50,7 +50,7 @@ def _smooth(process, tokens, lengths):
         both = Scaled(beliefs.values * messages.values, beliefs.exponents + messages.exponents)
         return plain(relative(both)[0]), None
 
-    both = without_underflow(run, process)
+    both = without_underflow(run, process, process.initial)
     # Zero for an impossible word, whose mark must not spread to the derivatives of the others.
     total = jnp.sum(both, axis=-1, keepdims=True)
     smoothed = jnp.where(total > 0, both / jnp.where(total > 0, total, 1), jnp.nan)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imr._checks import as_sequences, within
-from imr._numerics import matmul
 from imr.beliefs.filter import FEW_STATES, flatten, log
 from imr.processes.process import Process, bare, check_hidden
 
@@ -55,7 +54,11 @@ def _viterbi(process, tokens, lengths):
         return ViterbiPath(tokens, jnp.zeros(shape, process.transitions.dtype))
     inside = jnp.ones(flat.shape, bool) if lengths is None else within(lengths, most)
     log_matrices = log(process.transitions)
-    starts = log(matmul(process.initial, process.transitions))
+    # As logarithms, of which a product of small probabilities remains one.
+    first_moves = log(process.initial)[None, :, None] + log_matrices
+    top = jax.lax.stop_gradient(jnp.max(first_moves, axis=1))
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    starts = top + log(jnp.sum(jnp.exp(first_moves - top[:, None, :]), axis=1))
     itself = jnp.tile(jnp.arange(process.num_states, dtype=jnp.int32)[None, :], (batch, 1))
 
     def forward(scores, token):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 else:
     Place = PurePath
 
-_STORE = re.compile(r"gs://[^/]+/.*[^/].*")
+# Without what its client would take for a pattern, and remove all that fits it.
+_STORE = re.compile(r"gs://[^/*?[]+/[^*?[]*[^/*?[][^*?[]*")
 # One letter is a drive of Windows. A Path has made gs:/ of gs://.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -47,7 +48,7 @@ def place(path: str | os.PathLike[str]) -> Place:
     >>> place("s3://bucket/run")
     Traceback (most recent call last):
       ...
-    imr.errors.RunError: s3://bucket/run cannot be written to. Give a folder, or gs://BUCKET/FOLDER.
+    imr.errors.RunError: s3://bucket/run cannot be written to. Give a folder, or gs://BUCKET/FOLDER, ...
     """
     words = os.fspath(path)
     if not words:
@@ -55,7 +56,9 @@ def place(path: str | os.PathLike[str]) -> Place:
     if not _SCHEME.match(words):
         return expanded(words).absolute()
     if not _STORE.fullmatch(words):
-        raise RunError(f"{words} cannot be written to. Give a folder, or gs://BUCKET/FOLDER.")
+        raise RunError(
+            f"{words} cannot be written to. Give a folder, or gs://BUCKET/FOLDER, which has none of * ? [."
+        )
     if importlib.util.find_spec("gcsfs") is None:
         raise missing_package("gcsfs", "gcs")
     import fsspec.config

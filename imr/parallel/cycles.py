@@ -14,7 +14,7 @@ other (`experiments/bench/README.md`). Nothing here has been measured on a TPU.
 import math
 from typing import NamedTuple
 
-from imr._checks import check_choice, check_counts
+from imr._checks import check_choice, check_counts, check_kind
 
 
 class Core(NamedTuple):
@@ -158,6 +158,8 @@ def attention_cycles(
     >>> round(attention_cycles(65_536, 16, V5E) / V5E.clock, 3)
     0.026
     """
+    check_kind("core", core, Core)
+    check_kind("constants", constants, Constants)
     check_choice("way", way, ("tiles", "strips", "gradient", "ring"))
     check_counts(n=n, r=r, devices=devices, **({} if block is None else {"block": block}))
     if way == "tiles":
@@ -222,6 +224,8 @@ def filter_cycles(
     >>> round(filter_cycles(256, V5E) / V5E.clock, 4)
     0.0025
     """
+    check_kind("core", core, Core)
+    check_kind("constants", constants, Constants)
     check_choice("way", way, ("scan", "associative"))
     check_counts(length=length)
     start = constants.start * core.clock
