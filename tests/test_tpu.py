@@ -274,7 +274,8 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
 def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
     program = Waiting(tmp_path)
     process = cloud.launch(*program.words, flags=(*BUCKET, "--spot"))
-    until(lambda: program.starts() == [1, 1], process)
+    until(lambda: cloud.calls("worker log"), process)
+    assert program.starts() == [1, 1]
     gcloud.suspend(cloud.folder, "a-1")
     until(lambda: program.starts() == [2, 2], process)
     # Somebody has deleted it.
