@@ -277,7 +277,9 @@ def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetch
     until(lambda: cloud.calls("worker log"), process)
     assert program.starts() == [1, 1]
     gcloud.suspend(cloud.folder, "a-1")
-    until(lambda: program.starts() == [2, 2], process)
+    until(
+        lambda: program.starts() == [2, 2] and cloud.calls("")[-1].find("worker log") > 0, process
+    )
     # Somebody has deleted it.
     gcloud.end(cloud.folder / "a-1")
     shutil.rmtree(cloud.folder / "a-1")

@@ -198,8 +198,8 @@ def test_run_folders_that_are_refused(tmp_path, name, message, content):
 
 
 @pytest.mark.usefixtures("bounded")
-def test_links_and_devices_in_a_run_folder(tmp_path):
-    """Nothing beside the folder is written, and nothing that has no end is read."""
+def test_links_in_a_run_folder(tmp_path):
+    """Nothing beside the folder is written."""
     mine = tmp_path / "mine"
     mine.write_text("half a line")
     folder = tmp_path / "run"
@@ -216,10 +216,20 @@ def test_links_and_devices_in_a_run_folder(tmp_path):
         run.metrics().append(1, loss=0.5)
         run.finish({}, "| a |")
         assert run.finished
+    assert mine.read_text() == "half a line"
+
+
+@pytest.mark.usefixtures("bounded")
+def test_devices_and_absurd_sizes_in_a_run_folder(tmp_path):
+    """Nothing that has no end is read."""
+    folder = tmp_path / "run"
+    with open_run("probe", RunFlags(), out=folder) as run:
+        run.metrics().append(1, loss=0.5)
+        run.finish({}, "| a |")
+        assert run.finished
         for sums in ('{"/dev/zero": "x"}', "[1]", "3", "{}"):
             (folder / ".sums").write_text(sums)
             assert not run.finished
-    assert mine.read_text() == "half a line"
     with (folder / "metrics.jsonl").open("r+b") as file:
         file.truncate(3 * 10**9)
     with pytest.raises(DataError, match=r"metrics\.jsonl is larger than"):
