@@ -55,8 +55,11 @@ def read_bytes(path: str | os.PathLike[str], largest: int = LARGEST) -> bytes:
       DataError: if it is no regular file, or larger.
     """
     with open_file(path) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        # What a system makes as it is read, as below /proc, has no size before.
+        data = file.read(largest + 1) if size <= largest else b""
+    if max(size, len(data)) > largest:
         raise DataError(
             f"{path} is larger than {largest} bytes, the most that is read of such a file."
         )

@@ -34,8 +34,16 @@ LIGHT = ("idx", "idx_gz", "texts", "summary", "sums", "metrics", "run_config")
 MODEL = ("tokenizer", "weights", "heads", "config", "shard_index")
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """What a run folder imports at its first use is no file's fault."""
+    with open_run("probe", RunFlags(), out=tmp_path_factory.mktemp("warm") / "run") as run:
+        run.metrics().append(1, loss=0.5)
+        run.finish({}, "| a |")
+
+
 @pytest.fixture
-def bounded():
+def bounded(warm):
     """The test may take a second of CPU and 500 MB more than there are."""
     if not Path("/proc/self/status").is_file():
         pytest.skip("this system does not say how much memory a process has")
