@@ -95,7 +95,8 @@ def solve(
       adjoint: of diffrax; the default is RecursiveCheckpointAdjoint, for first derivatives in
         reverse mode, as BacksolveAdjoint is. `diffrax.ForwardMode()` is for `jax.jvp` and
         `jax.jacfwd`, once and again, `diffrax.DirectAdjoint()` for all, second derivatives in times
-        and in what the field closes over among them. Steps are taken as constants.
+        and in what the field closes over among them. Steps are taken as constants. Where a time of
+        ts is t0 or t1, derivatives by t0, t1 and ts are wrong.
       max_steps: step limit, from one time asked for to the next.
       throw: whether to raise `FlowError` if the end is not reached. None raises if the result is
         concrete, and leaves the code to the caller under `jax.jit` and `jax.vmap`; False never
