@@ -129,6 +129,8 @@ def check_finite(name: str, array: Any) -> None:
             if np.isfinite(values.sum()):
                 continue
         bad = ~np.isfinite(values)
+        if bad.any() and not bad.ndim:
+            raise ImrError(f"{name} must be finite; found {values}.")
         if bad.any():
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise ImrError(
@@ -171,10 +173,25 @@ def _as_values(name: str, value: Any) -> np.ndarray:
 
 
 def check_key(key: Any) -> None:
-    """Demands random keys, new or old."""
-    kinds = (jax.dtypes.prng_key, jnp.uint32)
-    if not isinstance(key, jax.Array) or not any(jnp.issubdtype(key.dtype, k) for k in kinds):
-        raise ImrError(f"key must be made by jax.random.key or split; found {key!r}.")
+    """Demands one random key, new or old."""
+    shape = as_keys(key).shape
+    if shape:
+        raise ImrError(
+            f"key must be one random key; found an array of keys of shape {shape}. Take one of them, or "
+            "jax.vmap over them."
+        )
+
+
+def as_keys(key: Any) -> jax.Array:
+    """Random keys of any shape; those of the old kind, rows of uint32, as new ones."""
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+        try:
+            return jax.random.wrap_key_data(key)
+        except (TypeError, ValueError):  # not of uint32, or rows of another length
+            pass
+    raise ImrError(f"key must be made by jax.random.key or split; found {shortened(key)}.")
 
 
 def check_flags(**values: Any) -> None:

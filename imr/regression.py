@@ -189,11 +189,13 @@ def _checked(x, labels, num_classes, l2, where, weights, tol=0.0) -> tuple[Featu
     check_count("num_classes", num_classes)
     as_targets(labels).check((x.shape[0], num_classes))
     check_scalar("l2", l2, 0)
+    check_finite("l2", l2)
     check_scalar("tol", tol, 0)
     if where is not None:
         where = as_choice_of("row", "where", where, x.shape[0])
     if weights is not None:
-        check_rank("weights", as_numbers("weights", weights), 1, "(n,)")
+        with np.errstate(over="ignore"):  # they are read in float64
+            check_rank("weights", as_numbers("weights", weights), 1, "(n,)")
         check_axis("weights", len(weights), "x", x.shape[0], "rows")
         check_finite("weights", weights)
         check_at_least("weights", weights, 0)
@@ -281,6 +283,7 @@ def fit_noisy_regression(
     check_key(key)
     x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol)
     check_scalar("noise", noise, 0)
+    check_finite("noise", noise)
     check_count("num_steps", num_steps)
     fit = _fit_noisy(key, widen(x), labels, l2, noise, shares, tol, num_classes, num_steps)
     return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))

@@ -310,6 +310,9 @@ def wrong_kinds(valid: Any, every: bool) -> Iterator[tuple[str, Any]]:
         yield "a dict", {}
         yield "an empty array", jnp.zeros(0)
         yield "an array of rank 3", jnp.zeros((1, 1, 1))
+    if is_key(valid):
+        yield "three keys", jax.random.split(KEY, 3)
+        yield "words that are no key", jnp.zeros(3, jnp.uint32)
     if not isinstance(valid, jax.Array | np.ndarray) or not valid.ndim:
         return
     array = np.zeros(2) if is_key(valid) else np.asarray(valid)

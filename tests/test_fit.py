@@ -399,9 +399,10 @@ def test_float32_and_narrow_tokens(tokens):
     ("options", "message"),
     [
         ({"num_states": 0}, "num_states must be an integer of at least 1; found 0"),
-        ({}, "num_states must be an integer of at least 1; found None"),
+        ({}, "num_states or start must be given; found None for both"),
         ({"num_states": 2}, "key must be given for random starts.*found None"),
         ({"num_states": 2, "key": 0}, "key must be made by"),
+        ({"num_states": 2, "key": jax.random.split(jax.random.key(0), 3)}, r"key must be one random key.* \(3,\)"),
         ({"start": MESS3, "num_states": 2}, "num_states must be that of start, 3, or None; found 2"),
         ({"start": MESS3, "num_tokens": 4}, "num_tokens must be that of start, 3"),
         ({"num_states": 2, "num_tokens": 0}, "num_tokens must be an integer of at least 1"),
@@ -446,5 +447,7 @@ def test_more_bad_input():
         ImrError, match="tokens, start and key must be concrete; found a traced value"
     ):
         jax.jit(lambda tokens: fit_process(tokens, start=MESS3).log_likelihood)(jnp.zeros(3, int))
+    with pytest.raises(ImrError, match="tokens must be numbers from 0 on without large gaps"):
+        fit_process([0, 2**30], num_states=2)
     with pytest.raises(ImrError, match="start must give the tokens a positive probability"):
         fit_process([1, 1], start=processes.golden_mean(0.5))

@@ -94,11 +94,13 @@ def test_signals_at_random_moments(tmp_path, start, command, count):
         name = passed[stops % len(passed)]
         delay = float(random.uniform(0, 2)) if random.integers(2) else 0.0
         number = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)[stops % 3]
+        # Stopped at the end of its last phase, a run has nothing left to do, and passes few phases.
+        over = (folder / "summary.json").exists()
         found, words = codes(
             start(command, folder, count=count, phase=name, delay=delay, number=number)
         )
         assert "Traceback" not in words
-        if found == [0] * count and delay:  # it ended before the signal
+        if found == [0] * count and (delay or over):  # it ended before the signal
             assert end_of(folder) == unbroken
             shutil.rmtree(folder)
             ends += 1

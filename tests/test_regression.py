@@ -248,6 +248,8 @@ def test_errors():
         fit_regression(p.z, p.labels, 3, 0.1, where=np.zeros(10, bool))
     with pytest.raises(imr.ImrError, match="l2 must be at least 0; found -1"):
         fit_regression(p.z, p.labels, 3, -1.0)
+    with pytest.raises(imr.ImrError, match="l2 must be finite; found inf"):
+        fit_regression(p.z, p.labels, 3, np.inf)
     with pytest.raises(imr.ImrError, match=r"noise must be at least 0; found -0\.5"):
         fit_noisy_regression(jax.random.key(0), p.z, p.labels, 3, 0.1, -0.5)
     with pytest.raises(imr.ImrError, match=r"0 to 1; found targets"):

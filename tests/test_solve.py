@@ -54,6 +54,55 @@ def test_two_classes_follow_the_closed_form():
     assert error(left, right) <= 1e-9
 
 
+def slower(t, z, args):
+    """z = z0 exp(t0 - t + (t0^2 - t^2) / 2)."""
+    return -(1 + t) * z
+
+
+def at_times(times):
+    """States at ts and at t1, weighed."""
+    t0, t1, *ts = times
+    flow = imr.solve(
+        slower, jnp.ones(1), t0=t0, t1=t1, ts=jnp.stack(ts), adjoint=dfx.DirectAdjoint(), max_steps=64,
+        rtol=1e-8, atol=1e-10,
+    )  # fmt: skip
+    return 2 * flow.z[0] + 3 * flow.zs[0, 0] + 5 * flow.zs[1, 0]
+
+
+def at_times_exactly(times):
+    t0 = times[0]
+    return sum(
+        weight * jnp.exp(t0 - t + (t0**2 - t**2) / 2)
+        for weight, t in zip((2, 3, 5), times[1:], strict=True)
+    )
+
+
+@pytest.mark.acceptance
+def test_derivatives_by_times():
+    """First and second ones, by times between the ends, at them, and backwards."""
+    derivatives, exactly = (
+        jax.jit(lambda times, f=f: (jax.grad(f)(times), jax.hessian(f)(times)))
+        for f in (at_times, at_times_exactly)
+    )
+    for times in (
+        [0.0, 1.0, 0.2, 0.7], [0.0, 1.0, 0.0, 0.7], [0.0, 1.0, 0.2, 1.0], [0.0, 1.0, 0.0, 1.0],
+        [1.0, 0.2, 1.0, 0.2],
+    ):  # fmt: skip
+        found, wanted = (f(jnp.asarray(times)) for f in (derivatives, exactly))
+        assert error(found[0], wanted[0]) < 1e-6, times
+        assert error(found[1], wanted[1]) < 1e-6, times
+    # The times that are most often asked for, by the length of the whole, and concrete ones.
+    last = jax.grad(lambda t1: at_times(jnp.stack([0.0 * t1, t1, t1 / 2, t1])))(1.0)
+    np.testing.assert_allclose(
+        last, jax.grad(lambda t1: at_times_exactly([0.0, t1, t1 / 2, t1]))(1.0), rtol=1e-6
+    )
+
+    def end(t1):
+        return imr.solve(decay, jnp.ones(1), t1=t1, ts=np.array([0.5, 1.0]), **TIGHT).z[0]
+
+    np.testing.assert_allclose(jax.grad(end)(1.0), -np.exp(-1), rtol=1e-6)
+
+
 @pytest.mark.laws
 def test_a_simplex_frame_follows_the_closed_form():
     """e^m + (k - 1) m = 1 + a k t from z_0 = 0."""
@@ -417,8 +466,16 @@ class TestErrors:
             solve(loss)
         with pytest.raises(imr.ImrError, match=r"field must return the shapes of z0, \[\(7, 5\)\]"):
             solve(half)
-        with pytest.raises(imr.ImrError, match=r"z -> scalar; found a result of shape \(7,\)"):
+        with pytest.raises(imr.ImrError, match=r"loss must return one real .* float64 of shape \(7,\)"):
             solve(field, loss=lambda z: z.sum(axis=1))
+        with pytest.raises(imr.ImrError, match="loss must return one real number.*complex128"):
+            solve(field, loss=lambda z: 1j * z.sum())
+        with pytest.raises(imr.ImrError, match="loss must return one real number.*found None"):
+            solve(field, loss=lambda z: None)
+        with pytest.raises(imr.ImrError, match=r"loss cannot be called as loss\(z\)"):
+            solve(field, loss=lambda z, theta: z.sum())
+        with pytest.raises(imr.ImrError, match="field .* fails on z0: IndexError"):
+            solve(lambda t, z, args: z[0, 0, 0])
         with pytest.raises(imr.ImrError, match="z0 must be a floating array; found dtype int"):
             solve(field, jnp.ones((7, 5), int))
         with pytest.raises(imr.ImrError, match="t1 must be finite"):

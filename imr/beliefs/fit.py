@@ -25,6 +25,7 @@ from imr.processes.process import Process, check_process
 
 # Steps without a change of the likelihood after which none is expected.
 _PATIENCE = 30
+_LARGEST = 2**28  # entries of tables, 1 GiB, that a fit makes unasked
 
 Emission = Literal["general", "state"]
 
@@ -113,7 +114,14 @@ def fit_process(
         raise ImrError("held_out_lengths needs held_out; found None.")
     s, k = _sizes(start, num_states, num_tokens)
     sequences = _sequences(tokens, lengths, k)
-    k = 1 + int(sequences.max()) if k is None else k
+    if k is None:
+        k = 1 + int(sequences.max())
+        if k * s * s * restarts > _LARGEST:
+            raise ImrError(
+                f"tokens must be numbers from 0 on without large gaps; found {k - 1} as the largest, for "
+                f"which {restarts} x {k} matrices of {s} states would be fitted. Number the tokens that "
+                "there are (np.unique with return_inverse), or give num_tokens if that is what you want."
+            )
     tables, entries = start_tables(start, s, k, emission, fixed, tied)
     if start is None or restarts > 1:
         if key is None:
@@ -190,6 +198,8 @@ def _ascend(method, tables, entries, packed, tol, max_steps):
 def _sizes(start, num_states, num_tokens) -> tuple[Any, Any]:
     """The numbers of states and tokens, as given or of the start; None if the tokens decide."""
     if start is None:
+        if num_states is None:
+            raise ImrError("num_states or start must be given; found None for both.")
         check_count("num_states", num_states)
         if num_tokens is not None:
             check_count("num_tokens", num_tokens)

@@ -1,6 +1,7 @@
 """Solving any field with diffrax, and the `Flow` that all solvers return."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -95,15 +96,16 @@ def solve(
       adjoint: of diffrax; the default is RecursiveCheckpointAdjoint, for first derivatives in
         reverse mode, as BacksolveAdjoint is. `diffrax.ForwardMode()` is for `jax.jvp` and
         `jax.jacfwd`, once and again, `diffrax.DirectAdjoint()` for all, second derivatives in times
-        and in what the field closes over among them. Steps are taken as constants. Where a time of
-        ts is t0 or t1, derivatives by t0, t1 and ts are wrong.
+        and in what the field closes over among them. Steps are taken as constants.
       max_steps: step limit, from one time asked for to the next.
       throw: whether to raise `FlowError` if the end is not reached. None raises if the result is
         concrete, and leaves the code to the caller under `jax.jit` and `jax.vmap`; False never
         raises.
     Returns: A `Flow`. Two calls with other values of the same shapes compile once, if the field is
       a pytree or the same function. A lambda written in the call is another one at each call, and
-      compiles each time: name it once, or hold its numbers in a `jax.tree_util.Partial` or args.
+      compiles each time: name it once, or hold its numbers in a `jax.tree_util.Partial` or args. As
+      under `jax.jit`, what a function or an object that is no pytree reads besides its arguments
+      (globals, attributes) is read at the first call: a later change of it is not seen.
     Raises:
       ImrError: for concrete values, if z0 is not finite, t1 is t0, or the times are out of order or
         outside of [t0, t1]; for a derivative that the adjoint does not have.
@@ -171,15 +173,10 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> Any:
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), z0)
     parts = []
     for part in field if isinstance(field, tuple) else (field,):
-        try:
+        with _explained("field", "field(t, z, args)"):
             traced, found = jax.make_jaxpr(
                 lambda t, z, part=part: part(t, z, args), return_shape=True
             )(time, state)
-        except TypeError as error:
-            raise ImrError(
-                f"field cannot be called as field(t, z, args), or fails on z0: {error}. A loss is "
-                "made a field by gradient_field(loss)."
-            ) from error
         same = jax.tree.structure(found) == jax.tree.structure(state)
         if not same or _shapes(found) != _shapes(state):
             raise ImrError(
@@ -188,11 +185,30 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> Any:
         if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(found)):
             raise ImrError("field must return real numbers; found complex ones.")
         parts.append(with_captured(part, traced, args, time, state))
-    if loss is not None and not callable(loss):
-        raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
-    if loss is not None and (found := jnp.shape(jax.eval_shape(lambda z: loss(z), state))) != ():
-        raise ImrError(f"loss must be a function z -> scalar; found a result of shape {found}.")
+    if loss is not None:
+        if not callable(loss):
+            raise ImrError(f"loss must be callable as loss(z); found {type(loss).__name__}.")
+        with _explained("loss", "loss(z)"):
+            found = jax.eval_shape(lambda z: loss(z), state)
+        real = [not jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves(found)]
+        if _shapes(found) != [()] or not all(real):
+            told = " and ".join(f"{x.dtype} of shape {x.shape}" for x in jax.tree.leaves(found))
+            raise ImrError(f"loss must return one real number, shape (); found {told or None}.")
     return tuple(parts) if isinstance(field, tuple) else parts[0]
+
+
+@contextmanager
+def _explained(name: str, call: str) -> Iterator[None]:
+    """Says of which function of the user's an error is that comes out of it."""
+    try:
+        yield
+    except ImrError:
+        raise
+    except Exception as error:
+        hint = " A loss is made a field by gradient_field(loss)." if name == "field" else ""
+        raise ImrError(
+            f"{name} cannot be called as {call}, or fails on z0: {type(error).__name__}: {error}.{hint}"
+        ) from error
 
 
 def _shapes(tree: PyTree) -> list[tuple[int, ...]]:

@@ -40,8 +40,10 @@ def as_times(t0: Any, t1: Any, ts: Any, dtype: Any) -> tuple[Any, Any, Any]:
     rounding = 4 * max(float(jnp.finfo(kind).eps) for kind in coarse)
     rounding *= xp.maximum(abs(start), abs(end))
     low, high = xp.minimum(start, end), xp.maximum(start, end)
-    inside = xp.clip(saved[0], low, high)
-    times = xp.where(abs(saved[0] - inside) <= rounding, inside, saved[0]).astype(dtype)
+    # Not by clip: of a time that is t0 or t1 it takes half of the derivative.
+    early, late = low - saved[0], saved[0] - high
+    times = xp.where((early > 0) & (early <= rounding), low, saved[0])
+    times = xp.where((late > 0) & (late <= rounding), high, times).astype(dtype)
     if xp is np:
         _check_saved(start, end, times)
     return start, end, times

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from imr._checks import as_lengths, check_count, check_key, within
+from imr._checks import as_keys, as_lengths, check_count, within
 from imr._numerics import matmul
 from imr.processes.process import Process, bare, check_process
 
@@ -41,9 +41,7 @@ def sample(process: Process, key: Any, length: int, lengths: Any = None) -> Samp
     """
     check_process(process)
     check_count("length", length)
-    check_key(key)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    key = as_keys(key)
     if lengths is not None:
         lengths = as_lengths(lengths, key.shape, length)
     process = jax.lax.stop_gradient(bare(process))  # what is drawn has no derivative
