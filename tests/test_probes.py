@@ -51,7 +51,8 @@ def test_rows_without_weight_take_no_part():
 
 def test_constant_targets_have_no_r_squared_and_noise_has_none():
     x, y, w = problem(4000, 5)
-    assert np.isnan(metrics.fit_probe(x, np.ones((4000, 1)), w).r_squared)
+    for constant in (1.0, 1 / 3, -1e9):
+        assert np.isnan(metrics.fit_probe(x, np.full((4000, 1), constant), w).r_squared)
     shuffled = np.random.default_rng(1).permutation(y)
     assert metrics.fit_probe(x, shuffled, w).r_squared < 0.02
 

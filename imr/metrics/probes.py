@@ -94,7 +94,9 @@ def _fit(features, targets, weights, ridge):
     penalty = ridge * largest * jnp.eye(x.shape[1], dtype=x.dtype)
     weight = jnp.linalg.solve(covariance + penalty, matmul(weighed.T, y))
     rest, total = jnp.sum(w * (y - matmul(x, weight)) ** 2), jnp.sum(w * y**2)
-    r_squared = 1 - rest / jnp.where(total > 0, total, jnp.nan)
+    # Constant targets differ from their mean by its rounding, and have no variance to explain.
+    rounding = jnp.sum((16 * jnp.finfo(y.dtype).eps * mean_y) ** 2)
+    r_squared = 1 - rest / jnp.where(total > rounding, total, jnp.nan)
     return Probe(weight, mean_y - matmul(mean_x, weight), r_squared)
 
 
