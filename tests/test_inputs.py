@@ -399,6 +399,21 @@ for kind in ("solve", "reduced"):
     print(megabytes() - before)
 """
 
+_SHAPES = (
+    _MANY.partition("for kind")[0]
+    + """
+import sys
+count = int(sys.argv[1])
+for kind in ("solve", "reduced"):
+    for n in range(3):
+        flows_of(kind, linear(n=100 + n), 1.0)
+    before = megabytes()
+    for n in range(count):
+        flows_of(kind, linear(n=10 + n), 1.0)
+    print((megabytes() - before) / count)
+"""
+)
+
 
 @pytest.mark.acceptance
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
@@ -408,6 +423,19 @@ def test_two_thousand_solves_of_one_shape_leave_no_memory_behind():
     grown = [float(line) for line in done.stdout.split()]
     assert len(grown) == 2
     assert max(grown) < 5
+
+
+@pytest.mark.acceptance
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
+def test_each_shape_keeps_its_program_and_no_more():
+    """IMR_TEST_SHAPES=200 says how many; what a program weighs is told (-s) and stands in the README."""
+    count = os.environ.get("IMR_TEST_SHAPES", "10")
+    done = subprocess.run([sys.executable, "-c", _SHAPES, count], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    each = [float(line) for line in done.stdout.split()]
+    print(f"MB for each of {count} shapes: solve {each[0]:.1f}, solve_reduced {each[1]:.1f}")
+    assert len(each) == 2
+    assert max(each) < 40
 
 
 # Scales

@@ -466,15 +466,17 @@ class TestErrors:
             solve(loss)
         with pytest.raises(imr.ImrError, match=r"field must return the shapes of z0, \[\(7, 5\)\]"):
             solve(half)
-        with pytest.raises(imr.ImrError, match=r"loss must return one real .* float64 of shape \(7,\)"):
+        with pytest.raises(
+            imr.ImrError, match=r"loss must return one real .* float64 of shape \(7,\)"
+        ):
             solve(field, loss=lambda z: z.sum(axis=1))
-        with pytest.raises(imr.ImrError, match="loss must return one real number.*complex128"):
+        with pytest.raises(imr.ImrError, match=r"loss must return one real number.*complex128"):
             solve(field, loss=lambda z: 1j * z.sum())
-        with pytest.raises(imr.ImrError, match="loss must return one real number.*found None"):
+        with pytest.raises(imr.ImrError, match=r"loss must return one real number.*found None"):
             solve(field, loss=lambda z: None)
         with pytest.raises(imr.ImrError, match=r"loss cannot be called as loss\(z\)"):
             solve(field, loss=lambda z, theta: z.sum())
-        with pytest.raises(imr.ImrError, match="field .* fails on z0: IndexError"):
+        with pytest.raises(imr.ImrError, match=r"field .* fails on z0: IndexError"):
             solve(lambda t, z, args: z[0, 0, 0])
         with pytest.raises(imr.ImrError, match="z0 must be a floating array; found dtype int"):
             solve(field, jnp.ones((7, 5), int))

@@ -45,7 +45,8 @@ def record(model: TransformerWeights, tokens: Any, length: Any = None) -> Activa
 
     Args:
       model, tokens: as in `measure_text`.
-      length: the same, from 1 on; None means that all tokens are text.
+      length: numbers of tokens of each text, integers from 1 on of shape (...); those after are padding.
+        None means that all tokens are text.
     Returns: `Activations`; those of several texts have a leading axis b. What padding does is in
       them, too, and has no meaning.
     Raises: ImrError as `measure_text`.
