@@ -25,16 +25,7 @@ from imr._checks import (
 )
 from imr._numerics import matmul, widen
 from imr._shapes import check_linear
-from imr._typing import (
-    Bias,
-    ClassWeights,
-    Features,
-    FeaturesLike,
-    Labels,
-    LabelsLike,
-    Scalar,
-    ScalarLike,
-)
+from imr._typing import Bias, ClassWeights, Features, FeaturesLike, LabelsLike, Scalar, ScalarLike
 from imr.errors import ImrError
 from imr.losses import cross_entropy
 from imr.targets import as_targets
@@ -178,7 +169,9 @@ def fit_regression(
     return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))
 
 
-def _checked(x, labels, num_classes, l2, where, weights, tol=0.0) -> tuple[Features, Labels, Array]:
+def _checked(
+    x: Any, labels: Any, num_classes, l2: Any, where, weights, tol: Any = 0.0, noise: Any = 0.0
+) -> tuple[Features, Array, Array]:
     """The features, labels and shares of the rows."""
     x, labels = as_floats("x", x), as_labels("labels", labels)
     check_rank("x", x, 2, "(n, f)")
@@ -188,14 +181,14 @@ def _checked(x, labels, num_classes, l2, where, weights, tol=0.0) -> tuple[Featu
     check_axis("labels", labels.shape[0], "x", x.shape[0], "rows")
     check_count("num_classes", num_classes)
     as_targets(labels).check((x.shape[0], num_classes))
-    check_scalar("l2", l2, 0)
-    check_finite("l2", l2)
+    for name, value in (("l2", l2), ("noise", noise)):
+        check_scalar(name, value, 0)
+        check_finite(name, value)
     check_scalar("tol", tol, 0)
     if where is not None:
         where = as_choice_of("row", "where", where, x.shape[0])
     if weights is not None:
-        with np.errstate(over="ignore"):  # they are read in float64
-            check_rank("weights", as_numbers("weights", weights), 1, "(n,)")
+        check_rank("weights", as_numbers("weights", weights), 1, "(n,)")
         check_axis("weights", len(weights), "x", x.shape[0], "rows")
         check_finite("weights", weights)
         check_at_least("weights", weights, 0)
@@ -281,9 +274,7 @@ def fit_noisy_regression(
     Raises: ImrError if an argument does not fit, as in `fit_regression`, or noise is negative.
     """
     check_key(key)
-    x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol)
-    check_scalar("noise", noise, 0)
-    check_finite("noise", noise)
+    x, labels, shares = _checked(x, labels, num_classes, l2, where, weights, tol, noise)
     check_count("num_steps", num_steps)
     fit = _fit_noisy(key, widen(x), labels, l2, noise, shares, tol, num_classes, num_steps)
     return fit._replace(theta=fit.theta.astype(x.dtype), bias=fit.bias.astype(x.dtype))

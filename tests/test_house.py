@@ -19,7 +19,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "imr", "experiments", "te
 FLOORS = (
     ("errors", "_lazy", "_compiler"),
     ("_typing", "_checks", "_files", "_module"),
-    ("_numerics", "_target_rows", "_shapes", "_parameters", "parallel"),
+    ("_numerics", "_sequences", "_target_rows", "_shapes", "_parameters", "parallel"),
     ("_targets",),
     ("targets", "processes", "attention"),
     ("models",),

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from imr._checks import as_numbers, as_sequences, check_choice, check_kind, is_concrete
+from imr._checks import as_numbers, check_choice, check_kind, is_concrete
 from imr._numerics import matmul, repeat_last
+from imr._sequences import as_sequences
 from imr.beliefs.scaled import Scaled, plain, product, relative, scaled
 from imr.beliefs.tree import prefix_rows
 from imr.errors import ImrError

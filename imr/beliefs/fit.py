@@ -7,15 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import (
-    as_sequences,
-    check_choice,
-    check_count,
-    check_key,
-    check_scalar,
-    is_concrete,
-    within,
-)
+from imr._checks import check_choice, check_count, check_key, check_scalar, is_concrete
+from imr._sequences import as_sequences, within
 from imr.beliefs.ascent import METHODS, log_likelihoods
 from imr.beliefs.likelihood import pack
 from imr.beliefs.tables import Fixed, matrices_of, random_tables, start_tables

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import as_sequences, within
+from imr._sequences import as_sequences, within
 from imr.beliefs.filter import advance, advance_scaled, flatten, forward, without_underflow
 from imr.beliefs.scaled import Scaled, plain, relative, scaled
 from imr.processes.process import Process, bare, check_hidden

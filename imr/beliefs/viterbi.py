@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from imr._checks import as_sequences, within
+from imr._sequences import as_sequences, within
 from imr.beliefs.filter import FEW_STATES, flatten, log
 from imr.processes.process import Process, bare, check_hidden
 

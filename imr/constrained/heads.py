@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_sequences, check_count, check_kind
+from imr._checks import check_count, check_kind
 from imr._numerics import matmul, repeat_last
 from imr._parameters import as_number
+from imr._sequences import as_sequences
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError
 from imr.processes.process import Process, check_process

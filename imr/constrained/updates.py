@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import as_sequences, check_choice, check_count
+from imr._checks import check_choice, check_count
 from imr._numerics import matmul, repeat_last
+from imr._sequences import as_sequences
 from imr.constrained.spectrum import spectrum
 from imr.constrained.vectors import lag_table, pick, token_vectors
 from imr.errors import ImrError

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import as_numbers, as_tokens, check_kind, is_concrete
+from imr._checks import as_numbers, check_kind, is_concrete
+from imr._sequences import as_tokens
 from imr.errors import ImrError
 from imr.lens.heads import Heads, Norm, head_mask
 from imr.lens.model import TransformerWeights

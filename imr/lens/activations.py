@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from imr._checks import as_floats, check_kind, within
+from imr._checks import as_floats, check_kind
 from imr._numerics import matmul
+from imr._sequences import within
 from imr._typing import AnyArray
 from imr.errors import ImrError
 from imr.lens._parts import checked_text, checked_tokens, normalise, visible

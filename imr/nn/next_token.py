@@ -7,15 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imr._checks import (
-    as_lengths,
-    check_callable,
-    check_counts,
-    check_flags,
-    check_key,
-    is_concrete,
-    within,
-)
+from imr._checks import check_callable, check_counts, check_flags, check_key, is_concrete
+from imr._sequences import as_lengths, within
 from imr._typing import Scalar
 from imr.beliefs import all_words, bayes_filter, next_token_probabilities
 from imr.errors import ImrError

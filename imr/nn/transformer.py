@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imr._checks import as_tokens, check_counts, check_rngs
+from imr._checks import check_counts, check_rngs
 from imr._numerics import dot_general, einsum
+from imr._sequences import as_tokens
 from imr.errors import ImrError
 
 # The initialisation of GPT-2.

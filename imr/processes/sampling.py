@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from imr._checks import as_keys, as_lengths, check_count, within
+from imr._checks import as_keys, check_count
 from imr._numerics import matmul
+from imr._sequences import as_lengths, within
 from imr.processes.process import Process, bare, check_process
 
 
