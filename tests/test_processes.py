@@ -419,3 +419,10 @@ def test_mixtures_keep_names_that_agree():
     b = Process(np.full((2, 1, 1), 0.5), tokens=["b", "c"])
     assert processes.mixture([a, b], vocabulary=[[0, 1], [1, 2]]).tokens == ("a", "b", "c")
     assert processes.mixture([a, b]).tokens == ("0", "1")
+
+
+def test_weights_of_a_mixture_in_half_precision():
+    weights = jnp.asarray([0.1, 0.2, 0.7], jnp.bfloat16)  # their sum is 0.999
+    initial = processes.mixture([processes.coin(a) for a in (0.3, 0.5, 0.6)], weights).initial
+    assert error(initial.sum(), 1) < 1e-15
+    assert error(initial, np.array([0.1, 0.2, 0.7])) < 2e-3

@@ -12,7 +12,7 @@ from imr._checks import as_numbers, check_flags, is_concrete, numpy_of
 from imr._parameters import as_parameter
 from imr._typing import ScalarLike
 from imr.errors import ImrError
-from imr.processes.process import Process
+from imr.processes.process import Process, rounding
 
 
 def mixture(
@@ -39,9 +39,12 @@ def mixture(
     count, lib = len(processes), numpy_of(processes, weights)
     if weights is not None:
         as_numbers("weights", weights)
+    slack = rounding(weights)
     weights = lib.full(count, 1 / count) if weights is None else lib.asarray(weights, float)
-    if weights.shape != (count,) or (is_concrete(weights) and not _is_distribution(weights)):
+    if weights.shape != (count,) or (is_concrete(weights) and not _is_distribution(weights, slack)):
         raise ImrError(f"weights must be {count} probabilities that sum to 1; found {weights}.")
+    if is_concrete(weights) and slack > 1e-4:  # of half precision, which rounded them
+        weights = weights / weights.sum()
     maps = _token_maps(vocabulary, processes)
     tokens, size = _token_names(maps, processes), sum(p.num_states for p in processes)
     at, transitions = 0, 0
@@ -57,8 +60,8 @@ def mixture(
     return Process(transitions, lib.concatenate(initial), tokens=tokens, states=states)
 
 
-def _is_distribution(weights):
-    return weights.min() >= 0 and abs(weights.sum() - 1) <= 1e-6
+def _is_distribution(weights, slack):
+    return weights.min() >= 0 and abs(weights.sum() - 1) <= slack
 
 
 def _token_maps(vocabulary, processes):
