@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import imr
+from imr.flow import integrate as integration
 from tests.problems import TIGHT, TIMES, error, linear, projections
 
 
@@ -37,6 +38,33 @@ def identity(t, z, args):
 
 
 # Closed forms
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("ts", [None, TIMES])
+def test_stages_that_are_written_out_are_those_of_tsit5(ts, monkeypatch):
+    """As states of a million entries have them; gradients and rejected steps too."""
+    p = linear()
+    monkeypatch.setattr(integration, "LARGE", p.z.size)
+
+    def end(z, **options):
+        flow = imr.solve(field_of(p), z, t1=2.0, ts=ts, **options)
+        states = flow.z if ts is None else flow.zs
+        return jnp.sum(states * jnp.cos(states)), (states, flow.num_steps)
+
+    for options in ({}, {"atol": 1e-12, "rtol": 1e-11}):
+        found, wanted = (
+            jax.value_and_grad(lambda z, o=o: end(z, **o), has_aux=True)(100 * p.z)
+            for o in (options, {**options, "solver": dfx.Tsit5()})
+        )
+        assert found[0][1][1] == wanted[0][1][1]
+        assert error(found[0][1][0], wanted[0][1][0]) < 1e-12
+        assert error(found[1], wanted[1]) < 1e-10
+    large = jnp.zeros(integration.LARGE)
+    text = str(jax.make_jaxpr(lambda z: imr.solve(decay, z, t1=1.0).z)(large))
+    assert f"[7,{large.size}]" not in text
+    control = str(jax.make_jaxpr(lambda z: imr.solve(decay, z[1:], t1=1.0).z)(large))
+    assert f"[7,{large.size - 1}]" in control
 
 
 def test_two_classes_follow_the_closed_form():

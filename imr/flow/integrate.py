@@ -16,6 +16,7 @@ from imr._typing import PyTree, ScalarLike
 from imr.errors import ImrError
 from imr.flow.control import Guarded, GuardedConstant
 from imr.flow.derivatives import forward_alone, once_in_reverse
+from imr.flow.stages import LARGE, UnrolledTsit5
 from imr.flow.state import StateField, all_finite, as_state, norm, state_dtype
 from imr.flow.times import in_order
 
@@ -111,9 +112,12 @@ def integrate(
     def fixed(x):
         return None if x is None else jax.lax.stop_gradient(time(x))
 
-    if solver is None:
-        solver = dfx.Tsit5() if noise is None else dfx.Euler()
     adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    if solver is None:
+        large = sum(x.size for x in jax.tree.leaves(y0)) >= LARGE
+        written_out = large and not isinstance(adjoint, dfx.BacksolveAdjoint)
+        solver = UnrolledTsit5() if written_out else dfx.Tsit5()
+        solver = solver if noise is None else dfx.Euler()
     method = Method(solver, adjoint, max_steps, fixed(rtol), fixed(atol), fixed(dt0), steady)
     if noise is not None:
         noise = Noise(jnp.asarray(noise[0], dtype), noise[1])

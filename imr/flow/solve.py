@@ -84,8 +84,9 @@ def solve(
       loss: z -> scalar, evaluated at the saved times.
       args: handed to the field; a Python float in it arrives as an array, so that another value
         compiles nothing new.
-      solver: of diffrax. The default is Tsit5; with noise it is Euler, and for several fields
-        Strang's splitting by `imr.splitting.Splitting`.
+      solver: of diffrax. The default is Tsit5, with its stages written out for states of a million
+        entries or more; with noise it is Euler, and for several fields Strang's splitting by
+        `imr.splitting.Splitting`.
       rtol: relative tolerance of the adaptive steps; the error norm is the root mean square over
         all entries of z.
       atol: absolute tolerance.
