@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import imr
 from experiments.bench.__main__ import EXPERIMENT
+from experiments.bench.config import Config
+from experiments.bench.measures import MODULES, measure
 from experiments.bench.programs import cycles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,3 +108,16 @@ ENTRY %main (p: s32[]) -> s32[] {
     assert cycles(text) == 3 + 10 * 7
     with pytest.raises(imr.ImrError, match="the length of a loop must be a constant"):
         cycles(text.replace("constant(10)", "parameter(0)"))
+
+
+def test_parts_whose_packages_are_missing_are_skipped_by_name(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(MODULES, "rates", SimpleNamespace(measure=lambda config: ("rates", [])))
+    run: Any = None  # which no part reads
+    assert measure(Config(parts=("tpu", "rates", "cuda")), run) == {"rates": ("rates", [])}
+    words = capsys.readouterr().err
+    for name, package, extra in (("tpu", "libtpu", "tpu"), ("cuda", "jax-cuda13-plugin", "cuda")):
+        assert f"{name}: skipped. {package} is needed" in words
+        assert f"pip install 'imr[{extra}]'" in words
+    with pytest.raises(imr.MissingPackageError, match="libtpu"):
+        measure(Config(parts=("tpu",)), run)

@@ -14,6 +14,8 @@ from experiments.bench import (
     training,
 )
 from experiments.bench.config import PARTS, Config
+from imr.errors import MissingPackageError
+from imr.lab.console import say
 from imr.lab.folder import RunFolder
 
 _PARTS = linear, attention, training, beliefs, context, devices, rates, tpu, cuda
@@ -21,6 +23,17 @@ MODULES = dict(zip(PARTS, _PARTS, strict=True))
 
 
 def measure(config: Config, run: RunFolder) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """Of every part that the flags name: what was measured, in words, and a row for each way."""
+    """Of every part that the flags name: what was measured, in words, and a row for each way.
+
+    A part whose packages are missing is skipped, by name, unless it is the only one.
+    """
     del run
-    return {name: MODULES[name].measure(config) for name in config.parts}
+    found = {}
+    for name in config.parts:
+        try:
+            found[name] = MODULES[name].measure(config)
+        except MissingPackageError as missing:
+            if len(config.parts) == 1:
+                raise
+            say(f"{name}: skipped. {missing}")
+    return found
