@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imr
-from experiments.theorems import formulas, reference
+from experiments.theorems import formulas, layers, reference
 from experiments.theorems.claims import (
     NO_GRADIENT,
     ROUNDING,
@@ -20,10 +20,7 @@ from experiments.theorems.flows import END, TOLERANCES
 from experiments.theorems.splitting import order_claim
 from imr.context import (
     context_field,
-    curvature_filter,
-    gradient_step_weights,
     kernel_regression,
-    linear_self_attention,
     normalised_kernel,
     squared_flow,
 )
@@ -32,10 +29,8 @@ from imr.lab.claims import Check, Claim
 
 FLOWS = 1e-10  # of flows at relative tolerance 1e-11
 QUERIES = 2  # the last tokens, which have no label
-LAYERS = 5
 ORDER = 0.06  # of measured orders of convergence
 EARLY = 0.2036  # the largest 1/(1 + x) - exp(-x)
-STEP = 0.1  # of gradient descent on covariates of unit variance
 HEAVY = (
     0.14  # weight between a hub and its leaves; the star's least eigenvalue is 1 - HEAVY sqrt(50)
 )
@@ -148,10 +143,10 @@ def _theta(c):
 def _one_step(c):
     """A linear attention layer: queries and keys are the covariates, values (C - 1/k) W."""
     values = (c.one_hot - 1 / len(c.theta))[: c.s] @ c.theta
-    layer = STEP * c.x @ (c.x[: c.s].T @ values)
+    layer = layers.STEP * c.x @ (c.x[: c.s].T @ values)
     field = c.field(c.x @ c.x.T)
-    first = imr.lie_step([field], jnp.zeros_like(c.f), STEP)
-    second = imr.lie_step([field], first, STEP)
+    first = imr.lie_step([field], jnp.zeros_like(c.f), layers.STEP)
+    second = imr.lie_step([field], first, layers.STEP)
     return (first, layer), (second, 2 * layer)
 
 
@@ -205,59 +200,6 @@ def _early_stopping(p):
         return jnp.max(jax.lax.map(apart, ts))
 
     return Measured((largest(1.0), largest(2.0)))
-
-
-def _gradient_steps(c):
-    """Predictions of L steps on the examples; queries among the keys change them."""
-    x, y, s = c.x, jnp.where(c.labelled[:, None], c.values, 0), c.s
-    weights = gradient_step_weights(x.shape[1], y.shape[1], STEP)
-    right = wrong = jnp.concatenate([x, y], axis=1)
-    w = jnp.zeros((y.shape[1], x.shape[1]))
-    for _ in range(LAYERS):
-        w = w + STEP / s * (y - x @ w.T)[:s].T @ x[:s]
-        right = linear_self_attention(right, weights, c.labelled)
-        wrong = linear_self_attention(wrong, weights, np.full(c.n, True))
-    ends = (-tokens[s:, x.shape[1] :] for tokens in (right, wrong))
-    return tuple((end, x[s:] @ w.T) for end in ends)
-
-
-def _causal(c):
-    """Each token predicts by L steps on the tokens before it."""
-    x, y, everyone = c.x, c.values, np.full(c.n, True)
-    p, o = x.shape[1], y.shape[1]
-    weights = gradient_step_weights(p, o, STEP, causal=True)
-    tokens = jnp.concatenate([x, x, y, jnp.zeros_like(y)], axis=1)
-    for _ in range(LAYERS):
-        tokens = linear_self_attention(tokens, weights, everyone, causal=True)
-
-    def steps(examples, query):
-        w = jnp.zeros((o, p))
-        for _ in range(LAYERS):
-            w = w + STEP / examples * (y - x @ w.T)[:examples].T @ x[:examples]
-        return w @ x[query]
-
-    before = jnp.stack([steps(i, i) for i in range(1, c.n)])
-    with_own = jnp.stack([steps(i + 1, i) for i in range(1, c.n)])
-    found = tokens[1:, -o:]
-    return (found, before), (found, with_own)
-
-
-def _curvature(c):
-    """Residuals of layers that also transform the covariates, in the eigenbasis of X X^T / N."""
-    steps, curvature = jnp.array([0.1, 0.2, 0.3]), jnp.array([0.1, 0.05, 0.1])
-    x, y = c.x[: c.s], c.values[: c.s]
-    spectrum, vectors = jnp.linalg.eigh(x @ x.T / c.s)
-    tokens, known = jnp.concatenate([x, y], axis=1), np.full(c.s, True)
-    for eta, gamma in zip(steps, curvature, strict=True):
-        weights = gradient_step_weights(x.shape[1], y.shape[1], eta, gamma)
-        tokens = linear_self_attention(tokens, weights, known)
-
-    def filtered(curvature):
-        gain = curvature_filter(spectrum, steps, curvature)
-        return vectors @ (gain[:, None] * (vectors.T @ y))
-
-    residuals = tokens[:, x.shape[1] :]
-    return (residuals, filtered(curvature)), (residuals, filtered(0 * curvature))
 
 
 def _softmax(p):
@@ -346,9 +288,10 @@ def _attention_first(c):
     def attend(t, f, args):
         return field(t, f) - label(t, f, args)
 
-    euler = imr.lie_step([field], c.f, STEP)
+    euler = imr.lie_step([field], c.f, layers.STEP)
     return tuple(
-        (imr.lie_step(parts, c.f, STEP), euler) for parts in ([attend, label], [label, attend])
+        (imr.lie_step(parts, c.f, layers.STEP), euler)
+        for parts in ([attend, label], [label, attend])
     )
 
 
@@ -372,11 +315,11 @@ CLAIMS = (
     Claim("C1.early_stopping", "stopping at t = a ridge of 1/t up to max 1/(1 + x) − exp(−x) in the filter",
           _early_stopping, (Check("largest difference", near(EARLY, 1e-4)),
                             Check("control: a ridge of 2/t", at_least(EARLY + NO_GRADIENT)))),
-    _claim("C1.gradient_steps", "L linear self-attention layers = L gradient steps", _gradient_steps,
+    _claim("C1.gradient_steps", "L linear self-attention layers = L gradient steps", layers.gradient_steps,
            "a query among its own keys", checks=("gradient descent",)),
-    _claim("C1.causal", "causal layers: at each token L steps on those before it", _causal,
+    _claim("C1.causal", "causal layers: at each token L steps on those before it", layers.causal,
            "its own label seen", checks=("gradient descent",)),
-    _claim("C1.curvature", "GD++: residuals ∏(1 − ηs), s ← s(1 − γs)²", _curvature,
+    _claim("C1.curvature", "GD++: residuals ∏(1 − ηs), s ← s(1 − γs)²", layers.curvature,
            "without the correction", checks=("layers",)),
     Claim("C1.softmax", "D⁻¹K attention is the flow of Σ d_j CE_j in the kernel K/(d dᵀ)", _softmax,
           (Check("written out", at_most(ROUNDING)), Check("its loss along it, a star", at_most(0.0)),
