@@ -21,7 +21,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
     Tokens beyond a length are never read: they become 0.
     """
     tokens = _as_integers("tokens", tokens, "(..., l)")
-    if jnp.ndim(tokens) < 1 or tokens.dtype.kind not in "iu":
+    if jnp.ndim(tokens) < 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ImrError(
             f"tokens must be integers of shape (..., l), 0 to {num_tokens - 1}; found {tokens.dtype} "
             f"of shape {np.shape(tokens)}. Names of tokens are found in process.tokens.index(name)."
@@ -43,7 +43,7 @@ def as_sequences(tokens: Any, lengths: Any, num_tokens: int) -> tuple[jax.Array,
 def as_lengths(lengths: Any, shape: tuple[int, ...], most: int) -> Any:
     """Lengths of sequences as int32 of that shape, 0 to `most` where they are concrete."""
     lengths = _as_integers("lengths", lengths, shape)
-    if lengths.shape != shape or lengths.dtype.kind not in "iu":
+    if lengths.shape != shape or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ImrError(
             f"lengths must be integers of shape {shape}, one for each sequence; found "
             f"{lengths.dtype} of shape {lengths.shape}."

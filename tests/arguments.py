@@ -313,6 +313,8 @@ def wrong_kinds(valid: Any, every: bool) -> Iterator[tuple[str, Any]]:
     if is_key(valid):
         yield "three keys", jax.random.split(KEY, 3)
         yield "words that are no key", jnp.zeros(3, jnp.uint32)
+    else:
+        yield "random keys", jax.random.split(KEY, 3)
     if not isinstance(valid, jax.Array | np.ndarray) or not valid.ndim:
         return
     array = np.zeros(2) if is_key(valid) else np.asarray(valid)

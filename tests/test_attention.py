@@ -340,6 +340,11 @@ def test_random_features_and_what_they_say_of_themselves():
     assert max(errors[1]) < 0.06
     large = random_feature_products(10 * q, key=jax.random.key(0), num_features=64)
     assert large.error > 0.3
+    # One query, not among those on which the error is measured, lies opposite to all keys.
+    apart = (q - 40 * jnp.eye(1, q.shape[1])).astype(jnp.float32)
+    far = q.at[1].set(40 * jnp.eye(q.shape[1])[0]).astype(jnp.float32)
+    found = random_feature_products(far, apart, key=jax.random.key(0), num_features=64, checked=2)
+    assert all(jnp.isfinite(x).all() for x in found)
 
 
 @pytest.mark.acceptance

@@ -504,6 +504,8 @@ class TestErrors:
             solve(field, loss=lambda z: None)
         with pytest.raises(imr.ImrError, match=r"loss cannot be called as loss\(z\)"):
             solve(field, loss=lambda z, theta: z.sum())
+        with pytest.raises(imr.ImrError, match="args must hold arrays of numbers; found dtype <U1"):
+            solve(field, args=np.array(["a"]))
         with pytest.raises(imr.ImrError, match=r"field .* fails on z0: IndexError"):
             solve(lambda t, z, args: z[0, 0, 0])
         with pytest.raises(imr.ImrError, match="z0 must be a floating array; found dtype int"):

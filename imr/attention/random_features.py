@@ -89,18 +89,22 @@ def _products(queries, keys, key, beta, rows, count):
     directions = _orthogonal(key, count, queries.shape[1], queries.dtype)
     root = jnp.sqrt(jnp.asarray(beta, queries.dtype))
 
-    def features(x, axis):
+    def exponents(x):
         x = root * x
-        exponents = matmul(x, directions.T) - 0.5 * jnp.sum(x * x, axis=1, keepdims=True)
-        # A factor common to a row of queries, or to all keys, cancels in P.
-        return jnp.exp(exponents - jnp.max(exponents, axis=axis, keepdims=True))
+        return matmul(x, directions.T) - 0.5 * jnp.sum(x * x, axis=1, keepdims=True)
 
-    of_queries, of_keys = features(queries, 1), features(keys, (0, 1))
+    # A factor common to a feature moves from keys to queries, and one common to a row of queries cancels
+    # in P: so that no feature of all keys, and no row's sum over features, underflows.
+    of_keys, of_queries = exponents(keys), exponents(queries)
+    top = jnp.max(of_keys, axis=0)
+    of_keys, of_queries = jnp.exp(of_keys - top), of_queries + top
+    of_queries = jnp.exp(of_queries - jnp.max(of_queries, axis=1, keepdims=True))
     sums = matmul(of_queries, jnp.sum(of_keys, axis=0)[:, None])
     approximate = matmul(of_queries, matmul(of_keys.T, keys)) / sums
     columns = matmul(of_keys, matmul(of_queries.T, queries / sums))
     exact = matmul(softmax(beta * matmul(queries[rows], keys.T)), keys)
-    error = jnp.linalg.norm(approximate[rows] - exact) / jnp.linalg.norm(exact)
+    gap, size = jnp.linalg.norm(approximate[rows] - exact), jnp.linalg.norm(exact)
+    error = jnp.where(gap > 0, gap / size, 0)  # of keys that are zero there is none
     return approximate, columns, error
 
 

@@ -169,6 +169,9 @@ def check_shapes(field: Any, z0: PyTree, args: Any, loss: Loss | None) -> Any:
 
     Returns: the field, or fields, with traced values that they close over as leaves.
     """
+    for leaf in jax.tree.leaves(args):
+        if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "OSUMm":
+            raise ImrError(f"args must hold arrays of numbers; found dtype {leaf.dtype}.")
     dtype = state_dtype(z0)
     time = jax.ShapeDtypeStruct((), dtype)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), z0)

@@ -41,7 +41,7 @@ def checked_text(
     if not is_concrete(length):
         return tokens, length
     lengths = np.asarray(length)
-    if lengths.dtype.kind not in "iu" or ((lengths < least) | (lengths > n)).any():
+    if not jnp.issubdtype(lengths.dtype, jnp.integer) or ((lengths < least) | (lengths > n)).any():
         raise ImrError(f"length must be from {least} to the {n} tokens given; found {length}.")
     return tokens, jnp.asarray(lengths, jnp.int32)
 

@@ -114,9 +114,10 @@ def exact_kl(
 
 def _logits(model, process, tokens):
     logits = model(tokens)
-    if logits.shape != (*tokens.shape, process.num_tokens):
+    shape = getattr(logits, "shape", None)
+    if shape != (*tokens.shape, process.num_tokens):
         raise ImrError(
             f"model must give logits of shape {(*tokens.shape, process.num_tokens)}, one for each "
-            f"token of the process; found {logits.shape}. A begin or end token counts as a token."
+            f"token of the process; found {shape}. A begin or end token counts as a token."
         )
     return logits

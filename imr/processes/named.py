@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imr._checks import is_concrete, numpy_of
+from imr._checks import as_numbers, is_concrete, numpy_of
 from imr._parameters import as_parameter
 from imr._typing import ScalarLike
 from imr.errors import ImrError
@@ -142,6 +142,7 @@ def matching_parens(open_probs: Sequence[float] | Float[Array, "d"]) -> Process:
     Raises: ImrError if the first is not 1 or another is out of range.
     """
     if not isinstance(open_probs, Sequence):
+        open_probs = as_numbers("open_probs", open_probs)
         open_probs = list(numpy_of(open_probs).atleast_1d(open_probs))
     probs = [as_parameter(f"open_probs[{d}]", p, "[0, 1]") for d, p in enumerate(open_probs)]
     if not probs or (is_concrete(probs) and (probs[0] != 1 or 1 in probs[1:])):
