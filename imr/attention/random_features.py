@@ -96,7 +96,7 @@ def _products(queries, keys, key, beta, rows, count):
     # A factor common to a feature moves from keys to queries, and one common to a row of queries cancels
     # in P: so that no feature of all keys, and no row's sum over features, underflows.
     of_keys, of_queries = exponents(keys), exponents(queries)
-    top = jnp.max(of_keys, axis=0)
+    top = jnp.max(of_keys, axis=0, keepdims=True)
     of_keys, of_queries = jnp.exp(of_keys - top), of_queries + top
     of_queries = jnp.exp(of_queries - jnp.max(of_queries, axis=1, keepdims=True))
     sums = matmul(of_queries, jnp.sum(of_keys, axis=0)[:, None])
