@@ -261,7 +261,7 @@ row(lens.rotary_spectra, heads=TURNED)
 row(lens.damped_heads, heads=TURNED, distances=np.arange(3))
 row(lens.attended_distances, attention=np.asarray(jnp.ones((2, N, N)) / N))
 row(
-    lens.layer_cosines, lens.layer_scores, lens.part_cosines, lens.gauge_scores,
+    lens.layer_cosines, lens.layer_scores, lens.pair_cosines, lens.part_cosines, lens.gauge_scores,
     heads=STACKED,
 )  # fmt: skip
 row(lens.without_shared, heads=STACKED, count=1)

@@ -61,7 +61,7 @@ NO_ARRAY_FUNCTIONS = {
     },
     "how experiments are run, told and drawn": {
         "Bound", "Check", "Claim", "Control", "Line", "Verdict", "verdict_words", "Experiment",
-        "run_main", "RunFlags", "check_bounds", "check_absolute", "check_writable", "flag_error", "resolve_paths", "RunFolder",
+        "run_main", "RunFlags", "check_bounds", "check_absolute", "check_writable", "flag_error", "repeated", "resolve_paths", "RunFolder",
         "config_dict", "config_hash", "open_run", "Metrics", "Progress", "say", "optional_package",
         "markdown_table", "json_ready", "beside", "phase", "current_phase", "std", "plus_minus",
         "cell", "new_figure", "panels", "ribbon", "band", "label_edges", "legend_below", "frontier",
@@ -71,8 +71,8 @@ NO_ARRAY_FUNCTIONS = {
     "types and constants": {"Normalise", "Projection", "MOST_WORDS", "FAMILIES"},
     "weights of heads by numpy, in which XLA has no part, and a mask from integers": {
         "head_weights", "fold_heads", "rotary_spectra", "damped_heads", "attended_distances",
-        "shifted_cosines", "layer_cosines", "layer_scores", "part_cosines", "gauge_scores",
-        "permuted_layers", "without_shared", "head_mask", "context_circuits", "construction_cosines",
+        "shifted_cosines", "layer_cosines", "layer_scores", "pair_cosines", "part_cosines",
+        "gauge_scores", "permuted_layers", "without_shared", "head_mask", "context_circuits", "construction_cosines",
         "permuted_circuit", "rotated_circuit", "construction_rows",
     },
     "classes of results, options and errors": {

@@ -47,6 +47,7 @@ from imr.lens.nulls import part_cosines as part_cosines
 from imr.lens.nulls import permuted_layers as permuted_layers
 from imr.lens.nulls import shifted_cosines as shifted_cosines
 from imr.lens.nulls import without_shared as without_shared
+from imr.lens.pairs import pair_cosines as pair_cosines
 from imr.lens.reading import HeadLayers as HeadLayers
 from imr.lens.reading import read_heads as read_heads
 from imr.lens.rotary import Distances as Distances

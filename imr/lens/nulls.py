@@ -85,7 +85,7 @@ def shifted_cosines(
     Reference: imr's own.
     """
     check_key(key)
-    groups = _groups(heads, groups)
+    groups = key_groups(heads, groups)
     l, h = heads.query.shape[:2]
     size = h // groups
     shifts = np.arange(size, l * h - size + 1)
@@ -153,7 +153,7 @@ def layer_scores(heads: HeadWeights, *, groups: int | None = None) -> Score:
 
     Reference: imr's own.
     """
-    groups = _groups(heads, groups)
+    groups = key_groups(heads, groups)
     h = heads.query.shape[1]
     if (others := h - h // groups) < 2:
         raise ImrError(
@@ -306,7 +306,8 @@ def _generator(key) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
-def _groups(heads: HeadWeights, groups: int | None) -> int:
+def key_groups(heads: HeadWeights, groups: int | None) -> int:
+    """How many key groups the heads of a layer have, checked."""
     check_kind("heads", heads, HeadWeights)
     h = heads.query.shape[1]
     if groups is None:

@@ -86,10 +86,14 @@ def imr_fits(heads: HeadWeights) -> Fits:
     circuit = over(0.5 * output, norm(output, value)[..., None, None])
     right = np.concatenate([key, value], axis=-1)
 
+    root = power(gram(right, right), 0.5)
+
     def residual(sign):
-        mixed = core(np.concatenate([theta, sign * circuit], axis=-1), right)
-        kept = np.linalg.svd(mixed, compute_uv=False)[..., : query.shape[-1]]
-        return np.maximum(1 - np.sum(kept**2, axis=-1), 0)
+        left = np.concatenate([theta, sign * circuit], axis=-1)
+        squares = np.linalg.eigvalsh(
+            root @ gram(left, left) @ root
+        )  # of singular values of the mean
+        return np.maximum(1 - np.sum(squares[..., -query.shape[-1] :], axis=-1), 0)
 
     return Fits(residual(-1.0), residual(1.0))
 
