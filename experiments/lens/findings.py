@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.lens.weights import BEYOND
 from imr.lens import LabelCosines, TermCosines
 
 Rows = list[dict[str, Any]]
-
-BEYOND = 3.0  # standard deviations of a null
 
 
 def z_score(row: dict[str, Any], key: str) -> float:
@@ -38,10 +37,9 @@ def _tails(heads: Rows, key: str, low: str, high: str) -> str:
 def findings(heads: Rows, layers: Rows) -> list[str]:
     """What the rows of one model say."""
     count, layer, weight = len(heads), _values(heads, "layer"), _values(heads, "weight_cosine")
-    within, descends, climbs, down, share = (
-        _values(heads, key)
-        for key in ("within_cosine", "descent_residual", "climb_residual", "energy_change", "gradient_share")
-    )  # fmt: skip
+    within, descends, climbs = (
+        _values(heads, key) for key in ("within_cosine", "descent_residual", "climb_residual")
+    )
     descent, climb = (_beyond(heads, f"{way}_residual", -1) for way in ("descent", "climb"))
     fits = (
         "there are too few heads for a null."
@@ -59,6 +57,9 @@ def findings(heads: Rows, layers: Rows) -> list[str]:
         f"One matrix for attention and value circuit leaves {descends.mean():.2f} of a "
         f"head where it descends and {climbs.mean():.2f} where it climbs: {fits}",
     ]
+    if not layers:  # no texts
+        return lines
+    down, share = _values(heads, "energy_change"), _values(heads, "gradient_share")
     for term in TermCosines._fields:
         cosines = _values(heads, f"{term}_cosine")
         means = [cosines[layer == l].mean() for l in np.unique(layer)]

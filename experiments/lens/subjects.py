@@ -13,15 +13,22 @@ from imr.lab.architecture import build
 from imr.lab.checkpoint import read_newest
 from imr.lab.console import say
 from imr.lab.nets import SavedNets, read_nets
+from imr.lens.folder import can_run
 from imr.nn import Classifier, ContextBlock, LinearSelfAttention, Transformer
 from imr.processes import sample
 
 
 class Subject(NamedTuple):
-    """A model and the texts that it reads; without any, only its weights are measured."""
+    """A model and the texts that it reads; without any, only its weights are measured.
+
+    Attributes:
+      name: of the model.
+      model: whole, or the layers of its heads, if it cannot be run or need not.
+      tokens: of texts.
+    """
 
     name: str
-    model: lens.TransformerWeights
+    model: lens.TransformerWeights | list[lens.Heads]
     tokens: list[np.ndarray]
 
 
@@ -34,13 +41,39 @@ class InContext(NamedTuple):
 
 def subjects(config: Config) -> list[Subject | InContext]:
     """Reads all models and texts."""
-    if config.model_dir is not None:
-        return [_checkpoint(config, config.model_dir)]
+    if config.model_dir:
+        names = _names(config.model_dir)
+        pairs = zip(names, config.model_dir, strict=True)
+        return [subject for name, folder in pairs for subject in _checkpoint(config, name, folder)]
     assert config.run_dir is not None  # by `check`
     return _nets_of_run(config, config.run_dir)
 
 
-def _checkpoint(config: Config, folder: Path) -> Subject:
+def _names(folders: tuple[Path, ...]) -> list[str]:
+    """The names of the folders, with that of the folder around where two are alike."""
+    folders = tuple(folder.resolve() for folder in folders)
+    last = [folder.name for folder in folders]
+    return [
+        name if last.count(name) == 1 else f"{folder.parent.name}/{name}"
+        for name, folder in zip(last, folders, strict=True)
+    ]
+
+
+def _checkpoint(config: Config, name: str, folder: Path) -> list[Subject]:
+    """The model, or, if it cannot be run or is to read no texts, the heads of each of its parts."""
+    readable = (folder / "tokenizer.json").exists() or config.texts is not None
+    if config.weights_only or not can_run(folder) or not readable:
+        if not config.weights_only:
+            lacks = (
+                "no tokenizer.json" if can_run(folder) else "an architecture that imr does not run"
+            )
+            say(f"{name} has {lacks}: its weights alone are measured.")
+        layers = lens.read_heads(folder)
+        parts: dict[str, list[lens.Heads]] = {}
+        for label, heads in zip(layers.names, layers, strict=True):
+            parts.setdefault(label.split(".")[0], []).append(heads)
+        alone = len(parts) == 1
+        return [Subject(name if alone else f"{name}, {p}", each, []) for p, each in parts.items()]
     model = lens.read_model(folder)
     tokenizer = lens.read_tokenizer(folder)
     texts = lens.sample_texts() if config.texts is None else lens.read_texts(config.texts)
@@ -59,7 +92,7 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
             f"{folder}/tokenizer.json gives token {most}, but the model has {count}. Give a folder whose "
             "tokenizer belongs to its model."
         )
-    return Subject(folder.resolve().name, model, pieces.tokens)
+    return [Subject(name, model, pieces.tokens)]
 
 
 def _nets_of_run(config: Config, folder: Path) -> list[Subject | InContext]:
