@@ -22,6 +22,7 @@ from urllib.parse import quote
 FOLDER = Path(os.environ.get("PRETENDED_GCLOUD", "."))
 HOSTS = {"v5litepod-8": 1, "v4-16": 2}
 LOST = 255
+LAUNCH = ".imr-launch"  # where the launcher keeps what it makes on a worker
 UV = """#!/usr/bin/env bash
 if [ "$1" = venv ]; then
   mkdir -p imr-env/bin
@@ -64,7 +65,7 @@ def suspend(folder, name):
 def end(slice_):
     """Kills what runs on the workers of a slice, and takes their disks away."""
     for worker in slice_.glob("[0-9]*"):
-        pid = worker / "imr.pid"
+        pid = worker / LAUNCH / "imr.pid"
         with contextlib.suppress(OSError, ValueError):
             os.killpg(int(pid.read_text()), signal.SIGKILL)
         shutil.rmtree(worker)
@@ -124,7 +125,7 @@ def ssh(slice_, flags):
         reached.pop()
     for worker in reached:
         environment = os.environ | {
-            "HOME": str(worker), "PYTHONPATH": f"{worker}/imr", "JAX_PLATFORMS": "cpu",
+            "HOME": str(worker), "PYTHONPATH": f"{worker}/{LAUNCH}/imr", "JAX_PLATFORMS": "cpu",
             "PATH": f"{FOLDER}/bin:{os.environ['PATH']}", "IMR_COORDINATOR": f"127.0.0.1:{os.environ['PORT']}",
             "IMR_NUM_PROCESSES": str(count), "IMR_PROCESS_ID": worker.name,
         }  # fmt: skip

@@ -107,7 +107,7 @@ def test_tpu_passes_every_argument_as_it_is_and_a_dry_run_makes_nothing(tmp_path
     for command in ("gcloud", "git", "mkdir"):
         tell(tmp_path / "bin" / command)
     [remote] = [call[-1] for call in bash(done.stdout, tmp_path) if " start " in call[-1]]
-    tell(tmp_path / "imr" / "scripts" / "tpu" / "worker")
+    tell(tmp_path / ".imr-launch" / "imr" / "scripts" / "tpu" / "worker")
     assert bash(remote, tmp_path) == [["start", *words, "--out", "gs://bucket/a b/a"]]
     assert not list(tmp_path.rglob("owned"))
 

@@ -205,15 +205,26 @@ def test_one_worker(cloud, tmp_path, fetched):
     # All processes of the worker are told to stop, as by a machine that shuts down: the run saves.
     process = cloud.launch(*words, "3", kind="v5litepod-8")
     worker = cloud.folder / "a-1" / "0"
+    thesis = worker / "imr" / "thesis.tex"  # of the owner of the slice
+    thesis.parent.mkdir()
+    thesis.touch()
     until(Path(f"{marker}.0").exists, process)
-    os.killpg(int((worker / "imr.pid").read_text()), signal.SIGTERM)
+    os.killpg(int((worker / gcloud.LAUNCH / "imr.pid").read_text()), signal.SIGTERM)
     fetched.append(succeeded(process))
     said = process.log.read_text()
     assert "the run was stopped; it resumes" in said
     assert "is saved in" in said
     assert end_of(fetched[0])
-    assert len(cloud.calls("queued-resources create")) == 1
+    # It is not of this call, and is deleted only if that is asked for.
+    assert "The slice was there before this call, and is kept with its disk." in said
+    assert "delete a-1 --zone z --force\n" in said
+    assert thesis.exists()
+    time.sleep(1)
+    process = cloud.launch(*words, "3", kind="v5litepod-8", flags=("--delete",))
+    fetched.append(succeeded(process))
+    assert end_of(fetched[1]) == end_of(fetched[0])
     assert not (cloud.folder / "a-1").exists()
+    assert len(cloud.calls("queued-resources create")) == 1
 
 
 PROGRAM = """
@@ -261,7 +272,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     before = losses()
     (cloud.folder / "cut").touch()
     program.end.touch()
-    codes = [cloud.folder / "a-1" / str(i) / "imr.code" for i in range(2)]
+    codes = [cloud.folder / "a-1" / str(i) / gcloud.LAUNCH / "imr.code" for i in range(2)]
     until(lambda: all(code.exists() for code in codes) and losses() > before, process)
     (cloud.folder / "cut").unlink()
     fetched.append(succeeded(process))
@@ -269,6 +280,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     said = process.log.read_text()
     assert "the run has ended on a-1" in said
     assert "it's the end" in said
+    assert not (cloud.folder / "a-1").exists()  # this call has made it
 
 
 def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
@@ -334,10 +346,11 @@ def test_what_is_refused_before_anything_is_made(cloud):
 
 
 def test_what_a_worker_says_of_its_run(tmp_path):
-    python = tmp_path / "imr-env" / "bin" / "python"
+    folder = tmp_path / gcloud.LAUNCH
+    python = folder / "imr-env" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    (tmp_path / "imr").mkdir()
+    (folder / "imr").mkdir()
     environment = os.environ | {"HOME": str(tmp_path)}
 
     def worker(*words):
@@ -355,12 +368,12 @@ def test_what_a_worker_says_of_its_run(tmp_path):
     first, other = ("-c", code, "it's", "a  b"), ("-c", code, "it's", "a b")
     assert state(*first) == "imr-state none\n"
     assert worker("start", *first).returncode == 0
-    while not (tmp_path / "there").exists():
+    while not (folder / "there").exists():
         time.sleep(0.05)
     assert (state(*first), state(*other)) == ("imr-state runs\n", "imr-state busy\n")
     assert worker("start", *first).returncode == 0
     assert "another command runs here" in worker("start", *other).stderr
-    pid = (tmp_path / "imr.pid").read_text()
+    pid = (folder / "imr.pid").read_text()
     os.killpg(int(pid), signal.SIGTERM)
     assert state(*first) == "imr-state runs\n"  # until it has saved
     assert state(*first, verb="wait") == "imr-state stopped\n"
@@ -373,7 +386,7 @@ def test_what_a_worker_says_of_its_run(tmp_path):
         assert ("last words" in done.stderr) == (number != 0)
         assert state(*words) == done.stdout
     # After the machine has started again, another process may have that number.
-    (tmp_path / "imr.pid").write_text(str(os.getpid()))
-    (tmp_path / "imr.code").unlink()
+    (folder / "imr.pid").write_text(str(os.getpid()))
+    (folder / "imr.code").unlink()
     assert worker("runs").returncode == 1
     assert state(*words) == "imr-state stopped\n"
