@@ -168,10 +168,19 @@ def main(words):
     flags, rest = parse(words)
     match rest:
         case ["storage", "cat", address]:
+            if (FOLDER / "denied").exists():
+                sys.exit(
+                    "ERROR: (gcloud.storage.cat) [me] does not have permission to access b instance"
+                )
+            if not address.startswith("gs://bucket/"):
+                sys.exit(
+                    f"ERROR: (gcloud.storage.cat) {address[: address.find('/', 5)]} not found: 404."
+                )
             for _, data in stored(address):
                 sys.stdout.write(data.decode())
                 return
-            sys.exit("ERROR: no such object")
+            said = "The following URLs matched no objects or files:"
+            sys.exit(f"ERROR: (gcloud.storage.cat) {said}\n-{address}")
         case ["storage", "rsync", address, folder]:
             for name, data in stored(address):
                 path = Path(folder, name)

@@ -70,6 +70,15 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words):
         del words
 
+    def parse_request(self):
+        """Answers at once for the one bucket that there is not, `nowhere`."""
+        parsed = super().parse_request()
+        if parsed and "/b/nowhere/" in self.path:
+            self.close_connection = True  # a body may follow
+            self._error(404)
+            return False
+        return parsed
+
     def _answer(self, code, body=b"", **headers):
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()

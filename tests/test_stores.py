@@ -151,6 +151,8 @@ def test_folders_of_a_store_are_checked_as_local_ones_are(store, capsys):
     assert PROBE.main(["--out", RUN, "--check"]) == 2
     assert PROBE.main(["--out", RUN + "2", "--check"]) == 0
     assert f"can run in {RUN}2" in capsys.readouterr().err
+    assert PROBE.main(["--out", "gs://nowhere/run", "--check"]) == 2
+    assert "error: there is no bucket gs://nowhere; make it" in capsys.readouterr().err
     assert store.objects == before
 
 

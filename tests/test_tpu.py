@@ -337,7 +337,13 @@ def test_what_is_refused_before_anything_is_made(cloud):
     assert [call.split()[0] for call in cloud.calls("")] == ["storage"]
     said = cloud.refused("-c", "1", "--overwrite", kind="v5litepod-8")
     assert said.startswith("error: leave out --overwrite: ")
+    # Whatever is not known of the bucket, by gcloud's words.
+    said = cloud.refused("-c", "1", flags=("--bucket", "gs://nowhere"))
+    assert "error: gcloud cannot read gs://nowhere/a-1: ERROR: " in said
+    assert "gs://nowhere not found: 404." in said
     (cloud.folder / "denied").touch()
+    said = cloud.refused("-c", "1", flags=BUCKET)
+    assert "[me] does not have permission to access b instance" in said
     said = cloud.refused("-c", "1", kind="v5litepod-8")
     assert "PERMISSION_DENIED" in said
     assert "error: gcloud does not say whether there is a slice a-1" in said

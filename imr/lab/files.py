@@ -85,12 +85,12 @@ def make_folder(path: Place) -> None:
 def check_writable(path: Place) -> None:
     """Refuses a folder into which, or where it would be made, nothing can be written.
 
-    Of an object store nothing is known before it is written to.
+    Of an object store no more is known, before it is written to, than that the bucket can be listed.
 
     Raises: RunError, as `make_folder` within `using`.
     """
     if not is_local(path):
-        return
+        return _check_bucket(path)
     with using(path, " as a run folder"):
         there = path
         while True:
@@ -101,6 +101,19 @@ def check_writable(path: Place) -> None:
                 there = there.parent
         with _making():
             tempfile.TemporaryFile(dir=there).close()
+
+
+def _check_bucket(path: Place) -> None:
+    import fsspec
+
+    with using(path, " as a run folder"):
+        try:
+            fsspec.filesystem("gs").find(os.fspath(path))  # of a folder that is not there nothing
+        except FileNotFoundError as error:
+            bucket = "/".join(os.fspath(path).split("/")[:3])
+            raise RunError(
+                f"there is no bucket {bucket}; make it, or give another --out."
+            ) from error
 
 
 @contextlib.contextmanager
