@@ -111,6 +111,7 @@ def described(slice_, what, flags):
 
 def workers(slice_, flags):
     if (FOLDER / "cut").exists() or (slice_ / "state").read_text() != "READY":
+        print("ssh: connect to host 10.0.0.2 port 22: Connection refused", file=sys.stderr)
         sys.exit(LOST)
     there = sorted(slice_.glob("[0-9]*"))
     return there if flags["--worker"] == "all" else [there[int(flags["--worker"])]]

@@ -281,6 +281,25 @@ def test_a_program_is_needed(tmp_path, words):
 
 
 @pytest.mark.laws
+def test_a_program_that_is_not_there(tmp_path):
+    """A job of SLURM runs what lies in the working folder, a TPU what is committed."""
+    tpu, slurm = ["tpu", tmp_path, *sum(TPU.items(), ())], ["slurm", tmp_path]
+    for words in (["nothere.py"], ["-m", "experiments.nothere"], ["-u", "-m", "imr"], ["-"]):
+        for command, end in ((tpu, []), (slurm, ["--out", "/s"])):
+            done = launch(*command, "--dry-run", "--", *words, *end)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert (
+                f"error: there is no {'module' if '-m' in words else 'program'} {words[-1]} in "
+                in done.stderr
+            )
+    (tmp_path / "a b.py").touch()
+    for word in ("a b.py", str(ROOT / "tests" / "small.py")):
+        assert launch(*slurm, "--dry-run", "--", word, "--out", "/s").returncode == 0
+        assert "which is what the workers get" in launch(*tpu, "--dry-run", "--", word).stderr
+    assert launch(*tpu, "--dry-run", "--", "tests/small.py").returncode == 0
+
+
+@pytest.mark.laws
 @pytest.mark.parametrize(
     ("words", "module"),
     [

@@ -252,11 +252,18 @@ class Waiting:
 def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     cloud.environment["IMR_TPU_TRIES"] = "12"
     program = Waiting(tmp_path)
-    # While it is started, after it has reached one of the workers.
+    # The connection, and then the launcher, while it is started: after it has reached one of the workers.
     (cloud.folder / "half").write_text("worker start")
+    cloud.environment["IMR_TPU_PAUSE"] = "60"
     process = cloud.launch(*program.words, flags=BUCKET)
+    until(lambda: "a-1 does not answer" in process.log.read_text(), process)
+    os.killpg(process.pid, 9)
+    process.wait()
+    until(lambda: program.starts() == [1, 0], process)
+    cloud.environment["IMR_TPU_PAUSE"] = "0.2"
+    process = cloud.launch(*program.words, flags=(*BUCKET, "--delete"))
     until(lambda: cloud.calls("worker log"), process)
-    assert program.starts() == [1, 1]
+    until(lambda: program.starts() == [1, 1], process)
 
     def losses():
         return process.log.read_text().count("does not answer")
@@ -265,6 +272,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     for count in (7, 14):
         (cloud.folder / "cut").touch()
         until(lambda count=count: losses() >= count, process)
+        assert "port 22: Connection refused" in process.log.read_text()
         before = len(cloud.calls("worker log"))
         (cloud.folder / "cut").unlink()
         until(lambda before=before: len(cloud.calls("worker log")) > before, process)
@@ -280,7 +288,6 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     said = process.log.read_text()
     assert "the run has ended on a-1" in said
     assert "it's the end" in said
-    assert not (cloud.folder / "a-1").exists()  # this call has made it
 
 
 def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
@@ -302,6 +309,7 @@ def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetch
     program.end.touch()
     fetched.append(succeeded(cloud.launch(*program.words, flags=(*BUCKET, "--spot"))))
     assert program.starts() == [3, 3]
+    assert not (cloud.folder / "a-1").exists()  # this call has made it
 
 
 @pytest.mark.parametrize(
@@ -337,6 +345,8 @@ def test_what_is_refused_before_anything_is_made(cloud):
     assert [call.split()[0] for call in cloud.calls("")] == ["storage"]
     said = cloud.refused("-c", "1", "--overwrite", kind="v5litepod-8")
     assert said.startswith("error: leave out --overwrite: ")
+    said = cloud.refused("-m", "no_such_package", kind="v5litepod-8")
+    assert "error: Python finds no module no_such_package that it could run" in said
     # Whatever is not known of the bucket, by gcloud's words.
     said = cloud.refused("-c", "1", flags=("--bucket", "gs://nowhere"))
     assert "error: gcloud cannot read gs://nowhere/a-1: ERROR: " in said
