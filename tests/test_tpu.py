@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,7 +143,7 @@ def fetched():
 
 def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
     marker = tmp_path / "a marker's name"
-    words = ("-m", "tests.small", str(marker), "train", "--seed", "3")
+    words = ("-m", "tests.small", str(marker), "saved", "--seed", "3")
 
     # Made, kept and reused.
     for _ in range(2):
@@ -177,10 +178,14 @@ def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
     assert "b is at work on something else" in other.log.read_text()
     process = cloud.launch(*words, flags=flags, name="b")
     until(lambda: "this call comes back to it" in process.log.read_text(), process)
-    # The slice is preempted, made anew, and the run resumes.
+    # The slice is preempted, made anew, and the run resumes from what it has saved.
+    saved = re.compile("my runs/b/checkpoints/nets/[24]/commit_success.txt")
+    until(lambda: any(map(saved.fullmatch, list(cloud.store.objects))), process)
     gcloud.preempt(cloud.folder, "b")
     fetched.append(succeeded(process))
-    assert "it is made anew" in process.log.read_text()
+    said = process.log.read_text()
+    assert "it is made anew" in said
+    assert re.search("nets: resumed at step [24]\n", said.partition("it is made anew")[2])
     assert end_of(fetched[2]) == unbroken
     created = cloud.calls("queued-resources create b")
     assert len(created) == 2
@@ -254,7 +259,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     program = Waiting(tmp_path)
     # The connection, and then the launcher, while it is started: after it has reached one of the workers.
     (cloud.folder / "half").write_text("worker start")
-    cloud.environment["IMR_TPU_PAUSE"] = "60"
+    cloud.environment["IMR_TPU_PAUSE"] = "3"  # in which it is killed
     process = cloud.launch(*program.words, flags=BUCKET)
     until(lambda: "a-1 does not answer" in process.log.read_text(), process)
     os.killpg(process.pid, 9)
