@@ -1,6 +1,6 @@
 """A stand-in for Google Cloud Storage: its JSON interface over HTTP, with objects in memory.
 
-`gcsfs`, orbax and tensorstore talk to it as they do to the real one, from whatever process.
+`gcsfs`, orbax and tensorstore talk to it as they do to the real one, from whatever process, until `lost`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class Store(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects, self.uploads, self.generation = {}, {}, 1
-        self.lock = threading.Lock()
+        self.lock, self.lost = threading.Lock(), False
 
     def handle_error(self, request, client_address):
         """A client that hangs up before it has read the answer, as some do, is no error."""
@@ -71,8 +71,11 @@ class Handler(BaseHTTPRequestHandler):
         del words
 
     def parse_request(self):
-        """Answers at once for the one bucket that there is not, `nowhere`."""
+        """Answers at once for the one bucket that there is not, `nowhere`; not at all if it is lost."""
         parsed = super().parse_request()
+        if self.server.lost:
+            self.close_connection = True
+            return False
         if parsed and "/b/nowhere/" in self.path:
             self.close_connection = True  # a body may follow
             self._error(404)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -66,7 +67,8 @@ def server():
 @pytest.fixture
 def store(server):
     server.objects.clear()
-    return server
+    yield server
+    server.lost = False
 
 
 RUN = "gs://bucket/a run's/folder"
@@ -231,6 +233,49 @@ def test_halves_that_a_killed_process_left_are_removed(store, monkeypatch):
     again = open_run("probe", Config(), out=RUN)
     assert not again.finished
     assert store.files(NAME).keys() == {f"{NAME}/config.json", f"{NAME}/.lock"}
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("phase", ["data", "train", "step", "evaluate", "summary", "end"])
+def test_a_store_that_is_lost_in_the_middle(store, monkeypatch, capsys, phase):
+    """The run says so and ends for launchers to repeat it; so repeated, it goes on."""
+
+    async def at_once(seconds):
+        del seconds
+
+    def save(self, step, state):
+        if step == 3 and phase == "step":
+            self._settle()
+            store.lost = True
+        write(self, step, state)
+
+    def lose(now):
+        store.lost = store.lost or now == phase
+
+    write = Checkpoints.save
+    monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(phases, "HOOKS", [lose])
+    if phase == "end":  # of a run that has finished, and is read again
+        assert PROBE.main(["--out", RUN]) == 0
+        store.lost = True
+    assert PROBE.main(["--out", RUN]) == 75
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"error: {RUN}\S* cannot be reached \(.+\): once it can, run the same command again to resume",
+        said,
+    )
+    store.lost = False
+    monkeypatch.undo()
+    assert PROBE.main(["--out", RUN]) == 0
+    assert store.files(f"{NAME}/summary.json")
+    if phase == "step":  # Who has replaced a run must not lose it to a launcher that repeats this.
+        monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))
+        monkeypatch.setattr(phases, "HOOKS", [lambda now: setattr(store, "lost", now == "figures")])
+        assert PROBE.main(["--out", RUN, "--overwrite"]) == 2
+        assert (
+            "run the same command again, without --overwrite, to resume" in capsys.readouterr().err
+        )
 
 
 @pytest.mark.acceptance
