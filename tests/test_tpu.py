@@ -219,7 +219,11 @@ def test_one_worker(cloud, tmp_path, fetched):
     said = process.log.read_text()
     assert "the run was stopped; it resumes" in said
     assert "is saved in" in said
-    assert end_of(fetched[0])
+    unbroken = tmp_path / "unbroken"
+    alone = [sys.executable, "-P", "-m", "tests.small", "none", "none", *words[4:], "3"]
+    environment = cloud.environment | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([*alone, "--out", unbroken], check=True, env=environment)
+    assert end_of(fetched[0]) == end_of(unbroken)
     # It is not of this call, and is deleted only if that is asked for.
     assert "The slice was there before this call, and is kept with its disk." in said
     assert "delete a-1 --zone z --force\n" in said
@@ -352,6 +356,20 @@ def test_what_is_refused_before_anything_is_made(cloud):
     assert said.startswith("error: leave out --overwrite: ")
     said = cloud.refused("-m", "no_such_package", kind="v5litepod-8")
     assert "error: Python finds no module no_such_package that it could run" in said
+    # On the disk of a slice that is there, each command has a folder of its own.
+    words = ("-m", "experiments.collapse", "--smoke")
+    dry = cloud.launch(*words, kind="v5litepod-8", flags=("--dry-run",))
+    assert dry.wait(timeout=60) == 0
+    (run,) = set(re.findall("runs/[0-9a-f]{10}", dry.log.read_text()))
+    slice_ = cloud.slice(state="READY", request="ACTIVE")
+    folder = slice_ / "0" / gcloud.LAUNCH / run
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"experiment": "images", "config": {}}')
+    said = cloud.refused(*words, kind="v5litepod-8")
+    assert f"error: a-1:.imr-launch/{run} holds a run of another configuration" in said
+    assert "choose another folder with --name, or remove that folder." in said
+    assert not cloud.calls("scp")
+    shutil.rmtree(slice_)
     # Whatever is not known of the bucket, by gcloud's words.
     said = cloud.refused("-c", "1", flags=("--bucket", "gs://nowhere"))
     assert "error: gcloud cannot read gs://nowhere/a-1: ERROR: " in said
