@@ -63,7 +63,7 @@ TEXTS = {
         "tpu", "--dry-run", "--name", "a", "--zone", "z", "--type", "v6e-8", "--keep", *ON_TPU,
     ),
     "jobset.yaml": (
-        "tpu", "--gke", "--name", "a", "--type", "v5p-32", "--bucket", "gs://bucket", "--image",
+        "tpu", "--gke", "--dry-run", "--name", "a", "--type", "v5p-32", "--bucket", "gs://bucket", "--image",
         "registry/imr:1", "--spot", "--service-account", "s", *ON_TPU,
     ),
 }  # fmt: skip
@@ -113,7 +113,7 @@ def test_tpu_passes_every_argument_as_it_is_and_a_dry_run_makes_nothing(tmp_path
 
 
 def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
-    flags = ["--gke", "--image", "i", "--name", "a", "--bucket", "gs://bucket/a b"]
+    flags = ["--gke", "--dry-run", "--image", "i", "--name", "a", "--bucket", "gs://bucket/a b"]
     for kind, hosts, chips, topology in (
         ("v5litepod-1", 1, 1, "1x1"), ("v6e-16", 4, 4, "4x4"), ("v4-8", 1, 4, "2x2x1"),
     ):  # fmt: skip
@@ -134,9 +134,46 @@ def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
 
 
 @pytest.mark.laws
+def test_what_makes_no_jobset(tmp_path):
+    flags = {"--image": "i", "--name": "a", "--bucket": "gs://bucket", "--type": "v6e-16"}
+
+    def jobset(**others):
+        words = sum((flags | {f"--{key}": value for key, value in others.items()}).items(), ())
+        return launch("tpu", tmp_path, "--gke", "--dry-run", *words, "--", "-m", "x")
+
+    for name in ("yes", "null", "a" * 40):  # which YAML would take for something else
+        assert yaml.safe_load(jobset(name=name).stdout)["metadata"]["name"] == name
+    for others, said in (
+        ({"name": "a" * 41}, "--name must have at most 40 letters with --gke"),
+        ({"type": "v4-24"}, "--gke knows no slice of --type v4-24. Known to it are\n  v4-N and v5p-N with N = 8,"),
+        ({"type": "v3-8"}, "--gke knows no slice of --type v3-8. Known"),
+        ({"image": "a b"}, "--image must be an image of a registry"), ({"type": "v7-8"}, "unknown --type v7-8"),
+    ):  # fmt: skip
+        done = jobset(**others)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {said}")
+    for missing in ("--image", "--bucket"):
+        words = [word for pair in flags.items() if pair[0] != missing for word in pair]
+        done = launch("tpu", tmp_path, "--gke", "--dry-run", *words, "--", "-m", "x")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert missing in done.stderr
+
+
+@pytest.mark.laws
 def test_a_jobset_resumes_what_was_preempted_and_ends_with_what_has_failed(tmp_path):
     """By the rules of Kubernetes: of a Job and of a JobSet, the first that fits a failure."""
-    flags = ("--gke", "--image", "i", "--name", "a", "--bucket", "gs://bucket", "--type", "v6e-16")
+    flags = (
+        "--gke",
+        "--dry-run",
+        "--image",
+        "i",
+        "--name",
+        "a",
+        "--bucket",
+        "gs://bucket",
+        "--type",
+        "v6e-16",
+    )
     spec = yaml.safe_load(launch("tpu", tmp_path, *flags, "--", "-m", "x").stdout)["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]

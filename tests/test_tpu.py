@@ -348,10 +348,12 @@ def test_what_is_refused_before_anything_is_made(cloud):
     said = cloud.refused("-m", "experiments.collapse", "--smoke", flags=BUCKET)
     assert ("error: gs://bucket/my runs/a-1 holds a run of another configuration") in said
     assert "choose another folder with --name, or remove that folder." in said
+    flags = ("--gke", "--image", "i", *BUCKET)
+    assert said.endswith(cloud.refused("-m", "experiments.collapse", "--smoke", flags=flags))
     words = ("-u", "-m", "experiments.images", "--data-dir", "data")
     said = cloud.refused(*words, kind="v5litepod-8")
     assert "error: --data-dir must be an absolute path, that of the machine which" in said
-    assert [call.split()[0] for call in cloud.calls("")] == ["storage"]
+    assert [call.split()[0] for call in cloud.calls("")] == ["storage", "storage"]
     said = cloud.refused("-c", "1", "--overwrite", kind="v5litepod-8")
     assert said.startswith("error: leave out --overwrite: ")
     said = cloud.refused("-m", "no_such_package", kind="v5litepod-8")
