@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import subprocess
+import threading
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 
 from imr.errors import RunError
 from imr.lab.files import is_local, place
+from tests import slurm
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -352,6 +354,38 @@ def test_which_module_python_runs(tmp_path, words, module):
     command = ["bash", "-c", f"set -euo pipefail; {script}", "bash", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout == f"{module}\0\x1e", done.stderr
+
+
+@pytest.mark.laws
+def test_jobs_on_the_one_slurm_of_a_machine_are_not_run_side_by_side(tmp_path):
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "test").write_text((ROOT / "scripts" / "test").read_text())
+    (folder / "setup.sh").write_text(f"root={tmp_path} python=echo\nsetup() {{ :; }}\n")
+    for words, several in (
+        ("", True),
+        ("-m cluster", False),
+        ("-x -m cluster -k a", False),
+        ("-m laws", True),
+    ):
+        done = subprocess.run(
+            ["bash", folder / "test", *words.split()], capture_output=True, text=True
+        )
+        assert (" -n auto " in done.stdout) == several
+        assert done.stdout.rstrip().endswith(words)
+    entered = []
+
+    def enter():
+        with slurm.alone():
+            entered.append(True)
+
+    with slurm.alone():
+        other = threading.Thread(target=enter)
+        other.start()
+        other.join(timeout=0.2)
+        assert not entered
+    other.join(timeout=10)
+    assert entered
 
 
 @pytest.mark.laws
