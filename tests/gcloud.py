@@ -32,18 +32,31 @@ fi
 """
 
 
+# By the last word of a command: flags of it that the real one has, with a value and without.
+_REMOTE = ("--zone", "--project", "--worker")
+KNOWN = {
+    "cat": ((), ()), "rsync": ((), ("--recursive",)),
+    "create": (
+        ("--zone", "--project", "--node-id", "--accelerator-type", "--runtime-version", "--network", "--service-account"),
+        ("--spot", "--internal-ips"),
+    ),
+    "describe": (("--zone", "--project", "--format"), ()),
+    "delete": (("--zone", "--project"), ("--force", "--quiet")),
+    "ssh": ((*_REMOTE, "--command"), ("--internal-ip",)), "scp": (_REMOTE, ("--recurse", "--internal-ip")),
+}  # fmt: skip
+
+
 def parse(words):
-    flags, rest, alone = (
-        {},
-        [],
-        ("--quiet", "--spot", "--internal-ip", "--internal-ips", "--force", "--recurse"),
-    )
+    flags, rest = {}, []
+    valued, alone = next((KNOWN[word] for word in words if word in KNOWN), ((), ()))
     words = iter(words)
     for word in words:
-        if word in alone or word == "--recursive":
+        if word in alone:
             flags[word] = True
-        elif word.startswith("--"):
+        elif word in valued:
             flags[word] = next(words)
+        elif word.startswith("--"):
+            sys.exit(f"ERROR: (gcloud) unrecognized arguments: {word}")
         else:
             rest.append(word)
     return flags, rest

@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 import tomllib
 from pathlib import Path
@@ -29,6 +31,7 @@ def launch(name, folder, *words, path=""):
     """Output of a launcher in that folder, which also is the one for temporary files."""
     command = [ROOT / "scripts" / name / "launch", *words]
     environment = os.environ | {"TMPDIR": str(folder), "PATH": f"{path}{os.environ['PATH']}"}
+    environment |= {"IMR_SHARED": str(ROOT)}  # wherever that is
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
@@ -256,6 +259,16 @@ def test_jobs_without_shared_storage_are_refused(tmp_path):
     for out in ("/tmp/r", "/var/tmp/r", "/dev/shm/../shm/r"):
         said = refused("slurm", tmp_path, {}, f"--out={out}")
         assert "--out must lie on storage that all nodes share" in said
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        shutil.copytree(ROOT / "scripts", Path(folder, "scripts"))
+        command = [f"{folder}/scripts/slurm/launch", "--dry-run", "--", "-c", "x", "--out", "/s"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            "error: the repository must lie on storage that all nodes share"
+        )
+        shared = os.environ | {"IMR_SHARED": folder}
+        assert subprocess.run(command, capture_output=True, env=shared).returncode == 0
     said = refused("tpu", tmp_path, TPU | {"--type": "v5litepod-16"})
     assert "v5litepod-16 has 4 hosts: they need --bucket" in said
     done = launch("tpu", tmp_path, *sum(TPU.items(), ()), "--spot", "--dry-run", "--", "-m", "x")

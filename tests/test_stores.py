@@ -4,6 +4,9 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -156,6 +159,32 @@ def test_folders_of_a_store_are_checked_as_local_ones_are(store, capsys):
     assert PROBE.main(["--out", "gs://nowhere/run", "--check"]) == 2
     assert "error: there is no bucket gs://nowhere; make it" in capsys.readouterr().err
     assert store.objects == before
+
+
+@pytest.mark.acceptance
+def test_an_array_of_seeds_is_checked_by_one_listing(store, tmp_path):
+    """Of a hundred seeds the first, for all of them, and those that have a folder."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/usr/bin/env bash\necho Submitted batch job 7\n")
+    sbatch.chmod(0o755)
+    root = Path(__file__).resolve().parents[1]
+    command = [
+        root / "scripts" / "slurm" / "launch", "--gpus-per-node", "0", "--array", "0-99", "--", "-m",
+        "experiments.collapse", "--smoke", "--out", RUN,
+    ]  # fmt: skip
+    environment = os.environ | {
+        "PATH": f"{sbatch.parent}:{os.environ['PATH']}",
+        "IMR_SHARED": str(root),
+    }
+    submit = partial(subprocess.run, command, env=environment, capture_output=True, text=True)
+    done = submit()
+    assert done.stdout == "Submitted batch job 7\n", done.stderr
+    assert done.stderr.count("This configuration can run in") == 1
+    store.objects[f"{NAME}/seed-70/config.json"] = (1, b'{"experiment": "images", "config": {}}')
+    done = submit()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {RUN}/seed-70 holds a run of another configuration" in done.stderr
 
 
 @pytest.mark.acceptance
