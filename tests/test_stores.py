@@ -1,5 +1,6 @@
 """Run folders in an object store, and addresses that are none."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -137,6 +138,28 @@ def test_the_smoke_run_of_an_experiment_in_a_store(store, tmp_path, monkeypatch,
     assert end_in(store) == end_of(tmp_path / "local")
     there = f"{NAME}/figures/"
     assert sorted(name.removeprefix(there) for name in store.files(there)) == figures
+
+
+SMOKE = ("collapse", "features", "theorems --only A2.bias", "tokens", "bench --parts linear")
+SLOW = ("beliefs", "incontext")  # minutes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, marks=pytest.mark.acceptance) for words in SMOKE]
+    + [pytest.param(words, marks=pytest.mark.fuzz) for words in SLOW],
+)
+def test_the_smoke_run_of_every_experiment_in_a_store(store, capsys, words):
+    name, *flags = words.split()
+    experiment = importlib.import_module(f"experiments.{name}.__main__").EXPERIMENT
+    assert experiment.main(["--out", RUN, "--smoke", *flags]) == 0
+    assert f"every row, as data: {RUN}/summary.json" in capsys.readouterr().out
+    there = {path.removeprefix(f"{NAME}/") for path in store.files()}
+    assert there >= {"config.json", "summary.json", "table.md"}
+    # Finished, it is only read.
+    before = dict(store.objects)
+    assert experiment.main(["--out", RUN, "--smoke", *flags]) == 0
+    assert store.objects == before
 
 
 @pytest.mark.acceptance
