@@ -48,6 +48,13 @@ class Store(ThreadingHTTPServer):
             name: data for name, (_, data) in objects if name.startswith(folder) and name[-1] != "/"
         }
 
+    def copy(self, folder, path):
+        """Writes what is below a folder to one of the file system."""
+        for name, data in self.files(f"{folder}/").items():
+            file = path / name.removeprefix(f"{folder}/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+
 
 @contextlib.contextmanager
 def serving():

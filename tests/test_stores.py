@@ -1,6 +1,5 @@
 """Run folders in an object store, and addresses that are none."""
 
-import importlib
 import importlib.util
 import os
 import re
@@ -122,44 +121,6 @@ def test_a_run_in_a_store_that_is_broken_off_ends_as_a_local_one(store, tmp_path
     assert f"{NAME}/summary.json" not in store.files()
     assert PROBE.main(["--out", RUN, "--overwrite"]) == 0
     assert end_in(store) == end_of(tmp_path / "local")
-
-
-@pytest.mark.acceptance
-def test_the_smoke_run_of_an_experiment_in_a_store(store, tmp_path, monkeypatch, capsys):
-    from experiments.images.__main__ import EXPERIMENT
-
-    monkeypatch.setenv("IMR_COMPILATION_CACHE", str(tmp_path / "programs"))
-    flags = ("--smoke", "--models", "attention")
-    assert EXPERIMENT.main(["--out", str(tmp_path / "local"), *flags]) == 0
-    figures = sorted(path.name for path in (tmp_path / "local" / "figures").iterdir())
-    assert broken_off(EXPERIMENT, monkeypatch, "train", *flags) == 75
-    assert EXPERIMENT.main(["--out", RUN, *flags]) == 0
-    assert f"every row, as data: {RUN}/summary.json" in capsys.readouterr().out
-    assert end_in(store) == end_of(tmp_path / "local")
-    there = f"{NAME}/figures/"
-    assert sorted(name.removeprefix(there) for name in store.files(there)) == figures
-
-
-SMOKE = ("collapse", "features", "theorems --only A2.bias", "tokens", "bench --parts linear")
-SLOW = ("beliefs", "incontext")  # minutes
-
-
-@pytest.mark.parametrize(
-    "words",
-    [pytest.param(words, marks=pytest.mark.acceptance) for words in SMOKE]
-    + [pytest.param(words, marks=pytest.mark.fuzz) for words in SLOW],
-)
-def test_the_smoke_run_of_every_experiment_in_a_store(store, capsys, words):
-    name, *flags = words.split()
-    experiment = importlib.import_module(f"experiments.{name}.__main__").EXPERIMENT
-    assert experiment.main(["--out", RUN, "--smoke", *flags]) == 0
-    assert f"every row, as data: {RUN}/summary.json" in capsys.readouterr().out
-    there = {path.removeprefix(f"{NAME}/") for path in store.files()}
-    assert there >= {"config.json", "summary.json", "table.md"}
-    # Finished, it is only read.
-    before = dict(store.objects)
-    assert experiment.main(["--out", RUN, "--smoke", *flags]) == 0
-    assert store.objects == before
 
 
 @pytest.mark.acceptance
