@@ -152,7 +152,8 @@ def test_what_makes_no_jobset(tmp_path):
         ({"name": "a" * 41}, "--name must have at most 40 letters with --gke"),
         ({"type": "v4-24"}, "--gke knows no slice of --type v4-24. Known to it are\n  v4-N and v5p-N with N = 8,"),
         ({"type": "v3-8"}, "--gke knows no slice of --type v3-8. Known"),
-        ({"image": "a b"}, "--image must be an image of a registry"), ({"type": "v7-8"}, "unknown --type v7-8"),
+        ({"network": "n"}, "leave out --network: it is of a slice of Cloud TPU"),
+        ({"version": "v"}, "leave out --version"), ({"image": "a b"}, "--image must be an image of a registry"), ({"type": "v7-8"}, "unknown --type v7-8"),
     ):  # fmt: skip
         done = jobset(**others)
         assert (done.returncode, done.stdout) == (2, "")
@@ -269,6 +270,7 @@ def test_jobs_without_shared_storage_are_refused(tmp_path):
         )
         shared = os.environ | {"IMR_SHARED": folder}
         assert subprocess.run(command, capture_output=True, env=shared).returncode == 0
+    assert "--image goes with --gke" in refused("tpu", tmp_path, TPU | {"--image": "i"})
     said = refused("tpu", tmp_path, TPU | {"--type": "v5litepod-16"})
     assert "v5litepod-16 has 4 hosts: they need --bucket" in said
     done = launch("tpu", tmp_path, *sum(TPU.items(), ()), "--spot", "--dry-run", "--", "-m", "x")

@@ -340,6 +340,7 @@ def test_the_program_of_the_readme_as_two_processes(tmp_path):
     )
     done = run(env=environment())
     assert "(32, 8) on 1 devices of 1 processes" in done.stdout, done.stderr
+    assert done.stderr == "imr: no cluster is found; this is the only process\n"
     done = run(env=environment(IMR_DISTRIBUTED="1"))
     assert "could not be connected through the cluster that was looked up" in done.stderr
 

@@ -127,10 +127,11 @@ def run_main(
       config_type: a dataclass; each field is a flag, described by its docstring or comment.
       argv: the flags, those of the process by default.
       description: the head of `--help`; the docstring of main by default.
-    Returns: The exit code: main's, or 0, or 2 after an error of imr or of the file system, 75 if that
-      is an object store that does not answer, so that launchers run the command again, or, if it was stopped in whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after
-      SIGINT. With the flags of the process a run that was stopped ends it with that code; after one that
-      has ended, signals do no more than end the process with the code returned.
+    Returns: The exit code: main's, or 0, or 2 after an error of imr or of the file system, or 75, for
+      which launchers run the command again, if an object store does not answer, or, if it was stopped in
+      whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after SIGINT. With the
+      flags of the process a run that was stopped ends it with that code; after one that has ended,
+      signals do no more than end the process with the code returned.
     Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
     if argv is not None:

@@ -63,6 +63,7 @@ def initialize(
     except (RuntimeError, ValueError) as error:
         if _alone(error):
             jax.config.update("jax_cpu_collectives_implementation", None)
+            print("imr: no cluster is found; this is the only process", file=sys.stderr, flush=True)
             return
         where = "the cluster that was looked up" if coordinator is None else coordinator
         raise ImrError(

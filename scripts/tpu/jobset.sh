@@ -28,6 +28,7 @@ json() {
 
 # Stops if no JobSet can be made of the flags.
 check_jobset() {
+  local flag
   [ -n "$bucket" ] || fail "--gke needs --bucket: the disks of a pod go with it."
   # Kubernetes cuts names of pods after 58 characters; JobSet looks for NAME-slice-0-NUMBER whole.
   [ "${#name}" -le 40 ] || fail "--name must have at most 40 letters with --gke, which makes names of pods of it; found ${#name}."
@@ -35,6 +36,9 @@ check_jobset() {
     fail "--gke knows no slice of --type $type. Known to it are" \
       "v4-N and v5p-N with N = 8, 16, 32, 64, 128, 256, 512, 1024 cores" \
       "v5litepod-N and v6e-N with N = 1, 4, 8, 16, 32, 64, 128, 256 chips"
+  for flag in version network internal_ip keep delete; do
+    [ -z "${!flag}" ] || fail "leave out --${flag//_/-}: it is of a slice of Cloud TPU, and means nothing to --gke."
+  done
 }
 
 jobset() {
