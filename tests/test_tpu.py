@@ -299,6 +299,25 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     assert "it's the end" in said
 
 
+STOPPED = """
+import os, sys
+number = os.environ["IMR_PROCESS_ID"]
+with open(sys.argv[1] + number, "a+") as file:
+    first = not file.tell()
+    file.write("x")
+sys.exit((75 if number == "0" else 1) if first else 0)
+"""
+
+
+def test_a_worker_that_fails_as_another_stops_resumes_with_it(cloud, tmp_path, fetched):
+    """So it is if a store is lost: one process says so, and the others lose that process."""
+    began = tmp_path / "began "
+    process = cloud.launch("-c", STOPPED, str(began), flags=BUCKET)
+    fetched.append(succeeded(process))
+    assert "the run was stopped; it resumes" in process.log.read_text()
+    assert [Path(f"{began}{number}").read_text() for number in range(2)] == ["xx", "xx"]
+
+
 def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
     program = Waiting(tmp_path)
     process = cloud.launch(*program.words, flags=(*BUCKET, "--spot"))
