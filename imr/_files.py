@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from imr.errors import DataError
 
@@ -31,7 +31,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise DataError(f"{os.fspath(path)!r} is no path: {words}. Give another.") from None
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a regular file for reading; a pipe or device, which may never end, is refused.
 
     Raises:

@@ -13,6 +13,10 @@ class RunError(ImrError):
     """A run folder or checkpoint that does not belong to the configuration at hand."""
 
 
+class UnreachableError(RunError):
+    """An object store that does not answer, though nothing is wrong with the run that it keeps."""
+
+
 class FlowError(ImrError):
     """A flow that did not reach its end."""
 

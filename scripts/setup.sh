@@ -35,10 +35,11 @@ need_place() {
     fail "$1 cannot be written to. Give a folder, or gs://BUCKET/FOLDER, which has none of * ? [."
 }
 
-# Sets `module` to what Python runs by -m, or to nothing for other programs; stops if there is none.
+# Sets `module` to what Python runs by -m, or `script` to a file, or both to nothing; stops if there is
+# no program.
 # shellcheck disable=SC2034 # for scripts that source this
 program() {
-  module=''
+  module='' script=''
   while [ $# -gt 0 ]; do
     if [[ $1 =~ ^-[bBdEiIOPqsSuvx]*([cmWX])(.*)$ ]]; then
       # The value of the option is the rest of the word, or the next word.
@@ -52,11 +53,33 @@ program() {
       esac
     elif [[ ! $1 =~ ^-[bBdEiIOPqsSuvx]+$ ]]; then
       if [[ -z $1 || $1 == --* ]]; then break; fi
+      script=$1
       return 0
     fi
     if [ $# -gt 0 ]; then shift; fi
   done
   fail "say what to run, before its flags: -m experiments.NAME, -c CODE or a file."
+}
+
+# Stops if a `module` of the repository is missing where a command finds, by their paths in it, the files
+# that will be run.
+# need_module COMMAND WORDS
+need_module() {
+  local path=${module//.//}
+  [ -z "$module" ] || "$1" "$path.py" || "$1" "$path/__main__.py" || ! "$1" "${path%%/*}" ||
+    fail "there is no module $module $2"
+}
+
+# The same of any module, once there is a Python that finds them.
+find_module() {
+  local code='
+import importlib.util, sys
+found = importlib.util.find_spec(sys.argv[1])
+if found is not None and found.submodule_search_locations is not None:
+    found = importlib.util.find_spec(sys.argv[1] + ".__main__")
+sys.exit(found is None)'
+  [ -z "$module" ] || "$python" -P -c "$code" "$module" 2>/dev/null ||
+    fail "Python finds no module $module that it could run, in the repository or among its packages."
 }
 
 # Sets `out` to the run folder among the flags of an experiment, or to nothing, and `words` to the others.
@@ -85,7 +108,7 @@ quoted() {
 
 # Stops if an experiment refuses its flags or its run folder. Other programs have no --check.
 check_run() {
-  local module
+  local module script
   program "$@"
   if [[ $module == experiments.* ]]; then
     JAX_PLATFORMS=cpu "$python" -P "$@" --check || exit

@@ -22,6 +22,7 @@ from urllib.parse import quote
 FOLDER = Path(os.environ.get("PRETENDED_GCLOUD", "."))
 HOSTS = {"v5litepod-8": 1, "v4-16": 2}
 LOST = 255
+LAUNCH = ".imr-launch"  # where the launcher keeps what it makes on a worker
 UV = """#!/usr/bin/env bash
 if [ "$1" = venv ]; then
   mkdir -p imr-env/bin
@@ -31,18 +32,31 @@ fi
 """
 
 
+# By the last word of a command: flags of it that the real one has, with a value and without.
+_REMOTE = ("--zone", "--project", "--worker")
+KNOWN = {
+    "cat": ((), ()), "rsync": ((), ("--recursive",)),
+    "create": (
+        ("--zone", "--project", "--node-id", "--accelerator-type", "--runtime-version", "--network", "--service-account"),
+        ("--spot", "--internal-ips"),
+    ),
+    "describe": (("--zone", "--project", "--format"), ()),
+    "delete": (("--zone", "--project"), ("--force", "--quiet")),
+    "ssh": ((*_REMOTE, "--command"), ("--internal-ip",)), "scp": (_REMOTE, ("--recurse", "--internal-ip")),
+}  # fmt: skip
+
+
 def parse(words):
-    flags, rest, alone = (
-        {},
-        [],
-        ("--quiet", "--spot", "--internal-ip", "--internal-ips", "--force", "--recurse"),
-    )
+    flags, rest = {}, []
+    valued, alone = next((KNOWN[word] for word in words if word in KNOWN), ((), ()))
     words = iter(words)
     for word in words:
-        if word in alone or word == "--recursive":
+        if word in alone:
             flags[word] = True
-        elif word.startswith("--"):
+        elif word in valued:
             flags[word] = next(words)
+        elif word.startswith("--"):
+            sys.exit(f"ERROR: (gcloud) unrecognized arguments: {word}")
         else:
             rest.append(word)
     return flags, rest
@@ -64,7 +78,7 @@ def suspend(folder, name):
 def end(slice_):
     """Kills what runs on the workers of a slice, and takes their disks away."""
     for worker in slice_.glob("[0-9]*"):
-        pid = worker / "imr.pid"
+        pid = worker / LAUNCH / "imr.pid"
         with contextlib.suppress(OSError, ValueError):
             os.killpg(int(pid.read_text()), signal.SIGKILL)
         shutil.rmtree(worker)
@@ -110,6 +124,7 @@ def described(slice_, what, flags):
 
 def workers(slice_, flags):
     if (FOLDER / "cut").exists() or (slice_ / "state").read_text() != "READY":
+        print("ssh: connect to host 10.0.0.2 port 22: Connection refused", file=sys.stderr)
         sys.exit(LOST)
     there = sorted(slice_.glob("[0-9]*"))
     return there if flags["--worker"] == "all" else [there[int(flags["--worker"])]]
@@ -124,7 +139,7 @@ def ssh(slice_, flags):
         reached.pop()
     for worker in reached:
         environment = os.environ | {
-            "HOME": str(worker), "PYTHONPATH": f"{worker}/imr", "JAX_PLATFORMS": "cpu",
+            "HOME": str(worker), "PYTHONPATH": f"{worker}/{LAUNCH}/imr", "JAX_PLATFORMS": "cpu",
             "PATH": f"{FOLDER}/bin:{os.environ['PATH']}", "IMR_COORDINATOR": f"127.0.0.1:{os.environ['PORT']}",
             "IMR_NUM_PROCESSES": str(count), "IMR_PROCESS_ID": worker.name,
         }  # fmt: skip
@@ -167,10 +182,19 @@ def main(words):
     flags, rest = parse(words)
     match rest:
         case ["storage", "cat", address]:
+            if (FOLDER / "denied").exists():
+                sys.exit(
+                    "ERROR: (gcloud.storage.cat) [me] does not have permission to access b instance"
+                )
+            if not address.startswith("gs://bucket/"):
+                sys.exit(
+                    f"ERROR: (gcloud.storage.cat) {address[: address.find('/', 5)]} not found: 404."
+                )
             for _, data in stored(address):
                 sys.stdout.write(data.decode())
                 return
-            sys.exit("ERROR: no such object")
+            said = "The following URLs matched no objects or files:"
+            sys.exit(f"ERROR: (gcloud.storage.cat) {said}\n-{address}")
         case ["storage", "rsync", address, folder]:
             for name, data in stored(address):
                 path = Path(folder, name)

@@ -1,6 +1,6 @@
 """A stand-in for Google Cloud Storage: its JSON interface over HTTP, with objects in memory.
 
-`gcsfs`, orbax and tensorstore talk to it as they do to the real one, from whatever process.
+`gcsfs`, orbax and tensorstore talk to it as they do to the real one, from whatever process, until `lost`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class Store(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects, self.uploads, self.generation = {}, {}, 1
-        self.lock = threading.Lock()
+        self.lock, self.lost = threading.Lock(), False
 
     def handle_error(self, request, client_address):
         """A client that hangs up before it has read the answer, as some do, is no error."""
@@ -48,6 +48,13 @@ class Store(ThreadingHTTPServer):
             name: data for name, (_, data) in objects if name.startswith(folder) and name[-1] != "/"
         }
 
+    def copy(self, folder, path):
+        """Writes what is below a folder to one of the file system."""
+        for name, data in self.files(f"{folder}/").items():
+            file = path / name.removeprefix(f"{folder}/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+
 
 @contextlib.contextmanager
 def serving():
@@ -69,6 +76,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *words):
         del words
+
+    def parse_request(self):
+        """Answers at once for the one bucket that there is not, `nowhere`; not at all if it is lost."""
+        parsed = super().parse_request()
+        if self.server.lost:
+            self.close_connection = True
+            return False
+        if parsed and "/b/nowhere/" in self.path:
+            self.close_connection = True  # a body may follow
+            self._error(404)
+            return False
+        return parsed
 
     def _answer(self, code, body=b"", **headers):
         if not isinstance(body, bytes):

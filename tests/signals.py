@@ -1,6 +1,8 @@
 """An experiment broken off by signals in each of its phases, in a process, or in one of several.
 
 python -m tests.signals NAME OUT EVERY FLAGS...    prints what became of each run as JSON, a line each
+
+With IMR_TEST_STORED=gs://BUCKET/FOLDER one more run, broken off before its end, is in that folder.
 """
 
 import json
@@ -30,14 +32,15 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(commands: Sequence[Iterable], folder: Path, programs: Path) -> list:
+def start(commands: Sequence[Iterable], folder: Path, programs: Path, **environment: str) -> list:
     """Starts a Python process for each list of words, as a user has it, and joins several.
 
-    Each process has the attribute `log`, a file in the folder with all that it says.
+    `environment` is added to that of this process. Each process has the attribute `log`, a file in the folder with all that it says.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMR_", "XLA_FLAGS"))}
     kept |= {"PYTHONPATH": str(ROOT), "IMR_COMPILATION_CACHE": str(programs)}
     kept |= {"IMR_PREEMPTED_CODE": str(CODES[signal.SIGTERM]), "JAX_PLATFORMS": "cpu"}
+    kept |= environment
     port, processes = free_port(), []
     for number, words in enumerate(commands):
         joined = {
@@ -82,7 +85,8 @@ def main(name, out, every, *flags):
 
     def run(folder, *hooks):
         phases.HOOKS[:] = hooks
-        code = experiment.main([*flags, "--smoke", "--out", os.path.join(out, folder)])
+        where = folder if "://" in folder else os.path.join(out, folder)
+        code = experiment.main([*flags, "--smoke", "--out", where])
         phases.HOOKS.clear()
         return code
 
@@ -104,6 +108,9 @@ def main(name, out, every, *flags):
         for at, name in enumerate(passed):
             broken_off("chain", name, list(CODES)[at % 2])
         say(folder="chain", code=run("chain"))
+    if stored := os.environ.get("IMR_TEST_STORED"):
+        broken_off(stored, passed[-1], list(CODES)[(len(passed) - 1) % 2])
+        say(folder=stored, code=run(stored))
 
 
 def hear():

@@ -1,11 +1,13 @@
 """A real SLURM of two virtual nodes on this machine: Debian's packages slurm-wlm and munge, as root."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,8 +106,24 @@ def missing():
 
 
 @contextlib.contextmanager
+def alone():
+    """Waits until no other process of this machine is within: names of nodes are in one file for all."""
+    with (Path(tempfile.gettempdir()) / "imr-slurm.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def running(folder):
-    """A SLURM with its files in a folder, ended with all that it started at the end of the statement."""
+    """A SLURM with its files in a folder, ended with all that it started at the end of the statement.
+
+    Of several processes that ask for one, each waits for the one before.
+    """
+    with alone():
+        yield from _running(folder)
+
+
+def _running(folder):
     first = free_port()  # of six in a row
     values = {
         "host": socket.gethostname().split(".")[0], "folder": folder, "port": first,

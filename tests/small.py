@@ -1,7 +1,8 @@
 """An experiment in miniature, which trains as the real ones do and compiles in a second.
 
 `python -m tests.small MARKER PHASE [flags]`, of a process of several or not, waits where the phase
-begins until it is asked to stop, in its first run: `MARKER.N` says that process N is there.
+begins until it is asked to stop, in its first run: `MARKER.N` says that process N is there. `saved` is
+no phase but amid the training, when its first checkpoint is there.
 """
 
 import os
@@ -19,7 +20,7 @@ from imr.lab.beside import beside
 from imr.lab.experiment import Experiment
 from imr.lab.flags import RunFlags
 from imr.lab.phases import phase
-from imr.lab.train import Training, fit_run
+from imr.lab.train import Training, fit_run, mean_loss
 from imr.parallel import preemption
 
 STEPS, CHUNK, ROWS = 12, 2, 16
@@ -46,8 +47,19 @@ def train(config, run, data):
 
     keys = jax.random.split(jax.random.key(config.seed), 2)
     training = Training(init, loss, schedule, optax.adam(0.1), keys, jnp.ones(2), data, STEPS)
+    chunks = []
+
+    def metrics(losses):
+        chunks.append(losses)
+        if len(chunks) == 3:  # the second checkpoint has waited for the first
+            for hook in phases.HOOKS:
+                hook("saved")
+        return mean_loss(losses)
+
     tags = {"net": "linear"}
-    return fit_run(run, "nets", training, holds=tags, every=4, label="nets", tags=tags)
+    return fit_run(
+        run, "nets", training, holds=tags, every=4, label="nets", tags=tags, metrics=metrics
+    )
 
 
 def measure(config, run, data):

@@ -345,6 +345,9 @@ def test_random_features_and_what_they_say_of_themselves():
     far = q.at[1].set(40 * jnp.eye(q.shape[1])[0]).astype(jnp.float32)
     found = random_feature_products(far, apart, key=jax.random.key(0), num_features=64, checked=2)
     assert all(jnp.isfinite(x).all() for x in found)
+    # What is not finite has no small error.
+    overflown = random_feature_products(1e200 * q, key=jax.random.key(0), num_features=64)
+    assert jnp.isnan(overflown.error)
 
 
 @pytest.mark.acceptance

@@ -3,7 +3,10 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import subprocess
+import tempfile
+import threading
 import tomllib
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import yaml
 
 from imr.errors import RunError
 from imr.lab.files import is_local, place
+from tests import slurm
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -27,6 +31,7 @@ def launch(name, folder, *words, path=""):
     """Output of a launcher in that folder, which also is the one for temporary files."""
     command = [ROOT / "scripts" / name / "launch", *words]
     environment = os.environ | {"TMPDIR": str(folder), "PATH": f"{path}{os.environ['PATH']}"}
+    environment |= {"IMR_SHARED": str(ROOT)}  # wherever that is
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
@@ -63,7 +68,7 @@ TEXTS = {
         "tpu", "--dry-run", "--name", "a", "--zone", "z", "--type", "v6e-8", "--keep", *ON_TPU,
     ),
     "jobset.yaml": (
-        "tpu", "--gke", "--name", "a", "--type", "v5p-32", "--bucket", "gs://bucket", "--image",
+        "tpu", "--gke", "--dry-run", "--name", "a", "--type", "v5p-32", "--bucket", "gs://bucket", "--image",
         "registry/imr:1", "--spot", "--service-account", "s", *ON_TPU,
     ),
 }  # fmt: skip
@@ -107,13 +112,13 @@ def test_tpu_passes_every_argument_as_it_is_and_a_dry_run_makes_nothing(tmp_path
     for command in ("gcloud", "git", "mkdir"):
         tell(tmp_path / "bin" / command)
     [remote] = [call[-1] for call in bash(done.stdout, tmp_path) if " start " in call[-1]]
-    tell(tmp_path / "imr" / "scripts" / "tpu" / "worker")
+    tell(tmp_path / ".imr-launch" / "imr" / "scripts" / "tpu" / "worker")
     assert bash(remote, tmp_path) == [["start", *words, "--out", "gs://bucket/a b/a"]]
     assert not list(tmp_path.rglob("owned"))
 
 
 def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
-    flags = ["--gke", "--image", "i", "--name", "a", "--bucket", "gs://bucket/a b"]
+    flags = ["--gke", "--dry-run", "--image", "i", "--name", "a", "--bucket", "gs://bucket/a b"]
     for kind, hosts, chips, topology in (
         ("v5litepod-1", 1, 1, "1x1"), ("v6e-16", 4, 4, "4x4"), ("v4-8", 1, 4, "2x2x1"),
     ):  # fmt: skip
@@ -134,9 +139,47 @@ def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
 
 
 @pytest.mark.laws
+def test_what_makes_no_jobset(tmp_path):
+    flags = {"--image": "i", "--name": "a", "--bucket": "gs://bucket", "--type": "v6e-16"}
+
+    def jobset(**others):
+        words = sum((flags | {f"--{key}": value for key, value in others.items()}).items(), ())
+        return launch("tpu", tmp_path, "--gke", "--dry-run", *words, "--", "-m", "x")
+
+    for name in ("yes", "null", "a" * 40):  # which YAML would take for something else
+        assert yaml.safe_load(jobset(name=name).stdout)["metadata"]["name"] == name
+    for others, said in (
+        ({"name": "a" * 41}, "--name must have at most 40 letters with --gke"),
+        ({"type": "v4-24"}, "--gke knows no slice of --type v4-24. Known to it are\n  v4-N and v5p-N with N = 8,"),
+        ({"type": "v3-8"}, "--gke knows no slice of --type v3-8. Known"),
+        ({"network": "n"}, "leave out --network: it is of a slice of Cloud TPU"),
+        ({"version": "v"}, "leave out --version"), ({"image": "a b"}, "--image must be an image of a registry"), ({"type": "v7-8"}, "unknown --type v7-8"),
+    ):  # fmt: skip
+        done = jobset(**others)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {said}")
+    for missing in ("--image", "--bucket"):
+        words = [word for pair in flags.items() if pair[0] != missing for word in pair]
+        done = launch("tpu", tmp_path, "--gke", "--dry-run", *words, "--", "-m", "x")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert missing in done.stderr
+
+
+@pytest.mark.laws
 def test_a_jobset_resumes_what_was_preempted_and_ends_with_what_has_failed(tmp_path):
     """By the rules of Kubernetes: of a Job and of a JobSet, the first that fits a failure."""
-    flags = ("--gke", "--image", "i", "--name", "a", "--bucket", "gs://bucket", "--type", "v6e-16")
+    flags = (
+        "--gke",
+        "--dry-run",
+        "--image",
+        "i",
+        "--name",
+        "a",
+        "--bucket",
+        "gs://bucket",
+        "--type",
+        "v6e-16",
+    )
     spec = yaml.safe_load(launch("tpu", tmp_path, *flags, "--", "-m", "x").stdout)["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
@@ -217,6 +260,17 @@ def test_jobs_without_shared_storage_are_refused(tmp_path):
     for out in ("/tmp/r", "/var/tmp/r", "/dev/shm/../shm/r"):
         said = refused("slurm", tmp_path, {}, f"--out={out}")
         assert "--out must lie on storage that all nodes share" in said
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        shutil.copytree(ROOT / "scripts", Path(folder, "scripts"))
+        command = [f"{folder}/scripts/slurm/launch", "--dry-run", "--", "-c", "x", "--out", "/s"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            "error: the repository must lie on storage that all nodes share"
+        )
+        shared = os.environ | {"IMR_SHARED": folder}
+        assert subprocess.run(command, capture_output=True, env=shared).returncode == 0
+    assert "--image goes with --gke" in refused("tpu", tmp_path, TPU | {"--image": "i"})
     said = refused("tpu", tmp_path, TPU | {"--type": "v5litepod-16"})
     assert "v5litepod-16 has 4 hosts: they need --bucket" in said
     done = launch("tpu", tmp_path, *sum(TPU.items(), ()), "--spot", "--dry-run", "--", "-m", "x")
@@ -281,6 +335,25 @@ def test_a_program_is_needed(tmp_path, words):
 
 
 @pytest.mark.laws
+def test_a_program_that_is_not_there(tmp_path):
+    """A job of SLURM runs what lies in the working folder, a TPU what is committed."""
+    tpu, slurm = ["tpu", tmp_path, *sum(TPU.items(), ())], ["slurm", tmp_path]
+    for words in (["nothere.py"], ["-m", "experiments.nothere"], ["-u", "-m", "imr"], ["-"]):
+        for command, end in ((tpu, []), (slurm, ["--out", "/s"])):
+            done = launch(*command, "--dry-run", "--", *words, *end)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert (
+                f"error: there is no {'module' if '-m' in words else 'program'} {words[-1]} in "
+                in done.stderr
+            )
+    (tmp_path / "a b.py").touch()
+    for word in ("a b.py", str(ROOT / "tests" / "small.py")):
+        assert launch(*slurm, "--dry-run", "--", word, "--out", "/s").returncode == 0
+        assert "which is what the workers get" in launch(*tpu, "--dry-run", "--", word).stderr
+    assert launch(*tpu, "--dry-run", "--", "tests/small.py").returncode == 0
+
+
+@pytest.mark.laws
 @pytest.mark.parametrize(
     ("words", "module"),
     [
@@ -296,6 +369,38 @@ def test_which_module_python_runs(tmp_path, words, module):
     command = ["bash", "-c", f"set -euo pipefail; {script}", "bash", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout == f"{module}\0\x1e", done.stderr
+
+
+@pytest.mark.laws
+def test_jobs_on_the_one_slurm_of_a_machine_are_not_run_side_by_side(tmp_path):
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "test").write_text((ROOT / "scripts" / "test").read_text())
+    (folder / "setup.sh").write_text(f"root={tmp_path} python=echo\nsetup() {{ :; }}\n")
+    for words, several in (
+        ("", True),
+        ("-m cluster", False),
+        ("-x -m cluster -k a", False),
+        ("-m laws", True),
+    ):
+        done = subprocess.run(
+            ["bash", folder / "test", *words.split()], capture_output=True, text=True
+        )
+        assert (" -n auto " in done.stdout) == several
+        assert done.stdout.rstrip().endswith(words)
+    entered = []
+
+    def enter():
+        with slurm.alone():
+            entered.append(True)
+
+    with slurm.alone():
+        other = threading.Thread(target=enter)
+        other.start()
+        other.join(timeout=0.2)
+        assert not entered
+    other.join(timeout=10)
+    assert entered
 
 
 @pytest.mark.laws

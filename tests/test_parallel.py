@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import make_dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -333,6 +334,15 @@ def test_the_program_of_the_readme_as_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "(64, 8) on 2 devices of 2 processes" in done.stdout
     assert done.stdout.count("devices of 2 processes") == 1
+    # Alone it is one process, unless a launcher says that there are more.
+    run = partial(
+        subprocess.run, [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    done = run(env=environment())
+    assert "(32, 8) on 1 devices of 1 processes" in done.stdout, done.stderr
+    assert done.stderr == "imr: no cluster is found; this is the only process\n"
+    done = run(env=environment(IMR_DISTRIBUTED="1"))
+    assert "could not be connected through the cluster that was looked up" in done.stderr
 
 
 def test_errors(monkeypatch):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from imr.errors import ImrError, RunError
-from imr.lab import console
+from imr.lab import console, provenance
 from imr.lab import folder as run
 from imr.lab.flags import RunFlags
 from imr.lab.metrics import Metrics
@@ -39,7 +39,7 @@ def opened(path, config=None, **flags):
 @pytest.fixture
 def quick(monkeypatch):
     """Without what takes most of the time of opening a folder."""
-    monkeypatch.setattr(run, "_provenance", dict)
+    monkeypatch.setattr(run, "provenance", dict)
 
 
 # Configurations
@@ -94,9 +94,9 @@ def test_commit_is_marked_dirty_and_null_outside_git(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     for name in ("../__init__.py", "folder.py"):
         (package / name).write_text("")
-    monkeypatch.setattr(run, "__file__", str(package / "folder.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "folder.py"))
     # Whatever checkout the temporary folder may lie in does not track these files.
-    assert run._commit() is None
+    assert provenance._commit() is None
 
     def git(*words):
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
@@ -108,11 +108,11 @@ def test_commit_is_marked_dirty_and_null_outside_git(tmp_path, monkeypatch):
         pytest.skip("git is not installed")
     git("add", ".")
     git("commit", "-m", "a")
-    clean = run._commit()
+    clean = provenance._commit()
     assert clean is not None
     assert len(clean) == 40
     (package / "folder.py").write_text("x = 1\n")
-    assert run._commit() == f"{clean}-dirty"
+    assert provenance._commit() == f"{clean}-dirty"
 
 
 def test_same_configuration_resumes(tmp_path):

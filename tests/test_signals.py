@@ -2,16 +2,19 @@
 
 However it is broken off, the same command ends it with the same bits. By default each experiment goes
 through one chain, in which every run is broken off in a later phase than the one before, and one goes
-through it as two processes too (tests/test_kills.py has another, which trains). IMR_TEST_SIGNALS=1 has
+through it as two processes too (tests/test_kills.py has another, which trains). A run of each, broken off
+once, is kept in a stand-in for an object store, and ends as one on a disk. IMR_TEST_SIGNALS=1 has
 each signal in each phase of every experiment, alone and as two processes, each gone on with by itself.
 """
 
+import importlib.util
 import json
 import os
 
 import pytest
 
 from imr.lab.phases import PHASES
+from tests.object_store import serving
 from tests.signals import ROOT, start
 from tests.test_stops import end_of
 
@@ -61,13 +64,21 @@ def planted(tmp_path_factory):
     return "--model-dir", folder / "model", "--texts", folder / "texts.txt"
 
 
+@pytest.fixture(scope="module")
+def store():
+    with serving() as running:
+        yield running
+
+
 @pytest.mark.parametrize(("name", "count"), CASES)
-def test_signals_in_every_phase(tmp_path, programs, request, name, count):
+def test_signals_in_every_phase(tmp_path, programs, store, request, name, count):
     phases, flags = EXPERIMENTS[name]
     if name == "lens":
         flags = (*flags, *request.getfixturevalue("planted"))
     words = ["-m", "tests.signals", name, tmp_path, "every" if EVERY else "chain", *flags]
-    processes = start([words] * count, tmp_path, programs)
+    stored = count == 1 and importlib.util.find_spec("gcsfs") is not None
+    more = {"IMR_TEST_STORED": f"gs://bucket/{name}/run", **store.environment} if stored else {}
+    processes = start([words] * count, tmp_path, programs, **more)
     for process in processes:
         code = process.wait(timeout=3600)
         text = process.log.read_text()
@@ -84,6 +95,18 @@ def test_signals_in_every_phase(tmp_path, programs, request, name, count):
                 assert run["code"] == unbroken["code"], text
         stops = {(run["phase"], run["wanted"]) for run in runs if "phase" in run}
         assert len(stops) == len(passed["phases"]) * (2 if EVERY else 1)
-    assert len(ends) == (len(stops) if EVERY else 1)
+    if stored:
+        ends.pop()
+        assert f"every row, as data: gs://bucket/{name}/run/summary.json" in text
+        store.copy(f"{name}/run", tmp_path / "stored")
+        ends.append({"folder": "stored"})
+    assert len(ends) == (len(stops) if EVERY else 1) + stored
     for run in ends:
-        assert end_of(tmp_path / run["folder"]) == end_of(tmp_path / "unbroken"), run
+        folder = tmp_path / run["folder"]
+        assert end_of(folder) == end_of(tmp_path / "unbroken"), run
+        assert drawn(folder) == drawn(tmp_path / "unbroken")
+
+
+def drawn(folder):
+    """Names of the figures in a run folder."""
+    return sorted(path.name for path in (folder / "figures").glob("*"))

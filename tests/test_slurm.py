@@ -39,7 +39,8 @@ def shared():
 def launch(slurm, folder, *words, flags=(), code=0):
     command = [ROOT / "scripts" / "slurm" / "launch", "--gpus-per-node", "0", *flags, "--", *words]
     environment = slurm.environment | {"IMR_COMPILATION_CACHE": str(folder / "programs")}
-    environment |= {"PYTHONPATH": str(ROOT)}  # -P keeps the working directory out
+    # -P keeps the working directory out; all nodes are this machine.
+    environment |= {"PYTHONPATH": str(ROOT), "IMR_SHARED": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=folder, text=True, capture_output=True)
     assert done.returncode == code, (done.stdout, done.stderr)
     return done.stderr if code else done.stdout.split()[-1]

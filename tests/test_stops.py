@@ -84,7 +84,7 @@ def end_of(folder):
     files = {
         name: (folder / name).read_bytes() for name in ("summary.json", "table.md", "metrics.jsonl")
     }
-    for path in sorted((folder / "checkpoints").iterdir()):
+    for path in sorted((folder / "checkpoints").glob("*")):
         holds, state = read_newest(path)
         leaves = jax.tree_util.tree_leaves_with_path(state)
         arrays = [(jax.tree_util.keystr(at), np.asarray(leaf).tobytes()) for at, leaf in leaves]

@@ -4,6 +4,10 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -66,7 +70,8 @@ def server():
 @pytest.fixture
 def store(server):
     server.objects.clear()
-    return server
+    yield server
+    server.lost = False
 
 
 RUN = "gs://bucket/a run's/folder"
@@ -119,22 +124,6 @@ def test_a_run_in_a_store_that_is_broken_off_ends_as_a_local_one(store, tmp_path
 
 
 @pytest.mark.acceptance
-def test_the_smoke_run_of_an_experiment_in_a_store(store, tmp_path, monkeypatch, capsys):
-    from experiments.images.__main__ import EXPERIMENT
-
-    monkeypatch.setenv("IMR_COMPILATION_CACHE", str(tmp_path / "programs"))
-    flags = ("--smoke", "--models", "attention")
-    assert EXPERIMENT.main(["--out", str(tmp_path / "local"), *flags]) == 0
-    figures = sorted(path.name for path in (tmp_path / "local" / "figures").iterdir())
-    assert broken_off(EXPERIMENT, monkeypatch, "train", *flags) == 75
-    assert EXPERIMENT.main(["--out", RUN, *flags]) == 0
-    assert f"every row, as data: {RUN}/summary.json" in capsys.readouterr().out
-    assert end_in(store) == end_of(tmp_path / "local")
-    there = f"{NAME}/figures/"
-    assert sorted(name.removeprefix(there) for name in store.files(there)) == figures
-
-
-@pytest.mark.acceptance
 def test_folders_of_a_store_are_checked_as_local_ones_are(store, capsys):
     open_run("probe", Config(), out=RUN).close()
     with pytest.raises(RunError, match=r"rate: 0.1 there, 0.2 now.*--out"):
@@ -151,7 +140,35 @@ def test_folders_of_a_store_are_checked_as_local_ones_are(store, capsys):
     assert PROBE.main(["--out", RUN, "--check"]) == 2
     assert PROBE.main(["--out", RUN + "2", "--check"]) == 0
     assert f"can run in {RUN}2" in capsys.readouterr().err
+    assert PROBE.main(["--out", "gs://nowhere/run", "--check"]) == 2
+    assert "error: there is no bucket gs://nowhere; make it" in capsys.readouterr().err
     assert store.objects == before
+
+
+@pytest.mark.acceptance
+def test_an_array_of_seeds_is_checked_by_one_listing(store, tmp_path):
+    """Of a hundred seeds the first, for all of them, and those that have a folder."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/usr/bin/env bash\necho Submitted batch job 7\n")
+    sbatch.chmod(0o755)
+    root = Path(__file__).resolve().parents[1]
+    command = [
+        root / "scripts" / "slurm" / "launch", "--gpus-per-node", "0", "--array", "0-99", "--", "-m",
+        "experiments.collapse", "--smoke", "--out", RUN,
+    ]  # fmt: skip
+    environment = os.environ | {
+        "PATH": f"{sbatch.parent}:{os.environ['PATH']}",
+        "IMR_SHARED": str(root),
+    }
+    submit = partial(subprocess.run, command, env=environment, capture_output=True, text=True)
+    done = submit()
+    assert done.stdout == "Submitted batch job 7\n", done.stderr
+    assert done.stderr.count("This configuration can run in") == 1
+    store.objects[f"{NAME}/seed-70/config.json"] = (1, b'{"experiment": "images", "config": {}}')
+    done = submit()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {RUN}/seed-70 holds a run of another configuration" in done.stderr
 
 
 @pytest.mark.acceptance
@@ -229,6 +246,49 @@ def test_halves_that_a_killed_process_left_are_removed(store, monkeypatch):
     again = open_run("probe", Config(), out=RUN)
     assert not again.finished
     assert store.files(NAME).keys() == {f"{NAME}/config.json", f"{NAME}/.lock"}
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("phase", ["data", "train", "step", "evaluate", "summary", "end"])
+def test_a_store_that_is_lost_in_the_middle(store, monkeypatch, capsys, phase):
+    """The run says so and ends for launchers to repeat it; so repeated, it goes on."""
+
+    async def at_once(seconds):
+        del seconds
+
+    def save(self, step, state):
+        if step == 3 and phase == "step":
+            self._settle()
+            store.lost = True
+        write(self, step, state)
+
+    def lose(now):
+        store.lost = store.lost or now == phase
+
+    write = Checkpoints.save
+    monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(phases, "HOOKS", [lose])
+    if phase == "end":  # of a run that has finished, and is read again
+        assert PROBE.main(["--out", RUN]) == 0
+        store.lost = True
+    assert PROBE.main(["--out", RUN]) == 75
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"error: {RUN}\S* cannot be reached \(.+\): once it can, run the same command again to resume",
+        said,
+    )
+    store.lost = False
+    monkeypatch.undo()
+    assert PROBE.main(["--out", RUN]) == 0
+    assert store.files(f"{NAME}/summary.json")
+    if phase == "step":  # Who has replaced a run must not lose it to a launcher that repeats this.
+        monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))
+        monkeypatch.setattr(phases, "HOOKS", [lambda now: setattr(store, "lost", now == "figures")])
+        assert PROBE.main(["--out", RUN, "--overwrite"]) == 2
+        assert (
+            "run the same command again, without --overwrite, to resume" in capsys.readouterr().err
+        )
 
 
 @pytest.mark.acceptance

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,7 +143,7 @@ def fetched():
 
 def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
     marker = tmp_path / "a marker's name"
-    words = ("-m", "tests.small", str(marker), "train", "--seed", "3")
+    words = ("-m", "tests.small", str(marker), "saved", "--seed", "3")
 
     # Made, kept and reused.
     for _ in range(2):
@@ -177,10 +178,14 @@ def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
     assert "b is at work on something else" in other.log.read_text()
     process = cloud.launch(*words, flags=flags, name="b")
     until(lambda: "this call comes back to it" in process.log.read_text(), process)
-    # The slice is preempted, made anew, and the run resumes.
+    # The slice is preempted, made anew, and the run resumes from what it has saved.
+    saved = re.compile("my runs/b/checkpoints/nets/[24]/commit_success.txt")
+    until(lambda: any(map(saved.fullmatch, list(cloud.store.objects))), process)
     gcloud.preempt(cloud.folder, "b")
     fetched.append(succeeded(process))
-    assert "it is made anew" in process.log.read_text()
+    said = process.log.read_text()
+    assert "it is made anew" in said
+    assert re.search("nets: resumed at step [24]\n", said.partition("it is made anew")[2])
     assert end_of(fetched[2]) == unbroken
     created = cloud.calls("queued-resources create b")
     assert len(created) == 2
@@ -205,15 +210,30 @@ def test_one_worker(cloud, tmp_path, fetched):
     # All processes of the worker are told to stop, as by a machine that shuts down: the run saves.
     process = cloud.launch(*words, "3", kind="v5litepod-8")
     worker = cloud.folder / "a-1" / "0"
+    thesis = worker / "imr" / "thesis.tex"  # of the owner of the slice
+    thesis.parent.mkdir()
+    thesis.touch()
     until(Path(f"{marker}.0").exists, process)
-    os.killpg(int((worker / "imr.pid").read_text()), signal.SIGTERM)
+    os.killpg(int((worker / gcloud.LAUNCH / "imr.pid").read_text()), signal.SIGTERM)
     fetched.append(succeeded(process))
     said = process.log.read_text()
     assert "the run was stopped; it resumes" in said
     assert "is saved in" in said
-    assert end_of(fetched[0])
-    assert len(cloud.calls("queued-resources create")) == 1
+    unbroken = tmp_path / "unbroken"
+    alone = [sys.executable, "-P", "-m", "tests.small", "none", "none", *words[4:], "3"]
+    environment = cloud.environment | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([*alone, "--out", unbroken], check=True, env=environment)
+    assert end_of(fetched[0]) == end_of(unbroken)
+    # It is not of this call, and is deleted only if that is asked for.
+    assert "The slice was there before this call, and is kept with its disk." in said
+    assert "delete a-1 --zone z --force\n" in said
+    assert thesis.exists()
+    time.sleep(1)
+    process = cloud.launch(*words, "3", kind="v5litepod-8", flags=("--delete",))
+    fetched.append(succeeded(process))
+    assert end_of(fetched[1]) == end_of(fetched[0])
     assert not (cloud.folder / "a-1").exists()
+    assert len(cloud.calls("queued-resources create")) == 1
 
 
 PROGRAM = """
@@ -241,11 +261,18 @@ class Waiting:
 def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     cloud.environment["IMR_TPU_TRIES"] = "12"
     program = Waiting(tmp_path)
-    # While it is started, after it has reached one of the workers.
+    # The connection, and then the launcher, while it is started: after it has reached one of the workers.
     (cloud.folder / "half").write_text("worker start")
+    cloud.environment["IMR_TPU_PAUSE"] = "3"  # in which it is killed
     process = cloud.launch(*program.words, flags=BUCKET)
+    until(lambda: "a-1 does not answer" in process.log.read_text(), process)
+    os.killpg(process.pid, 9)
+    process.wait()
+    until(lambda: program.starts() == [1, 0], process)
+    cloud.environment["IMR_TPU_PAUSE"] = "0.2"
+    process = cloud.launch(*program.words, flags=(*BUCKET, "--delete"))
     until(lambda: cloud.calls("worker log"), process)
-    assert program.starts() == [1, 1]
+    until(lambda: program.starts() == [1, 1], process)
 
     def losses():
         return process.log.read_text().count("does not answer")
@@ -254,6 +281,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     for count in (7, 14):
         (cloud.folder / "cut").touch()
         until(lambda count=count: losses() >= count, process)
+        assert "port 22: Connection refused" in process.log.read_text()
         before = len(cloud.calls("worker log"))
         (cloud.folder / "cut").unlink()
         until(lambda before=before: len(cloud.calls("worker log")) > before, process)
@@ -261,7 +289,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     before = losses()
     (cloud.folder / "cut").touch()
     program.end.touch()
-    codes = [cloud.folder / "a-1" / str(i) / "imr.code" for i in range(2)]
+    codes = [cloud.folder / "a-1" / str(i) / gcloud.LAUNCH / "imr.code" for i in range(2)]
     until(lambda: all(code.exists() for code in codes) and losses() > before, process)
     (cloud.folder / "cut").unlink()
     fetched.append(succeeded(process))
@@ -269,6 +297,25 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     said = process.log.read_text()
     assert "the run has ended on a-1" in said
     assert "it's the end" in said
+
+
+STOPPED = """
+import os, sys
+number = os.environ["IMR_PROCESS_ID"]
+with open(sys.argv[1] + number, "a+") as file:
+    first = not file.tell()
+    file.write("x")
+sys.exit((75 if number == "0" else 1) if first else 0)
+"""
+
+
+def test_a_worker_that_fails_as_another_stops_resumes_with_it(cloud, tmp_path, fetched):
+    """So it is if a store is lost: one process says so, and the others lose that process."""
+    began = tmp_path / "began "
+    process = cloud.launch("-c", STOPPED, str(began), flags=BUCKET)
+    fetched.append(succeeded(process))
+    assert "the run was stopped; it resumes" in process.log.read_text()
+    assert [Path(f"{began}{number}").read_text() for number in range(2)] == ["xx", "xx"]
 
 
 def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
@@ -290,6 +337,7 @@ def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetch
     program.end.touch()
     fetched.append(succeeded(cloud.launch(*program.words, flags=(*BUCKET, "--spot"))))
     assert program.starts() == [3, 3]
+    assert not (cloud.folder / "a-1").exists()  # this call has made it
 
 
 @pytest.mark.parametrize(
@@ -319,13 +367,37 @@ def test_what_is_refused_before_anything_is_made(cloud):
     said = cloud.refused("-m", "experiments.collapse", "--smoke", flags=BUCKET)
     assert ("error: gs://bucket/my runs/a-1 holds a run of another configuration") in said
     assert "choose another folder with --name, or remove that folder." in said
+    flags = ("--gke", "--image", "i", *BUCKET)
+    assert said.endswith(cloud.refused("-m", "experiments.collapse", "--smoke", flags=flags))
     words = ("-u", "-m", "experiments.images", "--data-dir", "data")
     said = cloud.refused(*words, kind="v5litepod-8")
     assert "error: --data-dir must be an absolute path, that of the machine which" in said
-    assert [call.split()[0] for call in cloud.calls("")] == ["storage"]
+    assert [call.split()[0] for call in cloud.calls("")] == ["storage", "storage"]
     said = cloud.refused("-c", "1", "--overwrite", kind="v5litepod-8")
     assert said.startswith("error: leave out --overwrite: ")
+    said = cloud.refused("-m", "no_such_package", kind="v5litepod-8")
+    assert "error: Python finds no module no_such_package that it could run" in said
+    # On the disk of a slice that is there, each command has a folder of its own.
+    words = ("-m", "experiments.collapse", "--smoke")
+    dry = cloud.launch(*words, kind="v5litepod-8", flags=("--dry-run",))
+    assert dry.wait(timeout=60) == 0
+    (run,) = set(re.findall("runs/[0-9a-f]{10}", dry.log.read_text()))
+    slice_ = cloud.slice(state="READY", request="ACTIVE")
+    folder = slice_ / "0" / gcloud.LAUNCH / run
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"experiment": "images", "config": {}}')
+    said = cloud.refused(*words, kind="v5litepod-8")
+    assert f"error: a-1:.imr-launch/{run} holds a run of another configuration" in said
+    assert "choose another folder with --name, or remove that folder." in said
+    assert not cloud.calls("scp")
+    shutil.rmtree(slice_)
+    # Whatever is not known of the bucket, by gcloud's words.
+    said = cloud.refused("-c", "1", flags=("--bucket", "gs://nowhere"))
+    assert "error: gcloud cannot read gs://nowhere/a-1: ERROR: " in said
+    assert "gs://nowhere not found: 404." in said
     (cloud.folder / "denied").touch()
+    said = cloud.refused("-c", "1", flags=BUCKET)
+    assert "[me] does not have permission to access b instance" in said
     said = cloud.refused("-c", "1", kind="v5litepod-8")
     assert "PERMISSION_DENIED" in said
     assert "error: gcloud does not say whether there is a slice a-1" in said
@@ -334,10 +406,11 @@ def test_what_is_refused_before_anything_is_made(cloud):
 
 
 def test_what_a_worker_says_of_its_run(tmp_path):
-    python = tmp_path / "imr-env" / "bin" / "python"
+    folder = tmp_path / gcloud.LAUNCH
+    python = folder / "imr-env" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    (tmp_path / "imr").mkdir()
+    (folder / "imr").mkdir()
     environment = os.environ | {"HOME": str(tmp_path)}
 
     def worker(*words):
@@ -355,12 +428,12 @@ def test_what_a_worker_says_of_its_run(tmp_path):
     first, other = ("-c", code, "it's", "a  b"), ("-c", code, "it's", "a b")
     assert state(*first) == "imr-state none\n"
     assert worker("start", *first).returncode == 0
-    while not (tmp_path / "there").exists():
+    while not (folder / "there").exists():
         time.sleep(0.05)
     assert (state(*first), state(*other)) == ("imr-state runs\n", "imr-state busy\n")
     assert worker("start", *first).returncode == 0
     assert "another command runs here" in worker("start", *other).stderr
-    pid = (tmp_path / "imr.pid").read_text()
+    pid = (folder / "imr.pid").read_text()
     os.killpg(int(pid), signal.SIGTERM)
     assert state(*first) == "imr-state runs\n"  # until it has saved
     assert state(*first, verb="wait") == "imr-state stopped\n"
@@ -373,7 +446,7 @@ def test_what_a_worker_says_of_its_run(tmp_path):
         assert ("last words" in done.stderr) == (number != 0)
         assert state(*words) == done.stdout
     # After the machine has started again, another process may have that number.
-    (tmp_path / "imr.pid").write_text(str(os.getpid()))
-    (tmp_path / "imr.code").unlink()
+    (folder / "imr.pid").write_text(str(os.getpid()))
+    (folder / "imr.code").unlink()
     assert worker("runs").returncode == 1
     assert state(*words) == "imr-state stopped\n"

@@ -113,11 +113,12 @@ def integrate(
         return None if x is None else jax.lax.stop_gradient(time(x))
 
     adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
-    if solver is None:
+    if solver is None and noise is not None:
+        solver = dfx.Euler()
+    elif solver is None:
         large = sum(x.size for x in jax.tree.leaves(y0)) >= LARGE
         written_out = large and not isinstance(adjoint, dfx.BacksolveAdjoint)
         solver = UnrolledTsit5() if written_out else dfx.Tsit5()
-        solver = solver if noise is None else dfx.Euler()
     method = Method(solver, adjoint, max_steps, fixed(rtol), fixed(atol), fixed(dt0), steady)
     if noise is not None:
         noise = Noise(jnp.asarray(noise[0], dtype), noise[1])

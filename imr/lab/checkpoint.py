@@ -17,7 +17,7 @@ from imr._checks import check_count
 from imr._files import read_json
 from imr._typing import PyTree
 from imr.errors import ImrError, RunError
-from imr.lab.files import Place, entries, is_local, make_folder, place, remove, using
+from imr.lab.files import Place, entries, is_local, make_folder, place, remove, unreachable, using
 from imr.lab.metrics import Metrics
 from imr.parallel import Preempted, agreed, is_first, preempted, stop_on_signals
 
@@ -107,7 +107,7 @@ class Checkpoints:
                 self.lines.reset()
             return None
         where, raw = f"checkpoint {step} in {self.directory}", _raw(like)
-        with _reading(where):
+        with _reading(where, self.directory):
             saved = _read(self._manager, step, config=ocp.args.JsonRestore())["config"]
             names = sorted(saved.keys() | self.config.keys())
             pairs = [(k, saved.get(k), self.config.get(k)) for k in names]
@@ -156,7 +156,7 @@ class Checkpoints:
         except ImrError:
             raise
         except Exception as error:
-            raise RunError(
+            raise unreachable(self.directory, error) or RunError(
                 f"no checkpoint can be written to {self.directory} ({_short(error)}); make room there, "
                 "if that is missing, and run again, without --overwrite, to resume."
             ) from error
@@ -176,7 +176,7 @@ def read_newest(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict
         step = manager.latest_step()
         if step is None:
             raise RunError(f"{directory} holds no checkpoint.")
-        with _reading(f"checkpoint {step} in {directory}"):
+        with _reading(f"checkpoint {step} in {directory}", directory):
             config = _read(manager, step, config=ocp.args.JsonRestore())["config"]
             if not isinstance(config, dict):
                 raise TypeError("its configuration is no JSON object")
@@ -193,7 +193,7 @@ def _manager(directory: Place, **options: Any) -> ocp.CheckpointManager:
     json_handlers = {name: ocp.JsonCheckpointHandler() for name in ("config", "record")}
     # A folder that cannot be made is then an error at once, for which no thread waits in vain.
     now = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    with _reading(f"a checkpoint in {directory}"):
+    with _reading(f"a checkpoint in {directory}", directory):
         for step in (entry for entry in entries(directory) if entry.name.isdigit()):
             _check_json(step, "_CHECKPOINT_METADATA")
         return ocp.CheckpointManager(
@@ -257,14 +257,15 @@ def _short(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
+def _reading(where: str, directory: Place) -> Iterator[None]:
     """Whatever orbax raises within is a RunError of ours."""
     try:
         yield
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"{where} cannot be read: {_short(error)}. {_REMEDY}") from error
+        words = f"{where} cannot be read: {_short(error)}. {_REMEDY}"
+        raise unreachable(directory, error) or RunError(words) from error
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:

@@ -14,10 +14,10 @@ from typing import Any, Generic, NoReturn
 import jax
 
 from imr._files import read_bytes
-from imr.errors import ImrError
+from imr.errors import ImrError, UnreachableError
 from imr.lab.cache import compilation_cache
 from imr.lab.console import optional_package, say
-from imr.lab.files import check_writable
+from imr.lab.files import check_writable, using
 from imr.lab.flags import C, check_absolute, check_bounds, resolve_paths
 from imr.lab.folder import RunFolder, check_run, open_run
 from imr.lab.phases import phase
@@ -31,6 +31,7 @@ from imr.parallel import (
     stop_on_signals,
 )
 
+_UNREACHABLE = 75  # EX_TEMPFAIL of sysexits.h, and what launchers take for a run that resumes
 _SECONDS = 10.0  # that a run has to mark its folder, once it is stopped
 _replacing: RunFolder | None = None  # of the run that goes on, if it was begun with --overwrite
 
@@ -90,9 +91,10 @@ class Experiment(Generic[C]):
                 else:
                     self._carry_out(config, actual, run, *data)
                 if is_first():
-                    print(read_bytes(run.path / "table.md").decode(errors="replace"))
-                    for figure in sorted(run.figures.glob("*.png")):
-                        print(f"figure: {figure}")
+                    with using(run.path):
+                        print(read_bytes(run.path / "table.md").decode(errors="replace"))
+                        for figure in sorted(run.figures.glob("*.png")):
+                            print(f"figure: {figure}")
                     print(f"every row, as data: {run.path / 'summary.json'}")
                 return 0 if self.verdict is None else self.verdict(run.summary())
 
@@ -125,10 +127,11 @@ def run_main(
       config_type: a dataclass; each field is a flag, described by its docstring or comment.
       argv: the flags, those of the process by default.
       description: the head of `--help`; the docstring of main by default.
-    Returns: The exit code: main's, or 0, or 2 after an error of imr or of the file system, or, if it
-      was stopped in whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after
-      SIGINT. With the flags of the process a run that was stopped ends it with that code; after one that
-      has ended, signals do no more than end the process with the code returned.
+    Returns: The exit code: main's, or 0, or 2 after an error of imr or of the file system, or 75, for
+      which launchers run the command again, if an object store does not answer, or, if it was stopped in
+      whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after SIGINT. With the
+      flags of the process a run that was stopped ends it with that code; after one that has ended,
+      signals do no more than end the process with the code returned.
     Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
     if argv is not None:
@@ -166,6 +169,12 @@ def _run(
             if jax.distributed.is_initialized():
                 jax.distributed.shutdown()
             _end(code)
+        return code
+    except UnreachableError as error:
+        anew = getattr(config, "overwrite", False)
+        sys.stderr.write(f"error: {error}: once it can, {_remedy(anew)}\n")
+        code = 2 if anew else _UNREACHABLE  # no launcher is to begin anew what could resume
+        _leave(code)
         return code
     except (ImrError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")

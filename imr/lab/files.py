@@ -7,6 +7,7 @@ knows whole objects: it has no folders, no renaming, no appending and no locks.
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from imr._files import expanded
-from imr.errors import ImrError, RunError, missing_package
+from imr.errors import ImrError, RunError, UnreachableError, missing_package
 
 # A path in an object store is no `Path`, but has its methods.
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def place(path: str | os.PathLike[str]) -> Place:
 
     # Listings that are kept would not show what orbax or another process has written since.
     fsspec.config.conf.setdefault("gcs", {"use_listings_cache": False})
+    # What it logs, with its traceback, is raised as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     there: Any = epath.Path(words)
     return there
 
@@ -85,12 +88,12 @@ def make_folder(path: Place) -> None:
 def check_writable(path: Place) -> None:
     """Refuses a folder into which, or where it would be made, nothing can be written.
 
-    Of an object store nothing is known before it is written to.
+    Of an object store no more is known, before it is written to, than that the bucket can be listed.
 
     Raises: RunError, as `make_folder` within `using`.
     """
     if not is_local(path):
-        return
+        return _check_bucket(path)
     with using(path, " as a run folder"):
         there = path
         while True:
@@ -101,6 +104,19 @@ def check_writable(path: Place) -> None:
                 there = there.parent
         with _making():
             tempfile.TemporaryFile(dir=there).close()
+
+
+def _check_bucket(path: Place) -> None:
+    import fsspec
+
+    with using(path, " as a run folder"):
+        try:
+            fsspec.filesystem("gs").find(os.fspath(path))  # of a folder that is not there nothing
+        except FileNotFoundError as error:
+            bucket = "/".join(os.fspath(path).split("/")[:3])
+            raise RunError(
+                f"there is no bucket {bucket}; make it, or give another --out."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -143,9 +159,30 @@ def using(path: Place, what: str = "") -> Iterator[None]:
     except Exception as error:
         if is_local(path) and not isinstance(error, OSError):  # clients of stores raise many kinds
             raise
+        if lost := unreachable(path, error):
+            raise lost from error
         remedy = _REMEDIES.get(getattr(error, "errno", 0), "choose another folder with --out")
         problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         raise RunError(f"{path} cannot be used{what} ({problem}); {remedy}.") from error
+
+
+def unreachable(path: Place, error: BaseException) -> UnreachableError | None:
+    """The error of ours if this one, or its cause, is that an object store does not answer.
+
+    Its clients, of which each has errors of its own, have by then tried again for half a minute or more.
+    """
+    words, cause = " ".join(str(error).split())[:300], error
+    while cause is not None and not is_local(path):
+        code = getattr(cause, "code", None)
+        if (
+            isinstance(cause, ConnectionError | TimeoutError)
+            or type(cause).__module__.partition(".")[0] in ("aiohttp", "requests", "urllib3")
+            or (isinstance(code, int) and (code in (408, 429) or code >= 500))
+            or any(word in str(cause) for word in ("UNAVAILABLE", "DEADLINE_EXCEEDED"))
+        ):
+            return UnreachableError(f"{path} cannot be reached ({words})")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def write_whole(path: Place, data: str | bytes) -> None:

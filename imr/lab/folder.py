@@ -1,25 +1,18 @@
 """Run folders of experiments: the configuration, metrics and results."""
 
-import contextlib
 import dataclasses
-import importlib
-import importlib.metadata
 import io
 import json
 import os
-import platform
-import subprocess
-from collections import Counter
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from imr._files import parse_json, read_bytes, read_json
-from imr.errors import ImrError, RunError
+from imr.errors import ImrError, RunError, UnreachableError
 from imr.lab.as_json import json_ready
 from imr.lab.console import say
 from imr.lab.files import Place, entries, is_local, make_folder, place, remove, using, write_whole
@@ -28,9 +21,9 @@ from imr.lab.lines import LARGEST, lines_of
 from imr.lab.lock import LOCK_FILE, Claim, Lock, lock
 from imr.lab.metrics import Metrics
 from imr.lab.phases import phase
+from imr.lab.provenance import provenance
 from imr.parallel import agreed, is_first
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy", "imr")
 # What a run writes beside config.json, in the order in which it is taken away.
 _MADE = ("summary.json", "table.md", "checkpoints", "metrics.jsonl", "figures", ".resume", ".sums")
 _SUMMED = ("table.md", "summary.json", "metrics.jsonl")  # of which .sums holds checksums
@@ -60,41 +53,6 @@ def config_hash(config: Any) -> str:
     """The first 10 hexadecimal digits of the sha256 of the sorted JSON of `config_dict`."""
     text = json.dumps(config_dict(config), sort_keys=True, allow_nan=False)
     return sha256(text.encode()).hexdigest()[:10]
-
-
-def _commit() -> str | None:
-    """The git commit of the source tree, marked if the code differs from it."""
-    root = Path(__file__).parents[2]
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, text=True, capture_output=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        # An installed copy may lie inside somebody else's checkout, which does not track it.
-        git("ls-files", "--error-unmatch", "imr/__init__.py")
-        changed = git("status", "--porcelain", "--", "imr", "experiments")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _provenance() -> dict[str, Any]:
-    """What the numbers of a run depend on beside its configuration."""
-    kinds = Counter(device.device_kind for device in jax.devices())
-    return {
-        "versions": {"python": platform.python_version()}
-        | {each: _version(each) for each in _PACKAGES},
-        "devices": [{"kind": kind, "count": count} for kind, count in kinds.items()],
-        "commit": _commit(),
-    }
 
 
 def _read_config(path: Place, overwrite: bool) -> dict[str, Any] | None:
@@ -193,7 +151,7 @@ def _open(path: Place, name: str, settings: dict[str, Any], overwrite: bool) -> 
         resume.unlink(missing_ok=True)
         _remove(path, _MADE if overwrite else ())
         if overwrite or there is None:
-            record = {"experiment": name, "config": settings, **_provenance()}
+            record = {"experiment": name, "config": settings, **provenance()}
             write_whole(path / "config.json", _text(record))
         return RunFolder(path, held)
 
@@ -283,24 +241,31 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end, and its results are there as `finish` left them."""
-        with contextlib.suppress(RunError, OSError, ValueError):
+        try:
             self.summary()
-            if not (self.path / ".sums").exists():  # as earlier versions have left it
-                return (self.path / "table.md").is_file()
-            sums = read_json(self.path / ".sums")
-            names = [name for name in _SUMMED if (self.path / name).exists()]
-            return sums == {name: _sum(read_bytes(self.path / name, LARGEST)) for name in names}
-        return False
+            with using(self.path):
+                if not (self.path / ".sums").exists():  # as earlier versions have left it
+                    return (self.path / "table.md").is_file()
+                sums = read_json(self.path / ".sums")
+                names = [name for name in _SUMMED if (self.path / name).exists()]
+                return sums == {name: _sum(read_bytes(self.path / name, LARGEST)) for name in names}
+        except UnreachableError:
+            raise
+        except ValueError:
+            return False
 
     def summary(self) -> dict[str, Any]:
         """What `finish` wrote; a RunError if the run has not finished."""
         try:
-            value = read_json(self.path / "summary.json")
-            if isinstance(value, dict):
-                return value
-            raise ValueError
-        except (OSError, ValueError):
-            raise RunError(f"{self.path} has not finished; run the same again to resume.") from None
+            with using(self.path):
+                value = read_json(self.path / "summary.json")
+        except UnreachableError:
+            raise
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            return value
+        raise RunError(f"{self.path} has not finished; run the same again to resume.")
 
     def metrics(self, **tags: Any) -> Metrics:
         """The metrics file; the tags stand on every line written through the result."""

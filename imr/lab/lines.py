@@ -57,8 +57,9 @@ class StoredLines(Lines):
     def __init__(self, path: Place, check: Callable[[], None]) -> None:
         self.path, self._check, self._lock = path, check, threading.Lock()
         with using(path):
-            self._text = read_bytes(path, LARGEST).decode() if path.exists() else ""
-        self._written, self._due = self._text, time.monotonic()
+            # None where there is no object: one without lines is made, too, as on a file system.
+            self._written = read_bytes(path, LARGEST).decode() if path.exists() else None
+        self._text, self._due = self._written or "", time.monotonic()
 
     def read(self) -> bytes:
         return self._text.encode()

@@ -29,7 +29,7 @@ def panels(
 
 
 def ribbon(
-    axis: Any, x: Any, middle: Any, low: Any, high: Any, label: str, colour: str, **style: Any
+    axis: Any, x: Any, middle: Any, low: Any, high: Any, label: str, colour: Any, **style: Any
 ) -> None:
     """Draws a line and, as a band, what lies between two others."""
     axis.plot(x, middle, color=colour, label=label, **style)
@@ -37,7 +37,7 @@ def ribbon(
 
 
 def band(
-    axis: Any, x: Any, runs: np.ndarray, label: str, colour: str,
+    axis: Any, x: Any, runs: np.ndarray, label: str, colour: Any,
     average: Callable[..., Any] = np.median, **style: Any,
 ) -> None:  # fmt: skip
     """Draws the average of several runs, shape (runs, s), and their range as a band."""

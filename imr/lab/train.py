@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 from imr._checks import check_counts, check_key
 from imr._typing import PyTree
 from imr.errors import ImrError
-from imr.lab.console import Progress
+from imr.lab.console import Progress, say
 from imr.lab.folder import RunFolder
 from imr.lab.phases import phase
 from imr.parallel import local, mesh_of_all, replicate
@@ -204,6 +204,8 @@ def fit_run(
         restored = checkpoints.restore(states)
         states = states if restored is None else restored
         start = int(states.step[0])
+        if start:
+            say(f"{label}: resumed at step {start}")
         with Progress(steps, label, initial=start) as progress:
 
             def on_chunk(step, states, losses):

@@ -28,7 +28,7 @@ def initialize(
     Args:
       coordinator: host:port of process 0. Without arguments they are the environment variables
         `IMR_COORDINATOR`, `IMR_NUM_PROCESSES` and `IMR_PROCESS_ID`, or the cluster is looked up: SLURM,
-        Cloud TPU or GKE.
+        Cloud TPU or GKE. Outside of all it is the only process, unless `IMR_DISTRIBUTED=1`.
       num_processes, process_id: number of processes, and number of this one, from 0.
       timeout: seconds to wait for the others, by default `IMR_TIMEOUT` or 300; after that jax ends
         process 0 with its own report.
@@ -61,12 +61,22 @@ def initialize(
         if not jax.local_devices():
             raise RuntimeError("this process has no device: there are too many processes.")
     except (RuntimeError, ValueError) as error:
+        if _alone(error):
+            jax.config.update("jax_cpu_collectives_implementation", None)
+            print("imr: no cluster is found; this is the only process", file=sys.stderr, flush=True)
+            return
         where = "the cluster that was looked up" if coordinator is None else coordinator
         raise ImrError(
             f"the processes could not be connected through {where}: {' '.join(str(error).split())} "
             "Each process must run, with the same coordinator, the same number of processes and a "
             "different id, and nothing may have asked jax for devices before."
         ) from error
+
+
+def _alone(error: Exception) -> bool:
+    """Whether jax has found no cluster, though no launcher says that there is one."""
+    found_none = str(error) == "coordinator_address should be defined."
+    return found_none and os.environ.get("IMR_DISTRIBUTED", "0") != "1"
 
 
 def _slurm() -> tuple[str, int, int] | None:

@@ -26,14 +26,28 @@ json() {
   printf '"%s"' "$text"
 }
 
+# Stops if no JobSet can be made of the flags.
+check_jobset() {
+  local flag
+  [ -n "$bucket" ] || fail "--gke needs --bucket: the disks of a pod go with it."
+  # Kubernetes cuts names of pods after 58 characters; JobSet looks for NAME-slice-0-NUMBER whole.
+  [ "${#name}" -le 40 ] || fail "--name must have at most 40 letters with --gke, which makes names of pods of it; found ${#name}."
+  [ -n "$accelerator" ] && [ -n "$topology" ] ||
+    fail "--gke knows no slice of --type $type. Known to it are" \
+      "v4-N and v5p-N with N = 8, 16, 32, 64, 128, 256, 512, 1024 cores" \
+      "v5litepod-N and v6e-N with N = 1, 4, 8, 16, 32, 64, 128, 256 chips"
+  for flag in version network internal_ip keep delete; do
+    [ -z "${!flag}" ] || fail "leave out --${flag//_/-}: it is of a slice of Cloud TPU, and means nothing to --gke."
+  done
+}
+
 jobset() {
   local word
-  [ -n "$accelerator" ] && [ -n "$topology" ] || fail "--gke knows no slice of --type $type; v4, v5p, v5litepod and v6e are known to it."
   cat <<MANIFEST
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: $(json "$name")
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:

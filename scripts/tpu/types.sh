@@ -1,11 +1,11 @@
 # What is known of the types of Cloud TPU slices; bash scripts source this file.
 # shellcheck shell=bash
 
-# Sets `hosts`, `chips` of each, `version` unless it is given, and `accelerator` and `topology`, which
-# Google Kubernetes Engine calls them. N counts cores up to v4 and in v5p, two of a chip, else chips.
+# Sets `hosts`, `chips` of each, `default`, the version of its software, and `accelerator` and `topology`,
+# which Google Kubernetes Engine calls them. N counts cores up to v4 and in v5p, two of a chip, else chips.
 # shellcheck disable=SC2034 # for scripts that source this
 of_type() {
-  local kind number default sizes
+  local kind number sizes
   [[ $1 =~ ^(v[2-4]|v5p|v5litepod|v6e)-([1-9][0-9]{0,3})$ ]] && kind=${BASH_REMATCH[1]} number=${BASH_REMATCH[2]}
   topology='' accelerator=''
   case "${kind:-}" in
@@ -36,6 +36,5 @@ of_type() {
         "v5litepod-N and v6e-N with N = 1, 4, 8, 16, 32, 64, 128, 256 chips"
       ;;
   esac
-  version=${version:-$default}
   if [[ " $sizes" =~ \ $number:([0-9x]+) ]]; then topology=${BASH_REMATCH[1]}; fi
 }
