@@ -25,6 +25,9 @@ class Config(RunFlags):
     """The most texts to read, from the first on."""
     longest: Annotated[int, at_least(3)] = 128
     """The most tokens of a text; longer texts are cut into several."""
+    edits: bool = False
+    """Instead of measuring heads, edit them: the loss on texts without what lies along theta^T, beside
+    as much taken out in other directions. Five texts make one that a decoder predicts."""
     draws: Annotated[int, at_least(8)] = 16
     """Draws of each random null."""
 

@@ -8,7 +8,8 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
-from experiments.lens.subjects import InContext, Subject
+from experiments.lens.edits import edit_rows
+from experiments.lens.subjects import InContext, Subject, padded, spread
 from imr import lens
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
@@ -31,30 +32,34 @@ class Measured(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of models with heads, and rows of nets that learn in context beside their construction."""
+    """Of models with heads, rows of nets that learn in context beside their construction, and of edits."""
 
     models: list[Measured]
     construction: list[dict[str, Any]]
+    edits: list[dict[str, Any]]
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject | InContext]) -> Results:
     """Measures the weights of every model, then its activations on texts."""
     del run
-    results, construction = [], []
+    results, construction, edits = [], [], []
     for subject in subjects:
         if isinstance(subject, InContext):
             key = jax.random.key(config.seed)
             rows = lens.construction_rows(subject.nets, key, config.draws)
             construction += [{"nets": subject.name, **row} for row in rows]
             continue
-        name, model, tokens = subject
+        if config.edits:
+            edits += edit_rows(config, subject)
+            continue
+        name, model, tokens, _ = subject
         spectra, shape, layers = lens.theta_spectra(model.heads), model.heads.query.shape[:2], []
         columns = _weight_columns(config, model, spectra)
         if tokens:
             on_text, by_layer = _text_columns(config, subject)
             columns, layers = columns | on_text, _rows(name, by_layer, shape[:1])
         results.append(Measured(subject, _rows(name, columns, shape), layers, spectra))
-    return Results(results, construction)
+    return Results(results, construction, edits)
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -74,7 +79,7 @@ def _weight_columns(
     folded = lens.fold_norms(model)
     columns = _cosines(config, raw, size, "") | _cosines(config, folded, size, "folded_")
     l, h = raw.query.shape[:2]
-    shifts = _spread(l * h, config.draws, size)
+    shifts = spread(l * h, config.draws, size)
     fits = [lens.imr_fits(lens.mismatched(raw, shift)) for shift in shifts]
     for name, value in lens.imr_fits(raw)._asdict().items():
         columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in fits])
@@ -87,7 +92,7 @@ def _cosines(config: Config, heads: lens.HeadWeights, size: int, tag: str) -> Co
     """Weight cosines against theta of heads of other key groups and random rotations of theta."""
     l, h = heads.query.shape[:2]
     cosines = lens.weight_cosines(heads)
-    shifts = _spread(l * h, l * h if l * h <= MOST_SHIFTS else SHIFTS, size)
+    shifts = spread(l * h, l * h if l * h <= MOST_SHIFTS else SHIFTS, size)
     others = [lens.weight_cosines(lens.mismatched(heads, shift)) for shift in shifts]
     keys = list(jax.random.split(jax.random.key(config.seed), config.draws))
     turned = [lens.weight_cosines(lens.rotated(heads, key)) for key in keys]
@@ -111,8 +116,8 @@ def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     heads["energy_change_ci"] = interval.energy_change
     heads |= _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
-    padded = [_padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
-    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in padded]
+    each = [padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
+    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in each]
     null = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
     layers = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
     layers |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
@@ -127,7 +132,7 @@ def _over_texts(
     count, total = len(texts), None
     with Progress(count, f"{subject.name}: texts") as progress:
         for number, tokens in enumerate(texts):
-            measures = lens.measure_text(model, *_padded(model, tokens), key, config.draws)
+            measures = lens.measure_text(model, *padded(model, tokens), key, config.draws)
             one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
             both = one, jax.tree.map(np.square, one)
             total = both if total is None else jax.tree.map(np.add, total, both)
@@ -156,9 +161,9 @@ def _gradient_columns(
     """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
     l, h = model.attention.query.shape[:2]
     groups = model.attention.key.shape[1]
-    models = [model, *(_other_values(model, shift) for shift in _spread(groups, 2))]
+    models = [model, *(_other_values(model, shift) for shift in spread(groups, 2))]
     shares = np.stack([
-        [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
+        [lens.gradient_shares(m, *padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
     ])  # fmt: skip
     # All heads of a layer are draws of one null.
@@ -196,21 +201,3 @@ def _other_values(model: lens.TransformerWeights, shift: int) -> lens.Transforme
         for name in repeats if getattr(heads, name) is not None
     }  # fmt: skip
     return replace(model, attention=replace(heads, **parts))
-
-
-def _spread(count: int, draws: int, size: int = 1) -> list[int]:
-    """At most so many shifts, evenly over all that leave groups of that size."""
-    every = count - 2 * size + 1
-    shifts = np.linspace(size, count - size, max(0, min(draws, every))).round().astype(int)
-    return sorted(set(shifts.tolist()))
-
-
-def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """The text padded to one of few sizes, as each is a compiled program, and its length."""
-    size = 8
-    while size < len(tokens):
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    most = size if model.positions is None else len(model.positions)
-    padded = np.zeros(min(size, most), np.int32)
-    padded[: len(tokens)] = tokens
-    return padded, np.int32(len(tokens))

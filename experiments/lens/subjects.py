@@ -16,13 +16,20 @@ from imr.lab.nets import SavedNets, read_nets
 from imr.nn import Classifier, ContextBlock, LinearSelfAttention, Transformer
 from imr.processes import sample
 
+MASK = "[MASK]"  # of BERT's tokenizers
+JOINED = 5  # sentences, to a text that a decoder predicts
+
 
 class Subject(NamedTuple):
-    """A model and the texts that it reads; without any, only its weights are measured."""
+    """A model and the texts that it reads; without any, only its weights are measured.
+
+    `mask` is the token that stands for one to predict, if the model sees both sides of it.
+    """
 
     name: str
     model: lens.TransformerWeights
     tokens: list[np.ndarray]
+    mask: int | None = None
 
 
 class InContext(NamedTuple):
@@ -44,9 +51,12 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
     model = lens.read_model(folder)
     tokenizer = lens.read_tokenizer(folder)
     texts = lens.sample_texts() if config.texts is None else lens.read_texts(config.texts)
+    texts = texts[: config.limit]
+    if config.edits and model.attention.causal:  # with something to go by
+        texts = [" ".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     most = config.longest if model.positions is None else len(model.positions)
     longest = min(config.longest, most)
-    pieces = lens.tokenize(tokenizer, texts[: config.limit], longest)
+    pieces = lens.tokenize(tokenizer, texts, longest)
     if pieces.split:
         say(f"{pieces.split} texts were longer than {longest} tokens and were split.")
     if pieces.dropped:
@@ -59,7 +69,10 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
             f"{folder}/tokenizer.json gives token {most}, but the model has {count}. Give a folder whose "
             "tokenizer belongs to its model."
         )
-    return Subject(folder.resolve().name, model, pieces.tokens)
+    mask = tokenizer.token_to_id(MASK)
+    if config.edits and not model.attention.causal and mask is None:
+        raise DataError(f"{folder}/tokenizer.json has no token {MASK}, which --edits predicts.")
+    return Subject(folder.resolve().name, model, pieces.tokens, mask)
 
 
 def _nets_of_run(config: Config, folder: Path) -> list[Subject | InContext]:
@@ -148,3 +161,21 @@ def _patch_heads(net: Classifier) -> lens.TransformerWeights:
     output = -np.float64(block.tau) * weights.mT / weights.shape[-1] ** 0.5
     shared = dict.fromkeys(("query", "key", "value"), weights)
     return lens.model_from_arrays(shared | {"output": output})
+
+
+def spread(count: int, draws: int, size: int = 1) -> list[int]:
+    """At most so many shifts, evenly over all that leave groups of that size."""
+    every = count - 2 * size + 1
+    shifts = np.linspace(size, count - size, max(0, min(draws, every))).round().astype(int)
+    return sorted(set(shifts.tolist()))
+
+
+def padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
+    """The text padded to one of few sizes, as each is a compiled program, and its length."""
+    size = 8
+    while size < len(tokens):
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    most = size if model.positions is None else len(model.positions)
+    padded = np.zeros(min(size, most), np.int32)
+    padded[: len(tokens)] = tokens
+    return padded, np.int32(len(tokens))
