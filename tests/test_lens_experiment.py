@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,22 @@ pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
 from experiments.lens.__main__ import EXPERIMENT
 from experiments.lens.config import Config
+from experiments.lens.edits import (
+    AGAIN,
+    NOTHING,
+    OTHERS,
+    OWN,
+    RANDOM,
+    ROLLED,
+    ROW,
+    TURNED,
+    UNTRANSPOSED,
+    WHOLE,
+    batches,
+)
 from experiments.lens.measures import measure
 from experiments.lens.subjects import InContext, Subject, subjects
+from imr import lens
 from imr.lab.architecture import describe
 from imr.lab.checkpoint import Checkpoints
 from imr.lab.folder import RunFolder
@@ -200,3 +215,55 @@ def test_checkpoints_say_what_they_hold(tmp_path, capsys):
         assert {len(tokens) for tokens in subject.tokens} == {6}
     assert error(read[6].model.heads.query[0], nets["b"][2]["blocks"][0]["phi"][...][0]) < 1e-6
     np.testing.assert_allclose(weight_cosines(read[4].model.heads).whole, -1, atol=1e-6)
+
+
+@pytest.mark.acceptance
+def test_edits_are_beside_as_much_elsewhere(folder, tmp_path, capsys):
+    model = tokenizer(write(tmp_path / "gpt2", "gpt2", arrays(mix=-1.0)))
+    flags = "--texts", folder / "texts.txt", "--edits", "--draws", 8
+    assert run("--model-dir", model, *flags, "--out", tmp_path / "run") == 0
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["edits"]
+    taken = {
+        name: [row for row in rows if row["taken"] == name] for name in {r["taken"] for r in rows}
+    }
+    # Fewer shifts than draws leave the key group or the layer: there are 8 heads, 4 in each.
+    assert {name: len(each) for name, each in taken.items()} == {
+        NOTHING: 1, WHOLE: 1, OWN: 1, AGAIN: 1, UNTRANSPOSED: 1, TURNED: 8, OTHERS: 7, ROW: 1,
+        RANDOM: 8, ROLLED: 3,
+    }  # fmt: skip
+    assert {row["heads"] for row in rows} == {"all 8", "8 that descend"}
+    assert all(change == 0 for change in taken[NOTHING][0]["changes"])
+    assert np.isfinite([row["changes"] + row["moved"] for row in rows]).all()
+    # One of them by hand: three texts make one, of three pieces.
+    weights: Any = lens.fold_model(lens.read_model(model))
+    text = " ".join((folder / "texts.txt").read_text().split())
+    pieces = lens.tokenize(lens.read_tokenizer(model), [text], len(weights.positions)).tokens
+    edits = [lens.without_part(lens.circuit_part(weights.heads))]
+    losses = []
+    for piece in pieces:
+        activations: Any = lens.run(weights, piece, edits=edits)
+        logits = np.asarray(lens.unembed(weights, activations.final), np.float64)
+        chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        losses += [-np.log(chances[i, token]) for i, token in enumerate(piece[1:])]
+    assert taken[OWN][0]["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert abs(taken[OWN][0]["loss"] - taken[NOTHING][0]["loss"]) > 1e-3
+    assert (
+        f"the loss of {len(losses)} tokens in {len(pieces)} texts"
+        in (tmp_path / "run" / "table.md").read_text()
+    )
+    assert run("--model-dir", folder / "model", *flags, "--out", tmp_path / "none") == 2
+    assert "has no token [MASK], which --edits predicts" in capsys.readouterr().err
+
+
+@pytest.mark.laws
+def test_masked_tokens_are_inside_of_texts(folder):
+    model = lens.read_model(folder / "model")
+    texts = [np.arange(1, n) for n in (4, 6, 10)]
+    (batch,) = batches(Config(), model, texts, mask=0)
+    assert batch.counted.sum(axis=1).tolist() == [1, 1, 1]
+    assert not batch.counted[:, 0].any()
+    assert not batch.counted[np.arange(3), batch.lengths - 1].any()
+    assert (batch.lengths > batch.counted.argmax(axis=1) + 1).all()
+    np.testing.assert_array_equal(batch.tokens, np.where(batch.counted, 0, batch.targets))
+    for text, row in zip(texts, batch.targets, strict=True):
+        np.testing.assert_array_equal(row[: len(text)], text)

@@ -28,6 +28,9 @@ class Config(RunFlags):
     """The most texts to read, from the first on."""
     longest: Annotated[int, at_least(3)] = 128
     """The most tokens of a text; longer texts are cut into several."""
+    edits: bool = False
+    """Instead of measuring heads, edit them: the loss on texts without what lies along theta^T, beside
+    as much taken out in other directions. Five texts make one that a decoder predicts."""
     draws: Annotated[int, at_least(8)] = 16
     """Draws of each random null."""
 
@@ -43,6 +46,8 @@ def check(config: Config) -> None:
         )
     if config.weights_only and config.texts is not None:
         raise ImrError("--texts and --weights-only exclude one another. Leave one out.")
+    if config.weights_only and config.edits:
+        raise ImrError("--edits reads texts and --weights-only none. Leave one out.")
     if len({folder.resolve() for folder in config.model_dir}) < len(config.model_dir):
         raise ImrError("--model-dir names a folder twice. Name each once.")
 

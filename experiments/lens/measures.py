@@ -8,7 +8,8 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
-from experiments.lens.subjects import InContext, Subject
+from experiments.lens.edits import edit_rows
+from experiments.lens.subjects import InContext, Subject, padded
 from experiments.lens.weights import Columns, beside, measure_weights, score, spread, weights_of
 from imr import lens
 from imr.lab.console import Progress
@@ -40,23 +41,27 @@ class Measured(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of models with heads, and rows of nets that learn in context beside their construction."""
+    """Of models with heads, rows of nets that learn in context beside their construction, and of edits."""
 
     models: list[Measured]
     construction: list[dict[str, Any]]
+    edits: list[dict[str, Any]]
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject | InContext]) -> Results:
     """Measures the weights of every model, then its activations on texts."""
     del run
-    results, construction = [], []
+    results, construction, edits = [], [], []
     for subject in subjects:
         if isinstance(subject, InContext):
             key = jax.random.key(config.seed)
             rows = lens.construction_rows(subject.nets, key, config.draws)
             construction += [{"nets": subject.name, **row} for row in rows]
             continue
-        name, model, tokens = subject
+        if config.edits:
+            edits += edit_rows(config, subject)
+            continue
+        name, model, tokens, _ = subject
         weights = weights_of(model)
         shape, layers = weights.raw.query.shape[:2], []
         of_weights = measure_weights(config, name, weights)
@@ -67,7 +72,7 @@ def measure(config: Config, run: RunFolder, subjects: list[Subject | InContext])
         heads, rotary = _rows(name, columns, shape), weights.rotary()
         spectra, line = of_weights.spectra, {"model": name, **of_weights.headline}
         results.append(Measured(subject, shape, line, heads, layers, spectra, rotary))
-    return Results(results, construction)
+    return Results(results, construction, edits)
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -91,8 +96,8 @@ def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     heads["energy_change_ci"] = interval.energy_change
     heads |= _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
-    padded = [_padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
-    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in padded]
+    each = [padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
+    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in each]
     null = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
     layers = _all_beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
     layers |= _all_beside("label_{}_cosine", mean.labels, null, interval.labels)
@@ -107,7 +112,7 @@ def _over_texts(
     count, total = len(texts), None
     with Progress(count, f"{name}: texts") as progress:
         for number, tokens in enumerate(texts):
-            measures = lens.measure_text(model, *_padded(model, tokens), key, config.draws)
+            measures = lens.measure_text(model, *padded(model, tokens), key, config.draws)
             one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
             both = one, jax.tree.map(np.square, one)
             total = both if total is None else jax.tree.map(np.add, total, both)
@@ -138,7 +143,7 @@ def _gradient_columns(
     groups = model.attention.key.shape[1]
     models = [model, *(_other_values(model, shift) for shift in spread(groups, 2))]
     shares = np.stack([
-        [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
+        [lens.gradient_shares(m, *padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
     ])  # fmt: skip
     # All heads of a layer are draws of one null.
@@ -163,14 +168,3 @@ def _other_values(model: lens.TransformerWeights, shift: int) -> lens.Transforme
         for name in repeats if getattr(heads, name) is not None
     }  # fmt: skip
     return replace(model, attention=replace(heads, **parts))
-
-
-def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """The text padded to one of few sizes, as each is a compiled program, and its length."""
-    size = 8
-    while size < len(tokens):
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    most = size if model.positions is None else len(model.positions)
-    padded = np.zeros(min(size, most), np.int32)
-    padded[: len(tokens)] = tokens
-    return padded, np.int32(len(tokens))

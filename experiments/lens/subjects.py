@@ -17,6 +17,9 @@ from imr.lens.folder import can_run
 from imr.nn import Classifier, ContextBlock, LinearSelfAttention, Transformer
 from imr.processes import sample
 
+MASK = "[MASK]"  # of BERT's tokenizers
+JOINED = 5  # sentences, to a text that a decoder predicts
+
 
 class Subject(NamedTuple):
     """A model and the texts that it reads; without any, only its weights are measured.
@@ -25,11 +28,13 @@ class Subject(NamedTuple):
       name: of the model.
       model: whole, or the layers of its heads, if it cannot be run or need not.
       tokens: of texts.
+      mask: the token that stands for one to predict, if the model sees both sides of it.
     """
 
     name: str
     model: lens.TransformerWeights | list[lens.Heads]
     tokens: list[np.ndarray]
+    mask: int | None = None
 
 
 class InContext(NamedTuple):
@@ -63,10 +68,10 @@ def _checkpoint(config: Config, name: str, folder: Path) -> list[Subject]:
     """The model, or, if it cannot be run or is to read no texts, the heads of each of its parts."""
     readable = (folder / "tokenizer.json").exists() or config.texts is not None
     if config.weights_only or not can_run(folder) or not readable:
+        lacks = "no tokenizer.json" if can_run(folder) else "an architecture that imr does not run"
+        if config.edits:
+            raise DataError(f"{folder} has {lacks}, but --edits measures losses on texts.")
         if not config.weights_only:
-            lacks = (
-                "no tokenizer.json" if can_run(folder) else "an architecture that imr does not run"
-            )
             say(f"{name} has {lacks}: its weights alone are measured.")
         layers = lens.read_heads(folder)
         parts: dict[str, list[lens.Heads]] = {}
@@ -77,9 +82,12 @@ def _checkpoint(config: Config, name: str, folder: Path) -> list[Subject]:
     model = lens.read_model(folder)
     tokenizer = lens.read_tokenizer(folder)
     texts = lens.sample_texts() if config.texts is None else lens.read_texts(config.texts)
+    texts = texts[: config.limit]
+    if config.edits and model.attention.causal:  # with something to go by
+        texts = [" ".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     most = config.longest if model.positions is None else len(model.positions)
     longest = min(config.longest, most)
-    pieces = lens.tokenize(tokenizer, texts[: config.limit], longest)
+    pieces = lens.tokenize(tokenizer, texts, longest)
     if pieces.split:
         say(f"{pieces.split} texts were longer than {longest} tokens and were split.")
     if pieces.dropped:
@@ -92,7 +100,10 @@ def _checkpoint(config: Config, name: str, folder: Path) -> list[Subject]:
             f"{folder}/tokenizer.json gives token {most}, but the model has {count}. Give a folder whose "
             "tokenizer belongs to its model."
         )
-    return [Subject(name, model, pieces.tokens)]
+    mask = tokenizer.token_to_id(MASK)
+    if config.edits and not model.attention.causal and mask is None:
+        raise DataError(f"{folder}/tokenizer.json has no token {MASK}, which --edits predicts.")
+    return [Subject(name, model, pieces.tokens, mask)]
 
 
 def _nets_of_run(config: Config, folder: Path) -> list[Subject | InContext]:
@@ -181,3 +192,14 @@ def _patch_heads(net: Classifier) -> lens.TransformerWeights:
     output = -np.float64(block.tau) * weights.mT / weights.shape[-1] ** 0.5
     shared = dict.fromkeys(("query", "key", "value"), weights)
     return lens.model_from_arrays(shared | {"output": output})
+
+
+def padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
+    """The text padded to one of few sizes, as each is a compiled program, and its length."""
+    size = 8
+    while size < len(tokens):
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    most = size if model.positions is None else len(model.positions)
+    padded = np.zeros(min(size, most), np.int32)
+    padded[: len(tokens)] = tokens
+    return padded, np.int32(len(tokens))
