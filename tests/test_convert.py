@@ -169,7 +169,7 @@ SHAPES = {
 
 
 def gguf_text(text):
-    return struct.pack("<Q", len(text)) + text.encode()
+    return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def gguf_value(value):

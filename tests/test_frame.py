@@ -134,7 +134,7 @@ def test_flags_that_are_given_several_times(tmp_path, monkeypatch):
     tyro = pytest.importorskip("tyro", reason="tyro is not installed")
 
     @dataclass(frozen=True, kw_only=True)
-    class Folders(RunFlags):
+    class Folders(flags.RunFlags):
         folders: Annotated[tuple[Path, ...], flags.repeated()] = ()
 
     monkeypatch.chdir(tmp_path)

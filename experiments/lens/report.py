@@ -150,10 +150,11 @@ def measures(measured: Measured, titles: dict[str, tuple[str, str]]) -> list[fig
 
     return [
         figures.Measure(
-            title, DESCENT.get(key, 0), *(array(key + part) for part in PARTS[:3]), scores(key)
+            title, DESCENT.get(key, 0), array(key), array(f"{key}_null"), array(f"{key}_null_std"),
+            scores(key),
         )
         for key, (_, title) in titles.items()
-    ]
+    ]  # fmt: skip
 
 
 def draw_strips(run: RunFolder, models: list[Measured]) -> None:

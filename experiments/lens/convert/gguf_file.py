@@ -1,5 +1,6 @@
 """Models of llama.cpp: the header of a GGUF file within bounds, its tensors by the package `gguf`."""
 
+import importlib
 import json
 import math
 import mmap
@@ -157,11 +158,10 @@ def _config(path: Path, header: _Header) -> dict[str, Any]:
 
 
 def _tensors(path: Path, header: _Header, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    gguf: Any = None
-    known: dict[int, Any] = {}
+    gguf, known = None, {}
     if any(place.kind not in _PLAIN for place in header.tensors.values()):
         try:
-            import gguf
+            gguf: Any = importlib.import_module("gguf")
         except ImportError as error:
             raise missing_package("gguf", "lens") from error
         known = {int(kind): kind for kind in gguf.GGML_QUANT_SIZES}
