@@ -245,6 +245,48 @@ def test_gguf_of_quantised_tensors(tmp_path):
         read_gguf(path)
 
 
+@pytest.mark.acceptance
+def test_what_the_package_gguf_writes(tmp_path):
+    """Tensors as they are, in half precision and in blocks of integers, behind fields of all kinds."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    for name, value in FIELDS.items():
+        if name != "general.architecture":
+            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(name, value)
+    writer.add_bool("general.checked", True)
+    writer.add_array("general.languages", ["en", "Ġ", "日本"])
+    writer.add_array("general.numbers", [-1, 2**31 - 1])
+    kinds, wanted = iter(["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]), {}
+    for name, shape in SHAPES.items():
+        plain = draw(*shape) if len(shape) == 1 else draw(shape[0], 32)
+        kind = gguf.GGMLQuantizationType["F32" if len(shape) == 1 else next(kinds)]
+        data = gguf.quants.quantize(plain, kind)
+        writer.add_tensor(name, data, raw_dtype=kind)
+        wanted[name] = gguf.quants.dequantize(data, kind)
+        assert np.abs(wanted[name] - plain).max() < 0.5
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = arrays(read_gguf(tmp_path / "a.gguf")[0])
+    assert len(found) == len(wanted)
+    at = "model.layers.0."
+    for theirs, ours in {
+        "token_embd": "model.embed_tokens", "output_norm": "model.norm",
+        "blk.0.attn_norm": f"{at}input_layernorm", "blk.0.ffn_norm": f"{at}post_attention_layernorm",
+        "blk.0.attn_v": f"{at}self_attn.v_proj", "blk.0.attn_output": f"{at}self_attn.o_proj",
+        "blk.0.ffn_gate": f"{at}mlp.gate_proj", "blk.0.ffn_up": f"{at}mlp.up_proj",
+        "blk.0.ffn_down": f"{at}mlp.down_proj",
+    }.items():  # fmt: skip
+        np.testing.assert_array_equal(found[f"{ours}.weight"], wanted[f"{theirs}.weight"])
+    for part, heads in (("q", 2), ("k", 1)):
+        pairs = wanted[f"blk.0.attn_{part}.weight"].reshape(heads, -1, 2, 32).swapaxes(1, 2)
+        np.testing.assert_array_equal(
+            found[f"{at}self_attn.{part}_proj.weight"], pairs.reshape(-1, 32)
+        )
+
+
 def test_gguf_that_is_refused(tmp_path):
     path, whole = tmp_path / "a.gguf", gguf_file(FIELDS)
 

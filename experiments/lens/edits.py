@@ -19,11 +19,11 @@ from imr.lab.console import Progress
 MASKED = 0.15  # of the tokens of a text, for models that see both sides
 BATCH = 4  # texts at a time
 
-# What is taken out of heads.
-NOTHING, WHOLE = "nothing", "the whole update"
-OWN, AGAIN = "own theta^T", "own theta^T, put in once more instead"
-TURNED, OTHERS, UNTRANSPOSED = "theta^T turned at random", "theta^T of other heads", "own theta"
-ROW, RANDOM, ROLLED = "own row term", "random directions", "row terms of other heads"
+# What is taken out of heads, or put in once more.
+NOTHING, WHOLE = "nothing", "whole update"
+OWN, AGAIN = "own theta^T", "own theta^T, added"
+TURNED, OTHERS, UNTRANSPOSED = "turned theta^T", "others' theta^T", "own theta"
+ROW, RANDOM, ROLLED = "own row term", "random parts", "others' row terms"
 NULLS = {OWN: (TURNED, OTHERS, UNTRANSPOSED), ROW: (RANDOM, ROLLED)}
 
 Rows = list[dict[str, Any]]
@@ -79,7 +79,7 @@ def edit_rows(config: Config, subject: Subject) -> Rows:
 def edit_tables(rows: Rows) -> Iterator[tuple[str, Rows]]:
     """For each choice of heads a title and a table, in thousandths of a nat for each token.
 
-    Changes of the loss, with 95 % intervals over texts, and standard deviations over draws.
+    Changes of the loss with 95 % intervals over texts; z is measured by the deviation over draws.
     """
     (base,) = (row for row in rows if row["taken"] == NOTHING)
     for heads in dict.fromkeys(row["heads"] for row in rows if row is not base):
@@ -91,32 +91,25 @@ def edit_tables(rows: Rows) -> Iterator[tuple[str, Rows]]:
         for taken, each in draws.items():
             own = next((name for name, nulls in NULLS.items() if taken in nulls), None)
             wanted = draws[own][0] if own in draws else None
-            lines.append({"taken out": taken, **_line(each, wanted)})
+            lines.append(_line(taken, each, wanted))
         counts = np.array(base["counts"])
-        title = (
-            f"{base['model']}, {heads} heads; the loss of {counts.sum()} tokens in {len(counts)} "
-        )
-        yield f"{title}texts is {base['loss']:.3f}:", lines
+        title = f"{base['model']}, {heads}; the loss of {counts.sum()} tokens in {len(counts)} texts is "
+        yield f"{title}{base['loss']:.3f}:", lines
 
 
-def _line(draws: Rows, own: dict[str, Any] | None) -> dict[str, Any]:
+def _line(taken: str, draws: Rows, own: dict[str, Any] | None) -> dict[str, Any]:
     """The mean over draws of one null, and what is taken out beside it."""
     changes, counts = np.array([row["changes"] for row in draws]), np.array(draws[0]["counts"])
-    moved = np.mean([row["moved"] for row in draws], axis=1)
-    means = changes @ counts / counts.sum()
-    line: dict[str, Any] = {"draws": len(draws), "loss": _interval(changes.mean(axis=0), counts)}
-    if len(draws) == 1:
-        line |= {"± draws": "-", "own less this": "-", "z": "-", "moved": f"{1e3 * moved[0]:.2f}"}
-    else:
-        spread = means.std(ddof=1), moved.std(ddof=1)
-        line |= {"± draws": f"{1e3 * spread[0]:.2f}", "own less this": "-", "z": "-"}
-        line |= {"moved": f"{1e3 * moved.mean():.2f} ± {1e3 * spread[1]:.2f}"}
-    if own is None:
-        return line
-    wanted = np.array(own["changes"])
-    line["own less this"] = _interval(wanted - changes.mean(axis=0), counts)
-    if len(draws) > 1:
-        line["z"] = f"{(wanted @ counts / counts.sum() - means.mean()) / means.std(ddof=1):+.1f}"
+    mean, many = changes.mean(axis=0), len(draws) > 1
+    line: dict[str, Any] = {"taken out": f"{taken} ({len(draws)})" if many else taken}
+    line |= {"loss": _interval(mean, counts), "own less this": "-", "z": "-"}
+    line["moved"] = f"{1e3 * np.mean([row['moved'] for row in draws]):.2f}"
+    if own is not None:
+        less = np.array(own["changes"]) - mean
+        line["own less this"] = _interval(less, counts)
+        if many:
+            each = changes @ counts / counts.sum()
+            line["z"] = f"{less @ counts / counts.sum() / each.std(ddof=1):+.1f}"
     return line
 
 
@@ -124,10 +117,10 @@ def _interval(changes: np.ndarray, counts: np.ndarray) -> str:
     """The mean over tokens of changes for each token of a text, and half its 95 % interval over texts."""
     mean, size = changes @ counts / counts.sum(), len(counts)
     if size < 2:
-        return f"{1e3 * mean:.2f}"
+        return f"{1e3 * mean:.1f}"
     deviations = (changes - mean) * counts / counts.mean()
     half = stats.t.ppf(0.975, size - 1) * np.sqrt((deviations**2).sum() / (size - 1) / size)
-    return f"{1e3 * mean:.2f} ± {1e3 * half:.2f}"
+    return f"{1e3 * mean:.1f} ± {1e3 * half:.1f}"
 
 
 def _cases(config: Config, model: lens.TransformerWeights) -> list[Case]:
@@ -135,7 +128,7 @@ def _cases(config: Config, model: lens.TransformerWeights) -> list[Case]:
     heads = model.heads
     cosines = lens.weight_cosines(heads).whole
     ways = {"descend": cosines < 0, "climb": cosines > 0}
-    masks = {f"{mask.sum()} that {way}": mask for way, mask in ways.items() if mask.any()}
+    masks = {f"{mask.sum()} heads that {way}": mask for way, mask in ways.items() if mask.any()}
     directions = _directions(config, model, heads)
 
     @lru_cache(maxsize=1)  # they are large
@@ -145,7 +138,7 @@ def _cases(config: Config, model: lens.TransformerWeights) -> list[Case]:
     def without(number, amount):
         return [lens.without_part(part(number), amount=amount)]
 
-    every = f"all {cosines.size}"
+    every = f"all {cosines.size} heads"
     cases = [Case(every, NOTHING, list)]
     for name, mask in masks.items():
         cases.append(Case(name, WHOLE, partial(_listed, lens.ablate, amount=mask)))

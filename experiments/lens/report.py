@@ -27,10 +27,11 @@ CONSTRUCTION = (
 
 EDITS = (
     "Edits: what the loss of next tokens, or of masked ones, becomes, in thousandths of a nat for each token "
-    "(± half its 95 % interval over texts), if a part of heads is taken out: the part of W_V W_O along "
-    "theta^T, or parts as large along other matrices; the part of updates along their row term, or parts as "
-    "large in other directions. ± draws: standard deviation over random directions, by which z is measured. "
-    "Moved: 1 - cosine of the mean of the last stream with that of the model as it is, in thousandths."
+    "(± half its 95 % interval over texts), if a part of heads is taken out, or put in once more: the part of "
+    "W_V W_O along theta^T, or parts as large along other matrices; the part of updates along their row term, "
+    "or parts as large in other directions. In brackets: of how many random draws the mean is; their standard "
+    "deviation is the unit of z. Moved: 1 - cosine of the mean of the last stream with that of the model as "
+    "it is, in thousandths."
 )
 
 # By the key of a measure: its column in tables and its title in figures.

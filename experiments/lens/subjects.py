@@ -55,12 +55,15 @@ def subjects(config: Config) -> list[Subject | InContext]:
 
 
 def _names(folders: tuple[Path, ...]) -> list[str]:
-    """The names of the folders, with that of the folder around where two are alike."""
-    folders = tuple(folder.resolve() for folder in folders)
-    last = [folder.name for folder in folders]
+    """The ends of their paths, of as many folders as tell each from all others."""
+    paths = [folder.resolve().parts for folder in folders]
     return [
-        name if last.count(name) == 1 else f"{folder.parent.name}/{name}"
-        for name, folder in zip(last, folders, strict=True)
+        next(
+            "/".join(path[-k:])
+            for k in range(1, len(path) + 1)
+            if sum(path[-k:] == other[-k:] for other in paths) == 1
+        )
+        for path in paths
     ]
 
 
