@@ -3,6 +3,7 @@
 Descent is blue in all of them, climbing is red, whatever the sign of the measure.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Measure(NamedTuple):
 
 def strips(models: Sequence[tuple[str, Measure]], *, title: str, label: str) -> Any:
     """All heads of all models by layer, over the band of three deviations of their null."""
+    title = f"{title}: beyond {BEYOND:g} deviations of the null descent is blue and climbing red"
     figure, axes = panels(len(models), 1, (8.0, 0.6 + 1.9 * len(models)), title=title)
     for axis, (name, measure) in zip(axes[:, 0], models, strict=True):
         l, h = measure.value.shape
@@ -67,10 +69,8 @@ def strips(models: Sequence[tuple[str, Measure]], *, title: str, label: str) -> 
         down, up = ((side * leaning > BEYOND).sum() for side in (1, -1))
         right = (measure.descent * measure.value > 0).sum()
         null = "the null" if np.isfinite(measure.null).all() else "random rotations"
-        words = f"beyond {null} {down} descend (blue), {up} climb (red)"
-        axis.set_title(
-            f"{name}: {right} of {l * h} heads on the side of descent; {words}", fontsize=8
-        )
+        words = f"{name}: {right} of {l * h} on the side of descent; beyond {null} {down} descend, {up} climb"
+        axis.set_title(textwrap.fill(words, 110), fontsize=8)
         axis.set_ylabel(label, fontsize=7)
         axis.set_xlim(-0.6, l - 0.4)
         axis.set_xticks(layer[:: max(1, l // 15)])
@@ -82,12 +82,12 @@ def strips(models: Sequence[tuple[str, Measure]], *, title: str, label: str) -> 
 def heat_maps(measures: Sequence[Measure], *, title: str) -> Any:
     """A row for each measure: its values and its z, with a dot where |z| > 3."""
     l, h = measures[0].value.shape
-    size = (2 * (1.7 + 0.22 * l), len(measures) * (0.9 + 0.16 * h) + 0.6)
+    size = (2 * max(2.8, 1.7 + 0.22 * l), len(measures) * (0.9 + 0.16 * h) + 0.6)
     figure, axes = panels(len(measures), 2, size, title=title)
     for row, measure in zip(axes, measures, strict=True):
         colours = {-1: "RdBu_r", 0: "PuOr_r", 1: "RdBu"}[measure.descent]
         null = measure.null[np.isfinite(measure.null)]
-        words = "against a random null, as there are few heads"
+        words = "random rotations"
         if null.size:
             words = f"null {null.mean():.3f} ± {np.nanmean(measure.std):.3f}"
         if measure.descent:
@@ -102,6 +102,10 @@ def heat_maps(measures: Sequence[Measure], *, title: str) -> Any:
             (f"z; {words}", measure.z, {"vmin": -MOST_Z, "vmax": MOST_Z, "cmap": colours}),
         )
         for axis, (name, array, options) in zip(row, drawn, strict=True):
+            if np.isnan(array).all():
+                axis.set_axis_off()
+                axis.text(0.5, 0.5, "too few heads for a null", ha="center", fontsize=8)
+                continue
             axis.set_facecolor("0.85")  # NaN
             image = axis.imshow(array.T, aspect="auto", origin="lower", **options)
             axis.set_title(name, fontsize=8)
@@ -131,7 +135,8 @@ def spectra(values: np.ndarray, *, title: str) -> Any:
     axis.set(xlabel="rank", ylabel="singular value")
     axis.grid(alpha=0.3)
     if l > 1:
-        figure.colorbar(scale, ax=axis, label="layer")
+        ticks = np.unique(np.linspace(0, l - 1, min(l, 7)).round())
+        figure.colorbar(scale, ax=axis, label="layer", ticks=ticks)
     return figure
 
 
@@ -156,8 +161,9 @@ def rotary(
         axis.set_ylabel("layer", fontsize=8)
         figure.colorbar(image, ax=axis, extend="both").ax.tick_params(labelsize=6)
     axis = axes[2, 0]
-    axis.plot(np.abs(pairs).mean(axis=(0, 1)), color="black")
-    axis.set_ylim(bottom=0)
+    mean = np.abs(pairs).mean(axis=(0, 1))
+    axis.plot(mean, color="black")
+    axis.set_ylim(0, 1.1 * mean.max() or 1.0)
     axis.set_ylabel("mean |cosine|", fontsize=8)
     axis.set_xlabel("pair of features, by the tokens that it takes to turn round", fontsize=8)
     with np.errstate(divide="ignore"):

@@ -39,6 +39,11 @@ class Measured(NamedTuple):
     spectra: lens.Spectra
     rotary: list[lens.RotarySpectra]
 
+    @property
+    def tag(self) -> str:
+        """What columns of cosines in the coordinates of the stream begin with."""
+        return "folded_" if self.headline["norms_folded"] else ""
+
 
 class Results(NamedTuple):
     """Of models with heads, rows of nets that learn in context beside their construction, and of edits."""

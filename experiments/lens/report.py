@@ -81,7 +81,10 @@ def report(config: Config, run: RunFolder, results: Results) -> None:
         parts += [SEEDS, markdown_table(by_kind(heads, layers))]
     else:
         for measured in models:
-            name, said = measured.subject.name, findings(measured.heads, measured.layers)
+            name, said = (
+                measured.subject.name,
+                findings(measured.heads, measured.layers, measured.tag),
+            )
             parts += [*_of_model(measured), f"{name}, what holds and what does not:"]
             parts.append("\n".join(fill(line, 79, "- ", "  ") for line in said))
             words += said if alone else [f"{name}: {line}" for line in said]
@@ -111,7 +114,7 @@ def fill(text: str, width: int, first: str, then: str) -> str:
 
 def _of_model(measured: Measured) -> list[str]:
     """The tables of one model."""
-    first, second = tables.by_layer(measured.heads)
+    first, second = tables.by_layer(measured.heads, measured.tag)
     parts = [f"{measured.subject.name}. {tables.BY_LAYER}", markdown_table(first)]
     if measured.layers:
         parts += [tables.ENERGIES, markdown_table(tables.energies(second, measured.layers))]
@@ -167,8 +170,7 @@ def draw_strips(run: RunFolder, models: list[Measured]) -> None:
     ):  # fmt: skip
         drawn = []
         for each in raw[:MOST_STRIPS]:
-            folded = "folded_" if each.headline["norms_folded"] else ""
-            name = {key or f"{folded}weight_cosine": ("", "")}
+            name = {key or f"{each.tag}weight_cosine": ("", "")}
             drawn.append((each.subject.name, measures(each, name)[0]))
         if drawn:
             arrays = {

@@ -92,9 +92,12 @@ def short(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}".replace("0.", ".", 1)
 
 
-def by_layer(heads: Rows) -> tuple[Rows, Rows]:
-    """The tables of one model by layer: cosines, and energies on text, which may be none."""
-    columns = {"weight": ("weight_cosine", -1), "within": ("within_cosine", -1)}
+def by_layer(heads: Rows, tag: str = "") -> tuple[Rows, Rows]:
+    """The tables of one model by layer: cosines, and energies on text, which may be none.
+
+    With the tag "folded_" cosines are those with norms folded in.
+    """
+    columns = {name: (f"{tag}{name}_cosine", -1) for name in ("weight", "within")}
     columns |= {name: (f"{name}_cosine", 1) for name in ("row", "column", "sum")}
     text = {"energy": ("energy_change", -1), "gradient": ("gradient_share", 1)}
     layers = sorted({row["layer"] for row in heads})
