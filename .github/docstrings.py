@@ -34,9 +34,7 @@ def as_markdown(docstring: str) -> str:
             lines += ["", f"**{head[1]}**{head[2]}", *([""] * listing)]
         elif listing and item:
             lines.append(f"- `{item[1].replace('`', '')}`: {item[2]}")
-        elif listing and line.startswith("  ") and lines[-1]:
-            lines[-1] += f" {line.strip()}"
-        elif not listing and line.startswith("  ") and lines and lines[-1].startswith("**"):
+        elif line.startswith("  ") and lines and lines[-1].startswith(("- ", "**")):
             lines[-1] += f" {line.strip()}"
         else:
             listing = listing and bool(line.strip())
@@ -47,7 +45,9 @@ def as_markdown(docstring: str) -> str:
 
 def _fenced(text: str) -> str:
     """With each example in a fence, up to the blank line after it."""
-    return re.sub(r"^>>> (?:.|\n(?!\n))+", lambda found: f"```pycon\n{found[0]}\n```", text, flags=re.M)
+    return re.sub(
+        r"^>>> (?:.|\n(?!\n))+", lambda found: f"```pycon\n{found[0]}\n```", text, flags=re.M
+    )
 
 
 class Docstrings(Extension):

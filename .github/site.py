@@ -4,8 +4,10 @@ Pages are the READMEs of the repository at their own paths, so that links betwee
 host and here; the guides; and a page of public names for each package of imr.
 """
 
+import base64
 import importlib
 import inspect
+import json
 import re
 import subprocess
 from html import unescape
@@ -23,18 +25,20 @@ PACKAGES = (
     "imr.regression", "imr.processes", "imr.beliefs", "imr.constrained", "imr.nn", "imr.metrics",
     "imr.lens", "imr.parallel",
 )  # fmt: skip
-_SHOWN = (".md", ".png", ".ipynb")
+_GUIDES = "experiments/guides/"
 
 
 def on_config(config: Any) -> Any:
     """Sets the order of the pages."""
     readmes = [p for p in _tracked() if p.endswith("README.md")]
-    names = {part: sorted(p for p in readmes if p.startswith(f"{part}/")) for part in ("imr", "experiments")}
-    guides = sorted(p for p in _tracked() if p.startswith("experiments/guides/") and p.endswith(".ipynb"))
-    experiments = [p for p in names["experiments"] if "guides" not in p]
+    names = {
+        part: sorted(p for p in readmes if p.startswith(f"{part}/"))
+        for part in ("imr", "experiments")
+    }
+    experiments = [p for p in names["experiments"] if not p.startswith(_GUIDES)]
     config["nav"] = [
         {"imr": "README.md"},
-        *([{"Guides": guides}] if guides else []),
+        {"Guides": [f"{_GUIDES}README.md", *(p.replace(".ipynb", ".md") for p in _notebooks())]},
         {"Library": names["imr"]},
         {"Names": [{package: f"api/{package}.md"} for package in filter(_names, PACKAGES)]},
         {"Experiments": experiments},
@@ -48,8 +52,13 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds what lies elsewhere in the repository, and the pages of names."""
     for path in _tracked():
-        if path.endswith(_SHOWN) and not path.startswith(".github/docs/"):
-            files.append(File.generated(config, path.replace(".github/", "project/"), abs_src_path=str(ROOT / path)))
+        if path.endswith((".md", ".png")) and not path.startswith(".github/docs/"):
+            to = path.replace(".github/", "project/")
+            files.append(File.generated(config, to, abs_src_path=str(ROOT / path)))
+    for path in _notebooks():
+        page, pictures = _guide(path)
+        for to, content in {path.replace(".ipynb", ".md"): page, **pictures}.items():
+            files.append(File.generated(config, to, content=content))
     for package in filter(_names, PACKAGES):
         files.append(File.generated(config, f"api/{package}.md", content=_page(package)))
     return files
@@ -58,7 +67,10 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_content(html: str, **_: Any) -> str:
     """Formulas, which arithmatex has marked, as MathML."""
     html = re.sub(
-        r'<(span|div) class="arithmatex">(.*?)</\1>', lambda found: _formula(found[2]), html, flags=re.S
+        r'<(span|div) class="arithmatex">(.*?)</\1>',
+        lambda found: _formula(found[2]),
+        html,
+        flags=re.S,
     )
     return html
 
@@ -70,8 +82,39 @@ def _formula(marked: str) -> str:
 
 
 def _tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return listed.stdout.splitlines()
+
+
+def _notebooks() -> list[str]:
+    return sorted(p for p in _tracked() if p.startswith(_GUIDES) and p.endswith(".ipynb"))
+
+
+def _guide(path: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its figures by their paths."""
+    parts, pictures = [], {}
+    for number, cell in enumerate(json.loads((ROOT / path).read_text())["cells"]):
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        said, shown = "", []
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{Path(path).stem}_{number}.png"
+                pictures[_GUIDES + name] = base64.b64decode(data["image/png"])
+                shown.append(f"![Output of the code above]({name})")
+            elif output.get("name") == "stdout" or "text/plain" in data:
+                said += "".join(output.get("text", data.get("text/plain", "")))
+        if said:
+            parts.append(f"```text\n{said.rstrip()}\n```")
+        parts += shown
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def _names(package: str) -> list[str]:
@@ -94,3 +137,8 @@ def _page(package: str) -> str:
     docstring = inspect.getdoc(importlib.import_module(package)) or ""
     body = "\n\n".join(f"::: {package}.{name}" for name in _names(package))
     return f"# {package}\n\n{docstring}\n\n{body}\n"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to notebooks, which are pages here."""
+    return re.sub(r"(\]\([^)\s]*)\.ipynb\)", r"\1.md)", markdown)

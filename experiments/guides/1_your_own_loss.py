@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 import imr
 
-plt.rcParams["figure.dpi"] = 70
+plt.rcParams["figure.dpi"] = 90
 _, images, labels, *_ = imr.lab.data.load_digits()
 images, labels = jnp.asarray(images[:300]), jnp.asarray(labels[:300])
 

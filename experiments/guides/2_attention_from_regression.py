@@ -23,7 +23,7 @@ from flax import nnx
 
 import imr
 
-plt.rcParams["figure.dpi"] = 70
+plt.rcParams["figure.dpi"] = 90
 _, images, labels, *_ = imr.lab.data.load_digits()
 z, labels = jnp.asarray(images[:500]), jnp.asarray(labels[:500])
 theta = imr.regression.fit_regression(z, labels, 10, l2=1e-3).theta

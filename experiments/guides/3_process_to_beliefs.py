@@ -22,7 +22,7 @@ import numpy as np
 
 import imr
 
-plt.rcParams["figure.dpi"] = 70
+plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
 # ## The process
@@ -57,7 +57,12 @@ beliefs, log_probability = imr.bayes_filter(process, tokens)
 print(beliefs.shape, "nats for each token:", float(-log_probability[:, -1].mean() / 24))
 
 figure, axis = plt.subplots(figsize=(6, 2.6))
-axis.stackplot(range(1, 25), np.asarray(beliefs[1]).T, labels=process.states, colors=("gold", "silver", "steelblue"))
+axis.stackplot(
+    range(1, 25),
+    np.asarray(beliefs[1]).T,
+    labels=process.states,
+    colors=("gold", "silver", "steelblue"),
+)
 seen = np.flatnonzero(np.asarray(tokens[1])) + 1
 axis.plot(seen, np.full(len(seen), 1.03), "kv", markersize=4, clip_on=False, label="umbrella seen")
 axis.set(xlabel="token", ylabel="belief", ylim=(0, 1), xlim=(1, 24))
@@ -101,7 +106,10 @@ print("heads", imr.constrained.head_count(process))
 
 # %%
 fit = imr.fit_process(tokens, 3, key=jax.random.key(1), restarts=4)
-print("nats for each token, fitted:", float(-imr.bayes_filter(fit.process, tokens)[1][:, -1].mean() / 24))
+print(
+    "nats for each token, fitted:",
+    float(-imr.bayes_filter(fit.process, tokens)[1][:, -1].mean() / 24),
+)
 print("nats for each token, true:  ", float(-log_probability[:, -1].mean() / 24))
 
 # %% [markdown]

@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 
 from imr import lens
 
-plt.rcParams["figure.dpi"] = 70
+plt.rcParams["figure.dpi"] = 90
 FOLDER = os.environ.get("IMR_GUIDE_MODEL", "")
 
 # %%
@@ -42,13 +42,24 @@ def write_model(folder):
     def draw(*shape):
         return (random.normal(size=shape) / WIDTH**0.5).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": draw(50, WIDTH), "model.norm.weight": np.ones(WIDTH, np.float32)}
+    tensors = {
+        "model.embed_tokens.weight": draw(50, WIDTH),
+        "model.norm.weight": np.ones(WIDTH, np.float32),
+    }
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
         wide, narrow = HEADS * RANK, GROUPS * RANK
-        query, key, value, output = draw(wide, WIDTH), draw(narrow, WIDTH), draw(narrow, WIDTH), draw(WIDTH, wide)
+        query, key, value, output = (
+            draw(wide, WIDTH),
+            draw(narrow, WIDTH),
+            draw(narrow, WIDTH),
+            draw(WIDTH, wide),
+        )
         if layer == 3:
-            head, group = slice(2 * RANK, 3 * RANK), slice(RANK, 2 * RANK)  # two heads share their keys
+            head, group = (
+                slice(2 * RANK, 3 * RANK),
+                slice(RANK, 2 * RANK),
+            )  # two heads share their keys
             value[group] = key[group]
             output[:, head] = -query[head].T
         tensors |= {
@@ -83,7 +94,16 @@ layers = lens.read_heads(folder)
 print(layers.names[0], "...", layers.names[-1], layers[0].query.shape)
 heads = lens.head_weights(lens.fold_heads(each) for each in layers)
 cosine = lens.weight_cosines(heads).whole
-print("mean cosine with θᵀ", cosine.mean().round(4), "least", cosine.min().round(3), "negative", (cosine < 0).sum(), "of", cosine.size)
+print(
+    "mean cosine with θᵀ",
+    cosine.mean().round(4),
+    "least",
+    cosine.min().round(3),
+    "negative",
+    (cosine < 0).sum(),
+    "of",
+    cosine.size,
+)
 
 # %% [markdown]
 # ## Is that more than chance?
@@ -97,7 +117,9 @@ null = lens.shifted_cosines(heads, jax.random.key(0), groups=groups)
 z = lens.score(cosine, null).z
 print("beyond three standard deviations: descending", (z < -3).sum(), "climbing", (z > 3).sum())
 whole = lens.permuted_layers(heads, jax.random.key(1))
-print(f"the model: mean {whole.mean:.4f}, p = {whole.mean_p:.3f}; share negative {whole.negative:.2f}, p = {whole.negative_p:.3f}")
+print(
+    f"the model: mean {whole.mean:.4f}, p = {whole.mean_p:.3f}; share negative {whole.negative:.2f}, p = {whole.negative_p:.3f}"
+)
 
 figure, axis = plt.subplots(figsize=(6, 3))
 band = 3 * null.std()
@@ -126,7 +148,7 @@ if layers[0].frequencies is None:
 else:
     distances = np.arange(17)
     along = np.array([
-        [lens.weight_cosines(lens.damped_heads(lens.fold_heads(each), d)).whole for each in layers]
+        [lens.weight_cosines(lens.damped_heads(lens.fold_heads(each), d)).whole[0] for each in layers]
         for d in distances
     ])  # fmt: skip
     layer, head = np.unravel_index(np.argmin(cosine), cosine.shape)

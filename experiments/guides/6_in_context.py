@@ -25,7 +25,7 @@ from flax import nnx
 import imr
 from imr import context
 
-plt.rcParams["figure.dpi"] = 70
+plt.rcParams["figure.dpi"] = 90
 _, images, digits, *_ = imr.lab.data.load_digits()
 x, truth = jnp.asarray(images[:600]), jnp.asarray(digits[:600])
 
@@ -40,7 +40,9 @@ labelled = jnp.zeros(len(x), bool).at[shots].set(True)
 loss = imr.feature_loss(imr.Linear(jnp.eye(10)), jnp.where(labelled, truth, -1))
 kernel = context.exponential_kernel(x, 0.5, distance=True)
 times = jnp.geomspace(0.02, 20.0, 40)
-flow = imr.solve_reduced(loss, jnp.zeros((len(x), 10)), t1=20.0, ts=times, kernel=kernel, labelled=labelled)
+flow = imr.solve_reduced(
+    loss, jnp.zeros((len(x), 10)), t1=20.0, ts=times, kernel=kernel, labelled=labelled
+)
 
 
 def accuracy(latents):
@@ -48,10 +50,19 @@ def accuracy(latents):
 
 
 best = context.kernel_regression(loss, kernel, labelled, ridge=0.01)
-print("one step", float(accuracy(flow.zs[0])), "flow", float(accuracy(flow.z)), "kernel regression", float(accuracy(best.z)))
+print(
+    "one step",
+    float(accuracy(flow.zs[0])),
+    "flow",
+    float(accuracy(flow.z)),
+    "kernel regression",
+    float(accuracy(best.z)),
+)
 plt.figure(figsize=(5, 3))
 plt.semilogx(times, jax.vmap(accuracy)(flow.zs), label="flow")
-plt.axhline(float(accuracy(best.z)), color="k", linestyle="--", label="kernel regression, ridge 0.01")
+plt.axhline(
+    float(accuracy(best.z)), color="k", linestyle="--", label="kernel regression, ridge 0.01"
+)
 plt.xlabel("time t, or depth")
 plt.ylabel("accuracy on images without a label")
 plt.legend(fontsize=8)
