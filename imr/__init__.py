@@ -59,7 +59,7 @@ from imr.targets import as_targets as as_targets
 from imr.targets import pointers as pointers
 from imr.targets import same_class_targets as same_class_targets
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 keep_products_apart()  # no import above computes anything
 

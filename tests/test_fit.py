@@ -12,7 +12,7 @@ import pytest
 from imr import processes
 from imr.beliefs import Fixed, ascent, bayes_filter, fit_process, likelihood
 from imr.beliefs.fit import _best
-from imr.beliefs.tables import start_tables
+from imr.beliefs.tables import share, start_tables
 from imr.errors import ImrError
 from imr.processes import Process
 from tests.problems import error
@@ -451,3 +451,19 @@ def test_more_bad_input():
         fit_process([0, 2**30], num_states=2)
     with pytest.raises(ImrError, match="start must give the tokens a positive probability"):
         fit_process([1, 1], start=processes.golden_mean(0.5))
+
+
+def test_rows_keep_their_sum_through_thousands_of_float32_steps():
+    key, free = jax.random.key(0), np.array([[True] * 7, [False, *[True] * 6]])
+    table = jax.random.dirichlet(key, jnp.ones(7), (2,), jnp.float32)
+
+    @jax.jit
+    def steps(table):
+        def step(table, key):
+            return share(table, jax.random.uniform(key, table.shape, jnp.float32), free, None), None
+
+        return jax.lax.scan(step, table, jax.random.split(key, 5000))[0]
+
+    after = steps(table)
+    np.testing.assert_allclose(after.sum(axis=1), 1, atol=1e-6)
+    assert after[1, 0] == table[1, 0]

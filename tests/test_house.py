@@ -30,6 +30,7 @@ FLOORS = (
     ("nn",),
     ("lab", "metrics"),
     ("lens",),
+    ("__main__",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

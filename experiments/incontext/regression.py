@@ -19,7 +19,8 @@ from imr.lab.folder import RunFolder
 from imr.nn import LinearSelfAttention
 
 BATCH = 64  # contexts in a step of training
-STARTS = 8  # of the tuning of gradient descent
+STARTS = 64  # of the tuning of gradient descent
+TRIED_ON = 500  # contexts that tell the best of these starts
 LOOKED_AT = 1000  # contexts on which sensitivities are compared
 BOUNDED = 3  # layers from which the logarithm of a context's loss is minimised
 KINDS = ("trained", "untrained", "GD++", "GD")
@@ -79,10 +80,11 @@ def tuned_steps(spectrum: np.ndarray, net: Net, curved: bool) -> Steps:
         left = jax.vmap(lambda s: curvature_filter(s, theta[:layers], curvature))(spectrum)
         return over_contexts(jnp.sum(left**2, axis=1) / 3, net.bounded)
 
+    # Late steps may be ten times the first: a curvature correction near one has shrunk what they see.
     random = np.random.default_rng(0)
-    starts = random.uniform(0.3, 2.5, (STARTS, layers * (1 + curved)))
+    starts = np.exp(random.uniform(np.log(0.3), np.log(20), (STARTS, layers * (1 + curved))))
     if curved:
-        starts[:, layers:] *= 0.3  # curvature times an eigenvalue is below one
+        starts[:, layers:] *= 0.1
     with jax.enable_x64(True):
         slope = jax.jit(jax.value_and_grad(objective))
 
@@ -90,10 +92,11 @@ def tuned_steps(spectrum: np.ndarray, net: Net, curved: bool) -> Steps:
             points = jnp.asarray(spectrum)
             return minimize(lambda t: jax.tree.map(np.float64, slope(t, points)), start, jac=True)
 
-        # Which start is the best, some contexts tell.
-        best: Any = min(
-            (descend(each, spectrum[:2000]) for each in starts), key=lambda fit: fit.fun
-        )
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a search may step too far, and turns back
+            tried: list[Any] = [descend(each, spectrum[:TRIED_ON]) for each in starts]
+        best = min((fit for fit in tried if np.isfinite(fit.fun)), key=lambda fit: fit.fun)
         best = descend(best.x, spectrum)
     curvature = best.x[layers:].copy() if curved else np.zeros(layers)
     curvature[-1] = 0.0  # it moves nothing that is read

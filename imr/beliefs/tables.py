@@ -142,13 +142,14 @@ def random_tables(key, tables, entries, restarts, keep):
 
 
 def share(table, counts, free, ties):
-    """Rows whose free entries have the same sum as before and are in proportion to the counts.
+    """Rows whose free entries are in proportion to the counts, and whose sum is one.
 
-    Of tied entries, in proportion to the mean of their counts.
+    Of tied entries, in proportion to the mean of their counts. What they share follows from the fixed
+    entries, which no step changes: rounding would add up in a sum carried from step to step.
     """
     counts = averaged(jnp.where(free, counts, 0), jnp.where(free, table, 0), ties)
     total = jnp.sum(counts, axis=1, keepdims=True)
-    rest = jnp.sum(jnp.where(free, table, 0), axis=1, keepdims=True)
+    rest = jnp.maximum(0, 1 - jnp.sum(jnp.where(free, 0, table), axis=1, keepdims=True))
     return jnp.where(free & (total > 0), rest * counts / jnp.where(total > 0, total, 1), table)
 
 
