@@ -290,14 +290,13 @@ def without_shared(heads: HeadWeights, count: int = 32) -> HeadWeights:
     check_count("count", count)
     if count >= d:
         raise ImrError(f"count must be below the {d} features; found {count}.")
-    weights = list(float64(heads))
     total = np.zeros((d, d))
-    for weight in weights:
+    for weight in float64(heads):
         flat = over(weight, np.linalg.norm(weight, axis=(-1, -2), keepdims=True))
         flat = np.moveaxis(flat, 2, 0).reshape(d, -1)
         total += flat @ flat.T
     shared = np.linalg.eigh(total)[1][:, -count:]
-    query, key, value, output = (w - shared @ (shared.T @ w) for w in weights)
+    query, key, value, output = (w - shared @ (shared.T @ w) for w in float64(heads))
     return heads._replace(query=query, key=key, value=value, output=output.mT)
 
 
