@@ -86,7 +86,9 @@ def test_figures_and_what_they_show(smoke):
     assert len(scale) > 10
     assert scale[9:].max() < 1e-4 * scale[0], "images leave the span of theta's ten centred rows"
     assert (pictures["read"][:, -1] == pictures["labels"].astype(str)).all()
-    start, attended, block, flow = np.moveaxis(np.load(out / "figures" / "block.npz")["states"], 1, 0)
+    start, attended, block, flow = np.moveaxis(
+        np.load(out / "figures" / "block.npz")["states"], 1, 0
+    )
     assert np.linalg.norm(block - flow) < 0.5 * np.linalg.norm(flow - start)  # its operators cancel
     assert np.linalg.norm(attended - flow) > np.linalg.norm(block - flow)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
