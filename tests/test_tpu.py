@@ -319,7 +319,7 @@ sys.exit((75 if number == "0" else 1) if first else 0)
 
 
 def test_a_worker_that_fails_as_another_stops_resumes_with_it(cloud, tmp_path):
-    """So it is if a store is lost: one process says so, and the others lose that process."""
+    """One process says that it was stopped, and the others lose it before they know."""
     began = tmp_path / "began "
     process = cloud.launch("-c", STOPPED, str(began), flags=BUCKET)
     nothing(process)
