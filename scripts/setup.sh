@@ -16,6 +16,12 @@ fail() {
   exit 2
 }
 
+# Prints what a script has at its head, and ends.
+usage() {
+  awk 'NR > 1 { if (!sub(/^# ?/, "")) exit; print }' "$1"
+  exit
+}
+
 say() {
   printf '%s\n' "$*" >&2
 }
@@ -61,13 +67,17 @@ program() {
   fail "say what to run, before its flags: -m experiments.NAME, -c CODE or a file."
 }
 
-# Stops if a `module` of the repository is missing where a command finds, by their paths in it, the files
-# that will be run.
-# need_module COMMAND WORDS
-need_module() {
+# Stops if the `module`, where it is one of the repository, or the `script` is nothing that Python can run.
+# LOOK_M and LOOK_S look for them as `test` does, by -f or -e and a path, where they will be run.
+# need_program LOOK_M LOOK_S WORDS
+need_program() {
   local path=${module//.//}
-  [ -z "$module" ] || "$1" "$path.py" || "$1" "$path/__main__.py" || ! "$1" "${path%%/*}" ||
-    fail "there is no module $module $2"
+  [ -z "$module" ] ||
+    { [[ .$module. != *..* ]] && { "$1" -f "$path.py" || "$1" -f "$path/__main__.py" || ! "$1" -e "${path%%/*}"; }; } ||
+    fail "there is no module $module $3" "A folder is one that can be run if it holds a __main__.py."
+  [ -z "$script" ] || { [[ $script == *.py ]] && "$2" -f "$script"; } || "$2" -f "$script/__main__.py" ||
+    fail "there is no program $(printf '%q' "$script") $3" \
+      "A program is a file whose name ends in .py, or a folder that holds a __main__.py."
 }
 
 # The same of any module, once there is a Python that finds them.

@@ -6,6 +6,7 @@ worker, once, by a file `half` with words of a command; `denied` has gcloud refu
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -32,23 +33,25 @@ fi
 """
 
 
-# By the last word of a command: flags of it that the real one has, with a value and without.
-_REMOTE = ("--zone", "--project", "--worker")
+# By the last words of a command: flags of it that the real one has, with a value and without.
+_PLACE = ("--zone", "--project")
 KNOWN = {
-    "cat": ((), ()), "rsync": ((), ("--recursive",)),
-    "create": (
-        ("--zone", "--project", "--node-id", "--accelerator-type", "--runtime-version", "--network", "--service-account"),
+    "storage cat": ((), ()), "storage ls": ((), ()), "storage rsync": ((), ("--recursive",)),
+    "queued-resources create": (
+        (*_PLACE, "--node-id", "--accelerator-type", "--runtime-version", "--network", "--service-account", "--labels"),
         ("--spot", "--internal-ips"),
     ),
-    "describe": (("--zone", "--project", "--format"), ()),
-    "delete": (("--zone", "--project"), ("--force", "--quiet")),
-    "ssh": ((*_REMOTE, "--command"), ("--internal-ip",)), "scp": (_REMOTE, ("--recurse", "--internal-ip")),
+    "queued-resources describe": ((*_PLACE, "--format"), ()), "tpu-vm describe": ((*_PLACE, "--format"), ()),
+    "queued-resources delete": (_PLACE, ("--force", "--quiet")), "tpu-vm delete": (_PLACE, ("--quiet",)),
+    "tpu-vm ssh": ((*_PLACE, "--worker", "--command"), ("--internal-ip",)),
+    "tpu-vm scp": ((*_PLACE, "--worker"), ("--recurse", "--internal-ip")),
 }  # fmt: skip
 
 
 def parse(words):
     flags, rest = {}, []
-    valued, alone = next((KNOWN[word] for word in words if word in KNOWN), ((), ()))
+    pairs = [" ".join(pair) for pair in itertools.pairwise(words)]
+    valued, alone = next((KNOWN[pair] for pair in pairs if pair in KNOWN), ((), ()))
     words = iter(words)
     for word in words:
         if word in alone:
@@ -94,13 +97,15 @@ def create(name, flags):
         uv.write_text(UV.replace("{python}", shlex.quote(sys.executable)))
         uv.chmod(0o755)
     (slice_ / "type").write_text(flags["--accelerator-type"])
+    (slice_ / "marks").write_text(flags.get("--labels", "").removeprefix("imr=") + ",,")
     (slice_ / "request").write_text("WAITING_FOR_RESOURCES")
 
 
-# What is asked of a slice and of a request: their states, and the type of both.
+# What is asked of a slice and of a request: their states, and the type and the marks of both.
+_MARKS = ("acceleratorType", "labels.imr", "schedulingConfig.spot", "schedulingConfig.preemptible")
 FORMATS = {
-    "state": "value(state,acceleratorType)",
-    "request": "value(state.state,tpu.nodeSpec[0].node.acceleratorType)",
+    "state": f"csv[no-heading]({','.join(('state', *_MARKS))})",
+    "request": f"csv[no-heading]({','.join(('state.state', *(f'tpu.nodeSpec[0].node.{each}' for each in _MARKS)))})",
 }
 
 
@@ -114,7 +119,7 @@ def described(slice_, what, flags):
     assert flags["--format"] == FORMATS[what], flags
     now, *later = file.read_text().splitlines()
     print("WARNING: a newer version is there", file=sys.stderr)
-    print(now, (slice_ / "type").read_text(), sep="\t")
+    print(now, (slice_ / "type").read_text(), (slice_ / "marks").read_text(), sep=",")
     if later:
         file.write_text("\n".join(later))
     elif now == "WAITING_FOR_RESOURCES":
@@ -155,7 +160,15 @@ def ssh(slice_, flags):
 
 
 def scp(source, target, flags):
-    copy = shutil.copytree if "--recurse" in flags else shutil.copy
+    def copy(source, target):
+        try:
+            if Path(source).is_dir() and "--recurse" in flags:
+                shutil.copytree(source, target)
+            else:
+                shutil.copy(source, target)
+        except FileNotFoundError:
+            sys.exit(f"scp: {source}: No such file or directory")
+
     if ":" in target:
         name, path = target.split(":")
         for worker in workers(FOLDER / name, flags):
@@ -195,8 +208,18 @@ def main(words):
                 return
             said = "The following URLs matched no objects or files:"
             sys.exit(f"ERROR: (gcloud.storage.cat) {said}\n-{address}")
+        case ["storage", "ls", address]:
+            found = list(stored(address))
+            for name, _ in found:
+                print(address + name)
+            if not found:
+                sys.exit("ERROR: (gcloud.storage.ls) One or more URLs matched no objects.")
         case ["storage", "rsync", address, folder]:
-            for name, data in stored(address):
+            found = list(stored(f"{address}/"))
+            if not found:
+                said = "Did not find existing container at:"
+                sys.exit(f"ERROR: (gcloud.storage.rsync) {said} {address}/")
+            for name, data in found:
                 path = Path(folder, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
@@ -204,7 +227,9 @@ def main(words):
             create(name, flags)
         case ["compute", "tpus", "queued-resources", "describe", name]:
             described(FOLDER / name, "request", flags)
-        case ["compute", "tpus", "queued-resources", "delete", name]:
+        case ["compute", "tpus", "queued-resources" | "tpu-vm" as what, "delete", name]:
+            if (FOLDER / name / "request").exists() != (what == "queued-resources"):
+                sys.exit(f"ERROR: (gcloud) {name} is no resource of {what} alone")
             end(FOLDER / name)
             shutil.rmtree(FOLDER / name)
         case ["compute", "tpus", "tpu-vm", "describe", name]:

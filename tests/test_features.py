@@ -76,7 +76,7 @@ def test_the_anchored_flow_has_a_limit_and_the_free_one_has_none(smoke):
 
 def test_figures_and_what_they_show(smoke):
     out, result, _ = smoke
-    for name in ("law", "classes", "projection", "pictures"):
+    for name in ("law", "classes", "projection", "pictures", "block"):
         assert str(out / "figures" / f"{name}.png") in result.stdout
         assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
     pictures = np.load(out / "figures" / "pictures.npz")
@@ -86,6 +86,11 @@ def test_figures_and_what_they_show(smoke):
     assert len(scale) > 10
     assert scale[9:].max() < 1e-4 * scale[0], "images leave the span of theta's ten centred rows"
     assert (pictures["read"][:, -1] == pictures["labels"].astype(str)).all()
+    start, attended, block, flow = np.moveaxis(
+        np.load(out / "figures" / "block.npz")["states"], 1, 0
+    )
+    assert np.linalg.norm(block - flow) < 0.5 * np.linalg.norm(flow - start)  # its operators cancel
+    assert np.linalg.norm(attended - flow) > np.linalg.norm(block - flow)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(next(iter(line)) == "step" for line in lines)
     free = [line["loss"] for line in lines if line["flow"] == "free"]

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,16 +23,17 @@ GOLDEN = ROOT / "tests" / "golden"
 HOSTILE = [
     "a b", "a\nb", "a\tb", "", "$(touch owned)", "`touch owned`", "; touch owned", "&& touch owned",
     "'", '"', "\\", "*", "~", "$HOME", "!x", "#", "--name", "-", "{a,b}", "é", "\n#SBATCH --x", "\x01",
-    "a&b", ": x", "- x", "%s",
+    "a&b", ": x", "- x", "%s", "$$", "$(IMR_DISTRIBUTED)", "$$(HOME)", "\x7f", "\x85", "\u2028 \u2029", "\ufeff", "\ufffe\uffff",
+    "\U0001f600",
 ]  # fmt: skip
 TPU = {"--name": "a", "--zone": "z", "--type": "v5litepod-8"}
 
 
-def launch(name, folder, *words, path=""):
-    """Output of a launcher in that folder, which also is the one for temporary files."""
+def launch(name, folder, *words, path="", shared=True):
+    """Output of a launcher in that folder, shared or not, which also is the one for temporary files."""
     command = [ROOT / "scripts" / name / "launch", *words]
     environment = os.environ | {"TMPDIR": str(folder), "PATH": f"{path}{os.environ['PATH']}"}
-    environment |= {"IMR_SHARED": str(ROOT)}  # wherever that is
+    environment |= {"IMR_SHARED": f"{ROOT}:{folder}" if shared else str(ROOT)}  # wherever that is
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
@@ -134,8 +136,21 @@ def test_a_jobset_passes_every_argument_as_it_is(tmp_path):
         (container,) = pod["containers"]
         assert container["resources"]["limits"] == {"google.com/tpu": chips}
         assert {each["name"]: each["value"] for each in container["env"]}["IMR_DISTRIBUTED"] == "1"
-        out = ["--out", "gs://bucket/a b/a"]
-        assert container["command"] == ["python", "-P", "-m", "x", *HOSTILE, *out]
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        words = [expanded(word, variables) for word in container["command"]]
+        assert words == ["python", "-P", "-m", "x", *HOSTILE, "--out", "gs://bucket/a b/a"]
+    done = launch("tpu", tmp_path, *flags, "--type", "v4-8", "--", "-m", "x", b"\xff")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: $'\\377' must be UTF-8, as all is in a JobSet.\n"
+
+
+def expanded(word, variables):
+    """What Kubernetes makes of a word of a command: $$ is $, and $(NAME) a variable that there is."""
+
+    def value(found):
+        return "$" if found[0] == "$$" else variables.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", value, word)
 
 
 @pytest.mark.laws
@@ -223,11 +238,12 @@ BAD = {
         ("--partition", "a b"), ("--partition", "-x"), ("--nodes", "00"), ("--nodes", "1\n2"),
         ("--gpus-per-node", "9" * 30), ("--cpus-per-task", "0"), ("--mem", "1 G"), ("--mem", "all"),
         ("--account", "a,b"), ("--qos", "$(x)"), ("--array", "0-"), ("--array", "0-4\n#SBATCH --x"),
+        ("--array", "4-0"), ("--array", "0-4,9-08"), ("--array", "0-4%0"),
         # Too short for the signal that asks a job to save.
         ("--time", "0"), ("--time", "4"), ("--time", "04:59"), ("--time", "00:04:59"), ("--time", "0-0:4"),
     ],
     "tpu": [
-        ("--name", "a;touch owned"), ("--name", "A"), ("--name", "-a"), ("--name", "a\nb"),
+        ("--name", "a;touch owned"), ("--name", "A"), ("--name", "-a"), ("--name", "a\nb"), ("--name", "a\x7f"), ("--image", "i\x7f"),
         ("--zone", "$(x)"), ("--version", "a b"), ("--project", "a/b"), ("--network", "-n"),
         ("--service-account", "a b"), ("--image", "a b"), ("--bucket", "b"), ("--bucket", "gs://"),
         ("--bucket", "gs://b c"), ("--bucket", "gs://bucket/../c"), ("--bucket", "gs://bucket/"),
@@ -263,13 +279,25 @@ def test_jobs_without_shared_storage_are_refused(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         shutil.copytree(ROOT / "scripts", Path(folder, "scripts"))
         command = [f"{folder}/scripts/slurm/launch", "--dry-run", "--", "-c", "x", "--out", "/s"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         assert done.returncode == 2
         assert done.stderr.startswith(
             "error: the repository must lie on storage that all nodes share"
         )
-        shared = os.environ | {"IMR_SHARED": folder}
-        assert subprocess.run(command, capture_output=True, env=shared).returncode == 0
+        for shared in (folder, f"/nowhere:{folder}/", "/"):
+            environment = os.environ | {"IMR_SHARED": shared}
+            done = subprocess.run(command, capture_output=True, cwd=folder, env=environment)
+            assert done.returncode == 0
+        program = Path(folder, "program.py")
+        program.touch()
+        done = launch("slurm", tmp_path, "--dry-run", "--", program, "--out", "/s")
+        assert done.stderr.startswith(
+            f"error: the program must lie on storage that all nodes share; found {program}"
+        )
+        done = launch("slurm", tmp_path, "--dry-run", "--", "-c", "x", "--out", "/s", shared=False)
+        assert done.stderr.startswith(
+            "error: the working folder, to which the log goes, must lie on storage"
+        )
     assert "--image goes with --gke" in refused("tpu", tmp_path, TPU | {"--image": "i"})
     said = refused("tpu", tmp_path, TPU | {"--type": "v5litepod-16"})
     assert "v5litepod-16 has 4 hosts: they need --bucket" in said
@@ -301,9 +329,10 @@ def test_times_that_leave_room_for_the_signal(tmp_path, time):
 def test_addresses_are_those_of_the_library(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     words = ("slurm", tmp_path, "--dry-run", "--", "-m", "x", "--out", out)
-    done, path = launch(*words), None
+    path = None
     with contextlib.suppress(RunError):
         path = place(out)
+    done = launch(*words, shared=path is None or not is_local(path))
     if path is None:
         with pytest.raises(RunError) as refusal:
             place(out)
@@ -338,7 +367,12 @@ def test_a_program_is_needed(tmp_path, words):
 def test_a_program_that_is_not_there(tmp_path):
     """A job of SLURM runs what lies in the working folder, a TPU what is committed."""
     tpu, slurm = ["tpu", tmp_path, *sum(TPU.items(), ())], ["slurm", tmp_path]
-    for words in (["nothere.py"], ["-m", "experiments.nothere"], ["-u", "-m", "imr"], ["-"]):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "README.md").touch()
+    for words in (
+        ["nothere.py"], ["-m", "experiments.nothere"], ["-u", "-m", "imr.lab"], ["-"],
+        ["tests"], ["README.md"], ["-m", "experiments"], ["-m", "experiments.images."],
+    ):  # fmt: skip
         for command, end in ((tpu, []), (slurm, ["--out", "/s"])):
             done = launch(*command, "--dry-run", "--", *words, *end)
             assert (done.returncode, done.stdout) == (2, "")
@@ -350,7 +384,47 @@ def test_a_program_that_is_not_there(tmp_path):
     for word in ("a b.py", str(ROOT / "tests" / "small.py")):
         assert launch(*slurm, "--dry-run", "--", word, "--out", "/s").returncode == 0
         assert "which is what the workers get" in launch(*tpu, "--dry-run", "--", word).stderr
-    assert launch(*tpu, "--dry-run", "--", "tests/small.py").returncode == 0
+    for word in ("tests/small.py", "experiments/images"):
+        assert launch(*tpu, "--dry-run", "--", word).returncode == 0
+    folder = ROOT / "experiments" / "images"
+    assert launch(*slurm, "--dry-run", "--", folder, "--out", "/s").returncode == 0
+
+
+@pytest.mark.laws
+def test_values_may_follow_an_equals_sign(tmp_path):
+    for name, flags, end in (
+        ("slurm", ["--nodes", "2", "--array", "0-1"], ["--out", "/s"]),
+        ("tpu", sum(TPU.items(), ()), []),
+    ):
+        joined = [f"{flag}={value}" for flag, value in zip(flags[::2], flags[1::2], strict=True)]
+        done, other = (
+            launch(name, tmp_path, *words, "--dry-run", "--", "-c", "a=b", *end)
+            for words in (flags, joined)
+        )
+        assert done.returncode == 0
+        stamps = [re.sub("[0-9]{8}-[0-9]{6}", "", each.stdout) for each in (done, other)]
+        assert stamps[0] == stamps[1]
+    done = launch("tpu", tmp_path, *joined, "--dry-run=no", "--", "-c", "x")
+    assert done.stderr.startswith("error: unknown flag no.")
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("name", ["slurm", "tpu"])
+def test_help_names_every_flag(tmp_path, name):
+    lines = (ROOT / "scripts" / name / "launch").read_text().partition("\ndone\n")[0].splitlines()
+    flags = [
+        word
+        for line in lines
+        if re.match(" +--.*\\)", line)
+        for word in re.findall("--[a-z-]+", line.partition(")")[0])
+    ]
+    for words in (["--help"], ["--name", "a", "-h", "--", "x"] if name == "tpu" else ["-h"]):
+        done = launch(name, tmp_path, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(flags) > 9
+        assert not [flag for flag in flags if flag not in done.stdout and flag != "--help"]
+        assert "#!" not in done.stdout
+        assert "set -euo" not in done.stdout
 
 
 @pytest.mark.laws

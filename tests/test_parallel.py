@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import imr
 from imr import parallel
 from imr.attention import attention_products
+from imr.errors import UnreachableError
 from imr.lab import train
 from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.experiment import run_main
@@ -211,28 +212,31 @@ def test_a_signal_that_nobody_looked_at_still_ends_the_process():
     assert "after" not in done.stdout
 
 
-def failing(folder, seconds):
-    """The second process fails where the first waits for it."""
-    del folder, seconds
+def failing(folder, number):
+    """The process of that number fails where the other waits for it."""
+    del folder
 
     def main(config):
         del config
-        if not parallel.is_first():
-            raise imr.ImrError("no data here")
+        if jax.process_index() == number:
+            raise imr.ImrError("no data here") if number else UnreachableError("no store here")
         parallel.agreed(False)
 
     raise SystemExit(run_main(main, make_dataclass("Config", []), []))
 
 
 @pytest.mark.acceptance
-def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(0, 75), (1, 2)])
+def test_a_process_that_ends_before_the_others_ends_them_with_its_code(tmp_path, number, code):
     folder, port = tmp_path / "run", free_port()
     folder.mkdir()
-    processes = [start(folder, i, 2, port, what="failing") for i in range(2)]
+    processes = [start(folder, i, 2, port, number, "failing") for i in range(2)]
     codes = [process.wait(timeout=120) for process in processes]
-    assert codes[1] == 2
-    assert codes[0] != 0
-    assert "error: no data here" in (tmp_path / "run.1.log").read_text()
+    logs = [(tmp_path / f"run.{i}.log").read_text() for i in range(2)]
+    assert codes == [code, code], logs
+    assert "error: no " in logs[number]
+    assert f"process {number} has ended with exit code {code}: so does this one" in logs[1 - number]
+    assert "Traceback" not in "".join(logs)
 
 
 @pytest.mark.acceptance

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.folder import open_run
 from imr.lab.metrics import Metrics
 from tests.object_store import serving
+from tests.signals import start
 from tests.test_run import Config
 from tests.test_stops import PROBE, Hook, end_of
 
@@ -289,6 +291,37 @@ def test_a_store_that_is_lost_in_the_middle(store, monkeypatch, capsys, phase):
         assert (
             "run the same command again, without --overwrite, to resume" in capsys.readouterr().err
         )
+
+
+AT_ONCE = """
+import runpy
+from types import SimpleNamespace
+import gcsfs.retry
+async def at_once(seconds): pass
+gcsfs.retry.asyncio = SimpleNamespace(sleep=at_once)
+runpy.run_module("tests.small", run_name="__main__")
+"""
+
+
+@pytest.mark.acceptance
+def test_two_processes_that_lose_the_store_end_alike_and_go_on(store, tmp_path):
+    """The first one writes, and meets the error, where the other waits for it."""
+    commands = [["-c", AT_ONCE, tmp_path / "there", "train", "--out", RUN]] * 2
+    run = partial(start, commands, tmp_path, tmp_path / "programs", **store.environment)
+    processes = run()
+    while not all(Path(f"{tmp_path}/there.{number}").exists() for number in range(2)):
+        assert all(each.poll() is None for each in processes), processes[0].log.read_text()
+        time.sleep(0.05)
+    store.lost = True
+    for process in processes:
+        process.terminate()
+    assert [process.wait(timeout=240) for process in processes] == [75, 75]
+    first, other = (process.log.read_text() for process in processes)
+    assert "cannot be reached" in first
+    assert "process 0 has ended with exit code 75: so does this one" in other
+    store.lost = False
+    assert [process.wait(timeout=240) for process in run()] == [0, 0]
+    assert store.files(f"{NAME}/summary.json")
 
 
 @pytest.mark.acceptance

@@ -84,11 +84,12 @@ class Cloud:
         assert process.wait(timeout=120) == 2, process.log.read_text()
         return process.log.read_text()
 
-    def slice(self, name="a-1", kind="v5litepod-8", **states):
+    def slice(self, name="a-1", kind="v5litepod-8", marks=",,", **states):
         """A slice or a request that is there already, with files of a run on its one disk."""
         folder = self.folder / name
         folder.mkdir()
         (folder / "type").write_text(kind)
+        (folder / "marks").write_text(marks)
         for what, state in states.items():
             (folder / what).write_text(state)
         (folder / "0").mkdir()
@@ -100,7 +101,7 @@ class Cloud:
             if process.poll() is None:
                 os.killpg(process.pid, 9)
                 process.wait()
-        for slice_ in self.folder.glob("*/request"):
+        for slice_ in self.folder.glob("*/type"):
             gcloud.end(slice_.parent)
 
 
@@ -129,6 +130,14 @@ def succeeded(process):
     return Path(line.removeprefix("run folder: "))
 
 
+def nothing(process):
+    """Waits for a launcher whose program has ended well and has written no run folder."""
+    assert process.wait(timeout=240) == 0, process.log.read_text()
+    said = process.log.read_text()
+    assert "the program has written nothing to --out: there is nothing to fetch" in said
+    assert "run folder: " not in said
+
+
 BUCKET = ("--bucket", "gs://bucket/my runs")
 
 
@@ -138,7 +147,7 @@ def fetched():
     folders = []
     yield folders
     for folder in folders:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 
 def test_two_workers_whatever_happens_to_them(cloud, tmp_path, fetched):
@@ -258,7 +267,7 @@ class Waiting:
         return [len(path.read_text()) if path.exists() else 0 for path in paths]
 
 
-def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
+def test_connections_that_are_lost_at_any_moment(cloud, tmp_path):
     cloud.environment["IMR_TPU_TRIES"] = "12"
     program = Waiting(tmp_path)
     # The connection, and then the launcher, while it is started: after it has reached one of the workers.
@@ -292,7 +301,7 @@ def test_connections_that_are_lost_at_any_moment(cloud, tmp_path, fetched):
     codes = [cloud.folder / "a-1" / str(i) / gcloud.LAUNCH / "imr.code" for i in range(2)]
     until(lambda: all(code.exists() for code in codes) and losses() > before, process)
     (cloud.folder / "cut").unlink()
-    fetched.append(succeeded(process))
+    nothing(process)
     assert program.starts() == [1, 1]
     said = process.log.read_text()
     assert "the run has ended on a-1" in said
@@ -309,16 +318,16 @@ sys.exit((75 if number == "0" else 1) if first else 0)
 """
 
 
-def test_a_worker_that_fails_as_another_stops_resumes_with_it(cloud, tmp_path, fetched):
-    """So it is if a store is lost: one process says so, and the others lose that process."""
+def test_a_worker_that_fails_as_another_stops_resumes_with_it(cloud, tmp_path):
+    """One process says that it was stopped, and the others lose it before they know."""
     began = tmp_path / "began "
     process = cloud.launch("-c", STOPPED, str(began), flags=BUCKET)
-    fetched.append(succeeded(process))
+    nothing(process)
     assert "the run was stopped; it resumes" in process.log.read_text()
     assert [Path(f"{began}{number}").read_text() for number in range(2)] == ["xx", "xx"]
 
 
-def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetched):
+def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path):
     program = Waiting(tmp_path)
     process = cloud.launch(*program.words, flags=(*BUCKET, "--spot"))
     until(lambda: cloud.calls("worker log"), process)
@@ -335,7 +344,7 @@ def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetch
     assert len(cloud.calls("queued-resources create")) == 2
     # The same command is another matter.
     program.end.touch()
-    fetched.append(succeeded(cloud.launch(*program.words, flags=(*BUCKET, "--spot"))))
+    nothing(cloud.launch(*program.words, flags=(*BUCKET, "--spot")))
     assert program.starts() == [3, 3]
     assert not (cloud.folder / "a-1").exists()  # this call has made it
 
@@ -347,6 +356,11 @@ def test_a_slice_is_made_anew_only_if_google_has_taken_it(cloud, tmp_path, fetch
         (("--spot",), {"state": "UNKNOWN", "request": "ACTIVE"}, ("a-1 is UNKNOWN; it is left alone",)),
         ((), {"state": "PREEMPTED", "request": "ACTIVE"}, ("a-1 is PREEMPTED. Only with --spot",)),
         ((), {"state": "CREATING\n" * 5 + "TERMINATED", "request": "FAILED"}, ("a-1 is TERMINATED. Only",)),
+        (("--spot",), {"state": "TERMINATED", "request": "ACTIVE"}, ("the slice a-1 is TERMINATED, was there before", "By --delete it is made anew", "queued-resources delete a-1 --zone z --force\n")),
+        (("--spot",), {"state": "PREEMPTED"}, ("the slice a-1 is PREEMPTED, was there before", "Or delete it: gcloud compute tpus tpu-vm delete a-1 --zone z\n")),
+        (("--spot",), {"request": "SUSPENDED"}, ("the request a-1 is SUSPENDED, was there before",)),
+        ((), {"request": "FAILED"}, ("the request a-1 is FAILED, was there before",)),
+        ((), {"state": "STOPPED"}, ("Or delete it: gcloud compute tpus tpu-vm delete a-1 --zone z\n",)),
         ((), {"state": "READY", "request": "ACTIVE", "kind": "v4-16"}, ("as a slice of --type v4-16; found v5litepod-8",)),
         ((), {"request": "WAITING_FOR_RESOURCES", "kind": "v6e-8"}, ("as a slice of --type v6e-8; found v5litepod-8",)),
     ],
@@ -360,6 +374,57 @@ def test_a_slice_that_is_there_is_left_alone(cloud, flags, states, words):
     assert (slice_ / "0" / "kept").exists()
     for call in ("create", "delete", "ssh", "scp"):
         assert not cloud.calls(f" {call} ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "states"),
+    [
+        (("--delete",), {"request": "FAILED"}),
+        (("--delete", "--spot"), {"request": "SUSPENDED"}),
+        (("--delete", "--spot"), {"state": "TERMINATED", "request": "ACTIVE"}),
+        (("--spot",), {"request": "SUSPENDED", "marks": "spot,,"}),
+        (("--spot",), {"state": "PREEMPTED", "request": "ACTIVE", "marks": ",True,"}),
+        (("--spot",), {"state": "TERMINATED", "marks": ",,True"}),
+    ],
+)  # fmt: skip
+def test_what_is_known_to_be_of_spot_or_may_be_deleted_is_made_anew(cloud, flags, states):
+    """A program that writes no run folder ends well, too, and its slice is deleted."""
+    cloud.slice(**states)
+    process = cloud.launch("-c", "1", flags=(*flags, *BUCKET), kind="v5litepod-8")
+    nothing(process)
+    assert not cloud.calls("storage rsync")
+    (created,) = cloud.calls("queued-resources create a-1")
+    assert ("--spot --labels imr=spot" in created) == ("--spot" in flags)
+    assert not (cloud.folder / "a-1").exists()
+
+
+def test_a_slice_without_a_request_is_used_and_deleted(cloud, fetched):
+    """One that `tpu-vm create` has made; a program that writes a folder or a file, or nothing."""
+    line = "import pathlib, sys; path = pathlib.Path(sys.argv[-1]);"
+    programs = [f"{line} path.mkdir(); (path / 'a').touch()", f"{line} path.write_text('')", "1"]
+    made = {"--zone": "z", "--accelerator-type": "v5litepod-8", "--node-id": "a-1"}
+    for program in programs:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gcloud, "FOLDER", cloud.folder)
+            gcloud.create("a-1", made)
+        (cloud.folder / "a-1" / "request").unlink()
+        (cloud.folder / "a-1" / "state").write_text("READY")
+        for more in ((), ("--delete",)):
+            process = cloud.launch("-c", program, flags=more, kind="v5litepod-8")
+            assert process.wait(timeout=60) == 0, process.log.read_text()
+            assert (cloud.folder / "a-1").exists() == (not more)
+            said = process.log.read_text()
+            kept = "it is no longer needed: gcloud compute tpus tpu-vm delete a-1 --zone z\n"
+            assert (kept in said) == (not more)
+            if program == "1":
+                assert "there is nothing to fetch" in said
+            else:
+                (line,) = [line for line in said.splitlines() if line.startswith("run folder: ")]
+                fetched.append(Path(line.removeprefix("run folder: ")))
+                time.sleep(1)  # names of fetched folders have seconds
+    assert fetched[0].is_dir()
+    assert fetched[2].is_file()
+    assert not cloud.calls("queued-resources create")
 
 
 def test_what_is_refused_before_anything_is_made(cloud):

@@ -115,6 +115,26 @@ def pictures(a: Mapping[str, np.ndarray], names: Sequence[str], *, title: str) -
     return figure
 
 
+def block(a: Mapping[str, np.ndarray], names: Sequence[str], *, title: str) -> Any:
+    """A step of the flow, split into its operators: attention, and the label term."""
+    tau, states = float(a["tau"]), a["states"]
+    heads = ("Z", "− τ CA(Z, θ)\nattention to classes", "Z′", "+ τ C θ\nlabel term: the MLP's part",
+             "Z⁺\none block", f"Z({_short(tau)})\nthe flow")  # fmt: skip
+    figure, axes = panels(len(states), len(heads), (8.6, 1.35 * len(states) + 1.0), title=title)
+    low, high = states[:, 0].min(), states[:, 0].max()
+    for row, images, name in zip(axes, states, names, strict=True):
+        start, attended, after, end = images
+        row[0].set_ylabel(name, fontsize=8)
+        for axis, image in zip(row[[0, 2, 4, 5]], (start, attended, after, end), strict=True):
+            axis.imshow(image, cmap="gray", vmin=low, vmax=high)
+        _differences(row[[1, 3]], np.stack([attended - start, after - attended]))
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
 def _differences(axes: np.ndarray, images: np.ndarray) -> None:
     bound = np.abs(images).max()
     for axis, image in zip(axes, images, strict=True):

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+import imr
 from experiments.features import figures
 from experiments.features.config import Config
 from experiments.features.measures import CLOSE, KINDS, Results
@@ -13,6 +15,7 @@ from imr.lab.folder import RunFolder
 from imr.lab.seeds import cell
 
 _LEVELS = (0.05, 0.5, 0.95)
+_TAU = 0.1  # of the block that is drawn
 
 
 def report(config: Config, run: RunFolder, results: Results) -> None:
@@ -25,6 +28,7 @@ def report(config: Config, run: RunFolder, results: Results) -> None:
     at = np.unique([int(np.argmin(np.abs(ts - t))) for t in wanted])  # the saved times next to them
     _draw_projection(run, ts, at, seeds[0], results.theta, data)
     _draw_pictures(config, run, ts, at, seeds[0], results.images, data)
+    _draw_block(config, run, seeds[0], results.theta, results.images, data)
     run.finish(results.summary, tables(config, results.summary, data))
 
 
@@ -153,9 +157,7 @@ def _draw_projection(run, ts, at, seed, theta, data):
 def _draw_pictures(config, run, ts, at, seed, images, data):
     course, names = seed.courses["free"], np.array(data.class_names)
     labels = seed.labels[: len(images)]
-    # For each class, the image with the least margin at the start.
-    order = np.argsort(course.margin[0, : len(images)], kind="stable")
-    chosen = np.array([order[labels[order] == c][0] for c in np.unique(labels)[: config.strips]])
+    chosen = _narrowest(config, seed, labels)
     moved = (course.shown[at] - course.shown[0])[:, chosen] @ seed.basis.T
     states = np.swapaxes(images[chosen] + moved, 0, 1)
     limits = seed.late.direction[labels[chosen]] @ seed.basis.T
@@ -170,3 +172,31 @@ def _draw_pictures(config, run, ts, at, seed, images, data):
     )
     figure = figures.pictures(arrays, names[labels[chosen]].tolist(), title=title)
     run.save_figure("pictures", figure, **arrays)
+
+
+def _narrowest(config, seed, labels):
+    """For each class, the image with the least margin at the start."""
+    order = np.argsort(seed.courses["free"].margin[0, : len(labels)], kind="stable")
+    return np.array([order[labels[order] == c][0] for c in np.unique(labels)[: config.strips]])
+
+
+def _draw_block(config, run, seed, theta, images, data):
+    labels, names = seed.labels[: len(images)], np.array(data.class_names)
+    chosen = _narrowest(config, seed, labels)[:3]
+    z = jnp.asarray(images[chosen])
+    loss = imr.feature_loss(imr.Linear(jnp.asarray(theta)), jnp.asarray(labels[chosen]))
+    attend, label = imr.split_fields(loss)
+    attended = imr.lie_step([attend], z, tau=_TAU)
+    states = [z, attended, imr.lie_step([label], attended, tau=_TAU)]
+    states.append(imr.solve_reduced(loss, z, t1=_TAU).z)
+    arrays = {
+        "tau": np.array(_TAU), "labels": labels[chosen],
+        "states": np.stack(states, axis=1).reshape(len(chosen), -1, *data.image_shape),
+    }  # fmt: skip
+    apart = np.linalg.norm(states[2] - states[3]) / np.linalg.norm(states[3] - z)
+    title = (
+        f"{data.name}: the flow dZ/dt = Cθ − CA(Z, θ) by one Lie step of its two operators, τ = {_TAU:g}, "
+        f"a transformer block.\nBlock and flow end {100 * apart:.0f} % of the flow's way apart"
+    )
+    figure = figures.block(arrays, names[labels[chosen]].tolist(), title=title)
+    run.save_figure("block", figure, **arrays)

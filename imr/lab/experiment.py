@@ -30,6 +30,7 @@ from imr.parallel import (
     stop_if_asked,
     stop_on_signals,
 )
+from imr.parallel.departure import leave, watch_departures
 
 _UNREACHABLE = 75  # EX_TEMPFAIL of sysexits.h, and what launchers take for a run that resumes
 _SECONDS = 10.0  # that a run has to mark its folder, once it is stopped
@@ -131,7 +132,8 @@ def run_main(
       which launchers run the command again, if an object store does not answer, or, if it was stopped in
       whatever phase, `IMR_PREEMPTED_CODE` (by default 0) after SIGTERM and 130 after SIGINT. With the
       flags of the process a run that was stopped ends it with that code; after one that has ended,
-      signals do no more than end the process with the code returned.
+      signals do no more than end the process with the code returned. Of several processes the first that
+      an error ends gives its code to all.
     Raises: SystemExit by tyro, after `--help` or for flags that do not fit.
     """
     if argv is not None:
@@ -156,6 +158,7 @@ def _run(
         config = tyro.cli(config_type, description=description or inspect.getdoc(main), args=argv)
         _preempted_code()  # refused at once
         initialize_from_environment()
+        watch_departures()
         with stop_on_signals():
             code = main(config)
             stop_if_asked()
@@ -223,9 +226,9 @@ def _preempted_code() -> int:
 
 
 def _leave(code: int) -> None:
-    """Ends a process of several at once: others would wait for it as soon as they have to agree."""
+    """Ends a process of several, and with it the others, who would wait for it."""
     if jax.distributed.is_initialized():
-        _end(code)
+        leave(code)
 
 
 def _end(code: int) -> NoReturn:

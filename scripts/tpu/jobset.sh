@@ -5,22 +5,35 @@
 # the repository with its dependencies, such as
 #
 #   FROM python:3.12
-#   COPY . /imr
-#   RUN pip install -e '/imr[experiments,gcs,tpu]'
+#   WORKDIR /imr
+#   COPY . .
+#   RUN pip install -e '.[experiments,gcs,tpu]'
 #
 # The service account of the pods, if one is named, must be able to write to the bucket.
 #
 # A run that was stopped, with exit code 75, or lost its node resumes; any other failure ends the JobSet.
 
-# A word as a string of JSON, and so of YAML.
+# A word as a string of JSON, and so of YAML, which takes no control characters as they are, and neither
+# separators of lines nor what is no character.
 json() {
-  local text=$1 code char
+  local LC_ALL=C text=$1 code hex char # bytes of UTF-8
   text=${text//\\/\\\\}
   text=${text//\"/\\\"}
-  if [[ $text == *[[:cntrl:]]* ]]; then
-    for ((code = 1; code < 32; code++)); do
-      printf -v char "\\x$(printf %x "$code")"
-      text=${text//"$char"/"$(printf '\\u%04x' "$code")"}
+  if [[ $text == *[^' '-'~']* ]]; then
+    for code in {1..31} {127..159} 2028 2029 feff fffe ffff; do
+      case "$code" in
+        2028) char=$'\xe2\x80\xa8' ;;
+        2029) char=$'\xe2\x80\xa9' ;;
+        feff) char=$'\xef\xbb\xbf' ;;
+        fffe) char=$'\xef\xbf\xbe' ;;
+        ffff) char=$'\xef\xbf\xbf' ;;
+        *)
+          printf -v hex %02x "$code"
+          if [ "$code" -lt 128 ]; then printf -v char %b "\\x$hex"; else printf -v char %b "\\xc2\\x$hex"; fi
+          code=00$hex
+          ;;
+      esac
+      text=${text//"$char"/"\\u$code"}
     done
   fi
   printf '"%s"' "$text"
@@ -28,7 +41,11 @@ json() {
 
 # Stops if no JobSet can be made of the flags.
 check_jobset() {
-  local flag
+  local flag word
+  for word in "$@"; do
+    iconv -f UTF-8 -t UTF-8 <<<"$word" >/dev/null 2>&1 ||
+      fail "$(printf '%q' "$word") must be UTF-8, as all is in a JobSet."
+  done
   [ -n "$bucket" ] || fail "--gke needs --bucket: the disks of a pod go with it."
   # Kubernetes cuts names of pods after 58 characters; JobSet looks for NAME-slice-0-NUMBER whole.
   [ "${#name}" -le 40 ] || fail "--name must have at most 40 letters with --gke, which makes names of pods of it; found ${#name}."
@@ -107,5 +124,6 @@ MANIFEST
                     limits: {google.com/tpu: $chips}
                   command:
 MANIFEST
-  for word in python -P "$@"; do printf '                    - %s\n' "$(json "$word")"; done
+  # Kubernetes reads $$ as $, and $(NAME) as the variable.
+  for word in python -P "$@"; do printf '                    - %s\n' "$(json "${word//\$/\$\$}")"; done
 }
