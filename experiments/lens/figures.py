@@ -113,7 +113,7 @@ def heat_maps(measures: Sequence[Measure], *, title: str) -> Any:
             axis.tick_params(labelsize=7)
             figure.colorbar(image, ax=axis, extend="both").ax.tick_params(labelsize=6)
         beyond = np.argwhere(np.abs(measure.z) > BEYOND)
-        row[1].scatter(*beyond.T, s=4, color="black", linewidths=0)
+        row[1].scatter(*beyond.T, s=7, color="white", edgecolors="black", linewidths=0.5)
         row[0].set_ylabel("head", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("layer", fontsize=8)
@@ -132,7 +132,7 @@ def spectra(values: np.ndarray, *, title: str) -> Any:
     for layer, (heads, colour) in enumerate(zip(values, colours, strict=True)):
         shown = heads if l <= FEW_LAYERS else np.median(heads, axis=0, keepdims=True)
         band(axis, 1 + np.arange(r), shown, f"layer {layer}", colour)
-    axis.set(xlabel="rank", ylabel="singular value")
+    axis.set(xlabel="rank", ylabel="singular value", yscale="log" if values.min() > 0 else "linear")
     axis.grid(alpha=0.3)
     if l > 1:
         ticks = np.unique(np.linspace(0, l - 1, min(l, 7)).round())
