@@ -119,6 +119,7 @@ def test_several_models_of_two_families(folder, tmp_path):
     assert line["norms_folded"]
     assert line["negative"] == (wanted < 0).sum()
     assert line["mean"] == pytest.approx(wanted.mean(), abs=1e-6)
+    assert line["descent_left"] == pytest.approx(lens.imr_fits(heads).descent.mean(), abs=1e-6)
     assert line["group_negative"] is not None
     assert "group_negative" not in summary["models"][0]
     table = (tmp_path / "run" / "table.md").read_text()

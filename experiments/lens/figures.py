@@ -167,7 +167,8 @@ def rotary(
     axis.set_ylabel("mean |cosine|", fontsize=8)
     axis.set_xlabel("pair of features, by the tokens that it takes to turn round", fontsize=8)
     with np.errstate(divide="ignore"):
-        turns = [f"{2 * np.pi / w:.3g}" if w else "∞" for w in frequencies[ticks]]
+        each = 2 * np.pi / frequencies[ticks]
+        turns = [f"{x:.3g}" if x < 1000 else "∞" if np.isinf(x) else f"{x:,.0f}" for x in each]
     for axis in axes[:, 0]:
         axis.set_xlim(-0.5, len(frequencies) - 0.5)
         axis.set_xticks(ticks, turns)

@@ -85,8 +85,9 @@ def measure_weights(config: Config, name: str, weights: Weights) -> OfWeights:
         for heads, tag in ((raw, ""), (weights.folded, "folded_")):
             found, pairs[tag] = _cosines(config, heads, groups, tag)
             columns |= step(found)
-        fits = [step(lens.imr_fits(lens.mismatched(raw, shift))) for shift in drawn]
-        for field, value in step(lens.imr_fits(raw))._asdict().items():
+        own = weights.circuits
+        fits = [step(lens.imr_fits(lens.mismatched(own, shift))) for shift in drawn]
+        for field, value in step(lens.imr_fits(own))._asdict().items():
             null = [getattr(draw, field) for draw in fits]
             columns |= beside(f"{field}_residual", value, _own_or_pooled(null, count))
         spectra = step(lens.theta_spectra(raw))
