@@ -89,7 +89,7 @@ def imr_fits(heads: HeadWeights) -> Fits:
 
 def _layer_fits(query, key, value, output) -> tuple[np.ndarray, np.ndarray]:
     """What is left of the heads of one layer."""
-    query, key, value, output = (np.float64(w) for w in (query, key, value, output.mT))
+    query, key, value, output = (np.asarray(w, np.float64) for w in (query, key, value, output.mT))
     theta = over(0.5 * query, norm(query, key)[..., None, None])
     circuit = over(0.5 * output, norm(output, value)[..., None, None])
     right = np.concatenate([key, value], axis=-1)

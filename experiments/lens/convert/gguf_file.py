@@ -198,7 +198,8 @@ def _tensors(path: Path, header: _Header, config: Mapping[str, Any]) -> dict[str
                 array = Tensor(_PLAIN[place.kind], place.shape, data.tobytes).array()
             else:
                 rows = data.reshape(*place.shape[:-1], -1)
-                array = gguf.quants.dequantize(rows, kind).reshape(place.shape)
+                quants = importlib.import_module("gguf.quants")
+                array = quants.dequantize(rows, kind).reshape(place.shape)
             if heads:
                 # llama.cpp keeps both features of a rotary pair side by side.
                 shape = heads, array.shape[0] // heads // 2, 2, *array.shape[1:]
