@@ -29,7 +29,9 @@ def courses(
         for number, (way, cosines) in enumerate(one.cosines.items()):
             if way in ("climbing", "descending"):
                 continue
-            band(axis, x, cosines.mean(axis=(2, 3)), way, f"C{number}", marker=".")
+            dashes = "--" if "decay" in way else "-"
+            means = cosines.mean(axis=(2, 3))
+            band(axis, x, means, way, f"C{number}", marker=".", linestyle=dashes)
         axis.set(xscale="log")
         axis.set_title(titles[name], fontsize=9)
         axis.grid(alpha=0.3)
@@ -58,7 +60,7 @@ def parts(
             axis.bar(at, np.median(kept, axis=1), 0.25, color=colour, alpha=0.6, label=part)
             axis.plot(at, kept, ".", color=colour, markersize=4)
         axis.axhline(0, color="k", linewidth=0.8)
-        axis.set_xticks(x, [way.replace(", ", ",\n").replace(" fixed", "\nfixed") for way in shown])
+        axis.set_xticks(x, [way.replace(" ", "\n") for way in shown])
         axis.tick_params(axis="x", labelsize=6)
         axis.set_title(titles[name], fontsize=9)
         axis.grid(axis="y", alpha=0.3)

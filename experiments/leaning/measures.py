@@ -37,7 +37,8 @@ def _weights(kept: Circuits) -> HeadWeights:
     """As the lens takes them, all leading axes but that of heads as layers."""
     flat = [np.asarray(w, np.float64).reshape(-1, *w.shape[-3:]) for w in kept]
     l, h, d, r = flat[0].shape
-    return HeadWeights(*flat, *np.zeros((3, l, h, r)), np.zeros((l, d)))  # pyright: ignore[reportArgumentType]
+    weights: Any = (*flat, *np.zeros((3, l, h, r)), np.zeros((l, d)))
+    return HeadWeights(*weights)
 
 
 def _readings(config: Config, trained: dict[str, Trained]) -> Readings:

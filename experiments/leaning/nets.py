@@ -37,7 +37,7 @@ def attend(heads: Any, tokens: Float[Array, "n m d"]) -> Float[Array, "n m d"]:
 class FreeBlock(PatchBlock):
     """The block of patches of `experiments.images`, with weights of their own for each circuit.
 
-    There Q = K = V = phi and O = -tau phi^T / sqrt(r); here all four are drawn from N(0, 1/d).
+    There Q = K = V = phi and O = -phi^T; here all four are drawn from N(0, 1/d).
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FreeBlock(PatchBlock):
         self.output = nnx.Param(output[...].mT)
 
     def _descend(self, t, z):
-        return self.pixels(attend(self, self.tokens(z) + self.position[...]))  # pyright: ignore[reportOptionalSubscript]
+        return self.pixels(attend(self, self.tokens(z) + self.position[...][None]))  # pyright: ignore[reportOptionalSubscript]
 
 
 class _Layer(nnx.Module):
@@ -96,7 +96,7 @@ class PatchTransformer(nnx.Module):
         (height, width), g = self.image_shape, self.grid
         tokens = images.reshape(len(images), g, height // g, g, width // g)
         tokens = tokens.transpose(0, 1, 3, 2, 4).reshape(len(images), g * g, -1)
-        x = self.embedding(tokens) + self.position[...]
+        x = self.embedding(tokens) + self.position[...][None]
         for layer in self.layers:
             x = layer(x)
         return self.read_out(self.norm(x).mean(axis=1))

@@ -77,7 +77,7 @@ def optimizer(config: Config, graph: nnx.GraphDef) -> optax.GradientTransformati
         del extra
         assert params is not None
         moved, inner = adam.update(updates, state.adam, params)
-        now, step = rate(state.step), state.step + 1
+        now, step = jnp.asarray(rate(state.step)), state.step + 1
         trained = jax.tree_util.tree_map_with_path(lambda path, _: _switch(path, hyper), params)
         learned = jax.tree.map(lambda u, on: -now * on * u, moved, trained)
         decayed = jax.tree.map(
