@@ -18,7 +18,7 @@ def courses(
     columns = min(3, len(readings))
     title = "Cosine of the value circuit with θᵀ, mean over heads (negative descends)"
     figure, axes = panels(
-        rows, columns, (4.4 * columns, 3.2 * rows + 1.0), title=title, sharex=True
+        rows, columns, (3.5 * columns, 2.7 * rows + 1.0), title=title, sharex=True
     )
     for axis in axes.flat[len(readings) :]:
         axis.set_visible(False)
@@ -48,7 +48,7 @@ def parts(
     rows = -(-len(measured) // 3)
     columns = min(3, len(measured))
     title = "What training has added to the mean cosine, to first order, each seed a point"
-    figure, axes = panels(rows, columns, (4.4 * columns, 3.2 * rows + 1.4), title=title)
+    figure, axes = panels(rows, columns, (3.5 * columns, 2.8 * rows + 1.2), title=title)
     for axis in axes.flat[len(measured) :]:
         axis.set_visible(False)
     shown = [way for way in ways if way not in ("climbing", "descending")]
@@ -61,7 +61,7 @@ def parts(
             axis.plot(at, kept, ".", color=colour, markersize=4)
         axis.axhline(0, color="k", linewidth=0.8)
         axis.set_xticks(x, [way.replace(" ", "\n") for way in shown])
-        axis.tick_params(axis="x", labelsize=6)
+        axis.tick_params(axis="x", labelsize=5.5)
         axis.set_title(titles[name], fontsize=9)
         axis.grid(axis="y", alpha=0.3)
     for axis in axes[:, 0]:
