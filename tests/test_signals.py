@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "features": (set(), ("--t1", "10")),
     "images": ({"regression", "train"}, ("--models", "attention")),
     "incontext": ({"train"}, ("--parts", "recurrences", "--seeds", "1")),
+    "leaning": ({"train"}, ("--subjects", "images", "--seeds", "2")),
     "lens": (set(), ("--draws", "8")),
     "theorems": (set(), ("--only", "A2.bias")),
     "tokens": (set(), ("--times", "5")),
