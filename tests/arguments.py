@@ -261,19 +261,32 @@ row(lens.rotary_spectra, heads=TURNED)
 row(lens.damped_heads, heads=TURNED, distances=np.arange(3))
 row(lens.attended_distances, attention=np.asarray(jnp.ones((2, N, N)) / N))
 row(
-    lens.layer_cosines, lens.layer_scores, lens.part_cosines, lens.gauge_scores,
+    lens.layer_cosines, lens.layer_scores, lens.pair_cosines, lens.part_cosines, lens.gauge_scores,
     heads=STACKED,
 )  # fmt: skip
 row(lens.without_shared, heads=STACKED, count=1)
 row(lens.permuted_layers, heads=STACKED, key=KEY, draws=19)
 row(lens.shifted_cosines, heads=STACKED, key=KEY, draws=2)
-row(lens.record, model=MODEL, tokens=np.asarray([0, 1, 2, 3]), length=4)
+row(lens.record, lens.run, model=MODEL, tokens=np.asarray([0, 1, 2, 3]), length=4)
 row(
     lens.measure_text, lens.label_null, lens.gradient_shares,
     model=MODEL, tokens=np.asarray([0, 1, 2, 3]), length=4, key=KEY,
 )  # fmt: skip
 row(lens.unembed, model=MODEL, final=Z)
-row(lens.fold_norms, model=MODEL)
+row(lens.fold_norms, lens.fold_model, model=MODEL)
+PAIRS = {"heads": [(0, 1)], "amount": jnp.ones(1), "at": [0]}
+SITE = lens.Site(jnp.asarray(0), HEADS, Z, SEEN, jnp.ones((3, N, N)) / N, jnp.ones((3, N, F)))
+row(lens.ablate, **PAIRS)
+row(lens.edit, function=lens.row_term, **PAIRS)
+row(lens.patch, updates=Z, **PAIRS)
+row(lens.project, along=lens.row_term, like=lens.row_term, off=True, **PAIRS)
+row(lens.without_part, part=lens.circuit_part(STACKED), **PAIRS)
+row(lens.circuit_part, heads=STACKED, along=STACKED)
+row(lens.row_term, site=SITE)
+row(
+    lens.logit_parts, model=MODEL, activations=lens.run(MODEL, np.asarray([0, 1, 2, 3])),
+    tokens=np.asarray([0, 1, 2, 3]), incorrect=np.asarray([1, 2, 3, 4]),
+)  # fmt: skip
 row(lens.context_circuits, net=NET)
 row(lens.construction_cosines, circuit=CIRCUIT)
 row(lens.construction_rows, nets=[NET], key=KEY, draws=2)

@@ -544,6 +544,24 @@ def recorded(z, c):
     return activations.attention, activations.updates, logits, gradient, folded.query
 
 
+@row(
+    "run", "ablate", "edit", "patch", "project", "row_term", "without_part", "logit_parts", "fold_model",
+)  # fmt: skip
+def edited(z, c):
+    """Every edit, half of it, of a head of each layer."""
+    model = lens_model(z, c)
+    heads, half = [(0, 1), (1, 0)], {"amount": 0.5}
+    part = lens.Part(0.1 * c(2, 2, F, 3), 0.1 * c(2, 2, 3, F))
+    edits = [
+        lens.edit(lens.row_term, heads, amount=0.1), lens.patch(z[:128], heads, **half),
+        lens.without_part(part, heads), lens.project(heads, off=True, **half), lens.ablate(heads, **half),
+    ]  # fmt: skip
+    activations = lens.run(model, TEXT, edits=edits)
+    # Centred behind the fold, equal weights are roundings, of no direction.
+    folded = lens.fold_model(model).attention.value
+    return activations.updates, folded, lens.logit_parts(model, activations, TEXT)
+
+
 @row("measure_text", "label_null")
 def texts(z, c):
     model = lens_model(z, c)

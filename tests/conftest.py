@@ -69,6 +69,8 @@ DEAR = {
     "imr.flow.depth.depth_is_time",
     "imr.flow.moving.path_field",
     "imr.flow.reduced.solve_reduced",
+    "imr.lens.activations.run",
+    "imr.lens.attribution.logit_parts",
     "imr.nn.block.Block",
     "imr.nn.flow.FlowBlock",
     "imr.nn.patches.PatchBlock",

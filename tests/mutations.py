@@ -4,7 +4,9 @@ python -m tests.mutations KIND COUNT SEED    in 500 MB; prints what became of th
 """
 
 import gzip
+import io
 import json
+import pickle
 import random
 import re
 import resource
@@ -13,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lens.convert.pickled import read_pickled
+from experiments.lens.convert.tensors import SIZES
 from imr import lens
 from imr.errors import ImrError, RunError
 from imr.lab.architecture import describe
@@ -362,10 +367,112 @@ def nets(folder):
     return Kind(folder / "1" / "config" / "metadata", read, right)
 
 
+# Files of torch, written without torch.
+
+STATE = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5,
+    "b.weight": np.float32([1.5, 7.25]),
+}
+
+
+def torch_text(text):
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def torch_integer(number):
+    return b"\x8a\x08" + struct.pack("<q", number)
+
+
+def torch_name(module, name):
+    return f"c{module}\n{name}\n".encode()
+
+
+def torch_tuple(*parts):
+    return b"(" + b"".join(parts) + b"t"
+
+
+def torch_state(
+    state=None, *, shape=None, strides=None, offset=0, count=None, view=None, shared=False,
+    function=None, kind="FloatStorage",
+):  # fmt: skip
+    """The pickle of a state dict; what is given differs from what is right in its first tensor."""
+    items = b""
+    for number, (name, array) in enumerate((STATE if state is None else state).items()):
+        size, steps = array.shape, tuple(x // array.itemsize for x in array.strides)
+        total, start = array.size, 0
+        if number == 0:
+            size, total, start = shape or size, count or total, offset
+            steps = strides or steps
+        parts = [
+            torch_text("storage"), torch_name("torch", kind), torch_text("0" if shared else str(number)),
+            torch_text("cpu"), torch_integer(total), *([] if view is None else [view]),
+        ]  # fmt: skip
+        sizes = (torch_tuple(*map(torch_integer, x)) for x in (size, steps))
+        hooks = torch_name("collections", "OrderedDict") + b")R"
+        made = function or torch_name("torch._utils", "_rebuild_tensor_v2")
+        items += torch_text(name) + made
+        items += (
+            torch_tuple(torch_tuple(*parts) + b"Q", torch_integer(start), *sizes, b"\x89", hooks)
+            + b"R"
+        )
+    return b"\x80\x02}(" + items + b"u."
+
+
+def torch_zip_file(
+    pickled=None, *, storages=None, compression=zipfile.ZIP_STORED, name="archive/data.pkl"
+):
+    """A file as torch writes it today."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", compression) as archive:
+        archive.writestr(name, torch_state() if pickled is None else pickled)
+        archive.writestr("archive/byteorder", "little")
+        for number, array in enumerate(storages or STATE.values()):
+            archive.writestr(f"archive/data/{number}", array.tobytes())
+    return data.getvalue()
+
+
+def torch_plain_file(pickled=None):
+    """A file as torch wrote it before."""
+    head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    keys = list(map(str, range(len(STATE))))
+    storages = (struct.pack("<q", x.size) + x.tobytes() for x in STATE.values())
+    return b"".join([
+        *(pickle.dumps(x, 2) for x in head), torch_state() if pickled is None else pickled,
+        pickle.dumps(keys, 2), *storages,
+    ])  # fmt: skip
+
+
+def _torch(folder, data):
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(data)
+
+    def right(data, tensors):
+        """No more than there is, and no number that is not in the file."""
+        whole = [tensor.read() for tensor in tensors.values()]
+        assert sum(map(len, whole)) <= 4 * len(data)
+        sizes = [SIZES[tensor.dtype] for tensor in tensors.values()]
+        return all(
+            data.find(bytes_[i : i + size]) >= 0
+            for bytes_, size in zip(whole, sizes, strict=True)
+            for i in range(0, len(bytes_), size)
+        )
+
+    return Kind(path, lambda: read_pickled(path), right)
+
+
+def torch_zip(folder):
+    return _torch(folder, torch_zip_file())
+
+
+def torch_plain(folder):
+    return _torch(folder, torch_plain_file())
+
+
 KINDS = {
     kind.__name__: kind
     for kind in (
-        idx, idx_gz, weights, heads, config, shard_index, tokenizer, texts, run_config, summary, sums, metrics, nets,
+        idx, idx_gz, weights, heads, config, shard_index, tokenizer, texts, run_config, summary, sums, metrics, nets, torch_zip,
+        torch_plain,
     )
 }  # fmt: skip
 

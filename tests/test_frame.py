@@ -130,6 +130,21 @@ def test_one_folder_is_one_configuration(tmp_path, monkeypatch):
     assert flags.resolve_paths(Config(out=Path("a"))).out == Path("a")
 
 
+def test_flags_that_are_given_several_times(tmp_path, monkeypatch):
+    tyro = pytest.importorskip("tyro", reason="tyro is not installed")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Folders(flags.RunFlags):
+        folders: Annotated[tuple[Path, ...], flags.repeated()] = ()
+
+    monkeypatch.chdir(tmp_path)
+    config = tyro.cli(Folders, args=["--folders", "a", "--folders", "b"])
+    assert config.folders == (Path("a"), Path("b"))
+    assert flags.resolve_paths(config).folders == (tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ImrError, match=r"--folders must be an absolute path.*found a"):
+        flags.check_absolute(config)
+
+
 def test_phases_may_be_nested():
     with phase("evaluate"):
         with phase("train"):

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,22 @@ pytest.importorskip("safetensors", reason="the extra `lens` is not installed")
 
 from experiments.lens.__main__ import EXPERIMENT
 from experiments.lens.config import Config
+from experiments.lens.edits import (
+    AGAIN,
+    NOTHING,
+    OTHERS,
+    OWN,
+    RANDOM,
+    ROLLED,
+    ROW,
+    TURNED,
+    UNTRANSPOSED,
+    WHOLE,
+    batches,
+)
 from experiments.lens.measures import measure
 from experiments.lens.subjects import InContext, Subject, subjects
+from imr import lens
 from imr.lab.architecture import describe
 from imr.lab.checkpoint import Checkpoints
 from imr.lab.folder import RunFolder
@@ -30,6 +45,7 @@ from imr.lens import (
 from imr.nn import Classifier, LinearSelfAttention, PatchBlock, Transformer
 from imr.processes import mess3
 from tests.problems import error
+from tests.test_heads import write as write_decoder
 from tests.test_lens import H, L, arrays, tokenizer, write
 
 
@@ -74,11 +90,46 @@ def test_planted_heads_are_told(folder, smoke):
         assert row["descent_residual"] < 1e-6
     assert f"{L * H} of {L * H} heads have a negative cosine" in smoke["findings"][0]
     assert len(smoke["layers"]) == L
-    for name in ("weights", "texts", "energy", "spectra"):
+    for name in ("weights", "texts", "strip", "energy", "spectra"):
         assert (folder / "run" / "figures" / f"{name}.png").stat().st_size > 10_000
     table = (folder / "run" / "table.md").read_text()
+    assert max(map(len, table.splitlines())) <= 80
     assert "-1.000" in table
     assert "nan" not in table
+
+
+@pytest.mark.acceptance
+def test_several_models_of_two_families(folder, tmp_path):
+    """Tables within 80 columns; two names that are alike; a model that imr does not run or read."""
+    planted, other = folder / "model", write_decoder(tmp_path / "model")
+    third = write_decoder(tmp_path / "long" / "a-model-with-a-name-that-fills-a-table")
+    flags = [part for each in (planted, other, third) for part in ("--model-dir", each)]
+    assert run(*flags, "--weights-only", "--draws", 8, "--out", tmp_path / "run") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    names = [f"{each.parent.name}/model" for each in (planted, other)] + [third.name]
+    assert [line["model"] for line in summary["models"]] == names
+    assert summary["models"][0]["negative"] == L * H
+    # The second is the third, and has key groups: cosines and controls are those of imr.lens.
+    second, third = ([row for row in summary["heads"] if row["model"] == n] for n in names[1:])
+    heads = lens.head_weights(map(lens.fold_heads, lens.read_heads(other)))
+    wanted = lens.weight_cosines(heads).whole.ravel()
+    for rows in (second, third):
+        np.testing.assert_allclose([row["folded_weight_cosine"] for row in rows], wanted, atol=1e-6)
+    line = summary["models"][1]
+    assert line["norms_folded"]
+    assert line["negative"] == (wanted < 0).sum()
+    assert line["mean"] == pytest.approx(wanted.mean(), abs=1e-6)
+    assert line["descent_left"] == pytest.approx(lens.imr_fits(heads).descent.mean(), abs=1e-6)
+    assert line["group_negative"] is not None
+    assert "group_negative" not in summary["models"][0]
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert max(map(len, table.splitlines())) <= 80
+    assert f"{L * H + 2 * line['negative']}/24" in table
+    assert f"0 {names[0]}; 1 {names[1]};" in " ".join(table.split())
+    files = {path.name for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert files == {"strip.png", "rotary_1.png", "rotary_2.png"} | {
+        f"{file}_{number}.png" for file in ("weights", "spectra") for number in range(3)
+    }
 
 
 @pytest.mark.acceptance
@@ -100,6 +151,15 @@ def test_what_is_no_model(folder, tmp_path, capsys):
     refuses("is no run folder", "--run-dir", folder / "model")
     refuses("--draws must be at least 8; found 1", "--model-dir", tmp_path, "--draws", 1)
     refuses("--texts is for --model-dir", "--run-dir", tmp_path, "--texts", tmp_path / "t")
+    read = "--model-dir", folder / "model"
+    refuses("--edits reads texts and --weights-only none", *read, "--edits", "--weights-only")
+    refuses("names a folder twice", *read, *read)
+    refuses(
+        "no tokenizer.json, but --edits",
+        "--edits",
+        "--model-dir",
+        write(tmp_path / "a", "bert", arrays()),
+    )
     embeddings = {"embeddings.word_embeddings.weight": np.zeros((9, 12), np.float32)}
     other = write(tmp_path / "other", "bert", arrays(), change=embeddings)
     config = json.loads((other / "config.json").read_text()) | {"vocab_size": 9}
@@ -200,3 +260,54 @@ def test_checkpoints_say_what_they_hold(tmp_path, capsys):
         assert {len(tokens) for tokens in subject.tokens} == {6}
     assert error(read[6].model.heads.query[0], nets["b"][2]["blocks"][0]["phi"][...][0]) < 1e-6
     np.testing.assert_allclose(weight_cosines(read[4].model.heads).whole, -1, atol=1e-6)
+
+
+@pytest.mark.acceptance
+def test_edits_are_beside_as_much_elsewhere(folder, tmp_path, capsys):
+    model = tokenizer(write(tmp_path / "gpt2", "gpt2", arrays(mix=-1.0)))
+    flags = "--texts", folder / "texts.txt", "--edits", "--draws", 8
+    assert run("--model-dir", model, *flags, "--out", tmp_path / "run") == 0
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["edits"]
+    taken = {
+        name: [row for row in rows if row["taken"] == name] for name in {r["taken"] for r in rows}
+    }
+    # Fewer shifts than draws leave the key group or the layer: there are 8 heads, 4 in each.
+    assert {name: len(each) for name, each in taken.items()} == {
+        NOTHING: 1, WHOLE: 1, OWN: 1, AGAIN: 1, UNTRANSPOSED: 1, TURNED: 8, OTHERS: 7, ROW: 1,
+        RANDOM: 8, ROLLED: 3,
+    }  # fmt: skip
+    assert {row["heads"] for row in rows} == {"all 8 heads", "8 heads that descend"}
+    assert all(change == 0 for change in taken[NOTHING][0]["changes"])
+    assert np.isfinite([row["changes"] + row["moved"] for row in rows]).all()
+    # One of them by hand: three texts make one, of three pieces.
+    weights: Any = lens.fold_model(lens.read_model(model))
+    text = " ".join((folder / "texts.txt").read_text().split())
+    pieces = lens.tokenize(lens.read_tokenizer(model), [text], len(weights.positions)).tokens
+    edits = [lens.without_part(lens.circuit_part(weights.heads))]
+    losses = []
+    for piece in pieces:
+        activations: Any = lens.run(weights, piece, edits=edits)
+        logits = np.asarray(lens.unembed(weights, activations.final), np.float64)
+        chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        losses += [-np.log(chances[i, token]) for i, token in enumerate(piece[1:])]
+    assert taken[OWN][0]["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert abs(taken[OWN][0]["loss"] - taken[NOTHING][0]["loss"]) > 1e-3
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert f"the loss of {len(losses)} tokens in {len(pieces)} texts" in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert run("--model-dir", folder / "model", *flags, "--out", tmp_path / "none") == 2
+    assert "has no token [MASK], which --edits predicts" in capsys.readouterr().err
+
+
+@pytest.mark.laws
+def test_masked_tokens_are_inside_of_texts(folder):
+    model = lens.read_model(folder / "model")
+    texts = [np.arange(1, n) for n in (4, 6, 10)]
+    (batch,) = batches(Config(), model, texts, mask=0)
+    assert batch.counted.sum(axis=1).tolist() == [1, 1, 1]
+    assert not batch.counted[:, 0].any()
+    assert not batch.counted[np.arange(3), batch.lengths - 1].any()
+    assert (batch.lengths > batch.counted.argmax(axis=1) + 1).all()
+    np.testing.assert_array_equal(batch.tokens, np.where(batch.counted, 0, batch.targets))
+    for text, row in zip(texts, batch.targets, strict=True):
+        np.testing.assert_array_equal(row[: len(text)], text)

@@ -84,6 +84,16 @@ def test_shifts_leave_out_the_own_key_group():
     )
 
 
+@pytest.mark.parametrize("groups", [6, 2])
+def test_all_pairs_of_heads_are_what_each_measure_has(groups):
+    heads = weights_of(3, 6, 40, 4, groups=groups)
+    pairs, number = lens.pair_cosines(heads, groups=groups), np.arange(18)
+    for shift in (0, 1, 5):
+        met = lens.mismatched(heads, shift) if shift else heads
+        for found, wanted in zip(pairs, lens.weight_cosines(met), strict=True):
+            assert np.abs(found[number, number - shift] - wanted.ravel()).max() < 1e-6
+
+
 def test_parts_of_theta_and_gauges_against_plain_matrices():
     heads = weights_of(1, 3, 10, 3, seed=4)
     q, k, v, o = (np.float64(w[0, 1]) for w in heads[:4])
@@ -153,6 +163,8 @@ def test_nulls_that_are_refused():
     heads, key = weights_of(2, 4, 8, 2), jax.random.key(0)
     with pytest.raises(imr.ImrError, match="groups must divide the 4 heads of a layer; found 3"):
         lens.shifted_cosines(heads, key, groups=3)
+    with pytest.raises(imr.ImrError, match="groups must divide the 4 heads of a layer; found 3"):
+        lens.pair_cosines(heads, groups=3)
     with pytest.raises(imr.ImrError, match="draws must be"):
         lens.shifted_cosines(heads, key, draws=1)
     with pytest.raises(

@@ -31,7 +31,7 @@ needs_lens = pytest.mark.skipif(
     reason="the extra `lens` is not installed",
 )
 LIGHT = ("idx", "idx_gz", "texts", "summary", "sums", "metrics", "run_config")
-MODEL = ("tokenizer", "weights", "heads", "config", "shard_index")
+MODEL = ("tokenizer", "weights", "heads", "config", "shard_index", "torch_zip", "torch_plain")
 
 
 @pytest.fixture(scope="module")

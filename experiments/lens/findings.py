@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.lens.weights import BEYOND
 from imr.lens import LabelCosines, TermCosines
 
 Rows = list[dict[str, Any]]
-
-BEYOND = 3.0  # standard deviations of a null
 
 
 def z_score(row: dict[str, Any], key: str) -> float:
@@ -35,13 +34,18 @@ def _tails(heads: Rows, key: str, low: str, high: str) -> str:
     return f"{below} {low} and {above} {high} by more than {BEYOND:g} deviations of the null"
 
 
-def findings(heads: Rows, layers: Rows) -> list[str]:
-    """What the rows of one model say."""
-    count, layer, weight = len(heads), _values(heads, "layer"), _values(heads, "weight_cosine")
-    within, descends, climbs, down, share = (
-        _values(heads, key)
-        for key in ("within_cosine", "descent_residual", "climb_residual", "energy_change", "gradient_share")
-    )  # fmt: skip
+def findings(heads: Rows, layers: Rows, tag: str = "") -> list[str]:
+    """What the rows of one model say; with the tag "folded_" first of weights with norms folded in."""
+    count, layer, weight = (
+        len(heads),
+        _values(heads, "layer"),
+        _values(heads, f"{tag}weight_cosine"),
+    )
+    within, descends, climbs = (
+        _values(heads, key) for key in (f"{tag}within_cosine", "descent_residual", "climb_residual")
+    )
+    first, other = (", norms folded in", "Without") if tag else ("", "With")
+    others = "weight_cosine" if tag else "folded_weight_cosine"
     descent, climb = (_beyond(heads, f"{way}_residual", -1) for way in ("descent", "climb"))
     fits = (
         "there are too few heads for a null."
@@ -50,15 +54,18 @@ def findings(heads: Rows, layers: Rows) -> list[str]:
         f"{climb} heads of {count}."
     )
     lines = [
-        f"Weights: {(weight < 0).sum()} of {count} heads have a negative cosine, as descent asks (mean "
+        f"Weights{first}: {(weight < 0).sum()} of {count} heads have a negative cosine, as descent asks (mean "
         f"{weight.mean():.3f}, from {weight.min():.3f} to {weight.max():.3f}; heads of the flow have -1); "
-        f"{_tails(heads, 'weight_cosine', 'descend', 'climb')}.",
+        f"{_tails(heads, f'{tag}weight_cosine', 'descend', 'climb')}.",
         f"Within the circuit's own subspace the mean is {within.mean():.3f}; "
-        f"{_tails(heads, 'within_cosine', 'descend', 'climb')}. With layer norms folded in: "
-        f"{_tails(heads, 'folded_weight_cosine', 'descend', 'climb')}.",
+        f"{_tails(heads, f'{tag}within_cosine', 'descend', 'climb')}. {other} layer norms folded in: "
+        f"{_tails(heads, others, 'descend', 'climb')}.",
         f"One matrix for attention and value circuit leaves {descends.mean():.2f} of a "
         f"head where it descends and {climbs.mean():.2f} where it climbs: {fits}",
     ]
+    if not layers:  # no texts
+        return lines
+    down, share = _values(heads, "energy_change"), _values(heads, "gradient_share")
     for term in TermCosines._fields:
         cosines = _values(heads, f"{term}_cosine")
         means = [cosines[layer == l].mean() for l in np.unique(layer)]

@@ -8,53 +8,76 @@ import numpy as np
 from scipy import stats
 
 from experiments.lens.config import Config
-from experiments.lens.subjects import InContext, Subject
+from experiments.lens.edits import edit_rows
+from experiments.lens.subjects import InContext, Subject, padded
+from experiments.lens.weights import Columns, beside, measure_weights, score, spread, weights_of
 from imr import lens
 from imr.lab.console import Progress
 from imr.lab.folder import RunFolder
 
 PROBED_TEXTS = 8  # of the shares of gradient fields
 LABEL_TEXTS, LABEL_DRAWS = 4, 8  # of the null of label terms
-LEAST_DRAWS = 8  # of a null
-MOST_SHIFTS, SHIFTS = 128, 64  # other heads in a null: all up to so many, else so many of them
-
-Columns = dict[str, Any]  # arrays (l, h) or (l,) by the name of their column
 
 
 class Measured(NamedTuple):
-    """What was measured of one model: a row for each head, and for each layer if it read texts."""
+    """What was measured of one model.
+
+    Attributes:
+      subject: the model.
+      shape: (l, h) of its heads.
+      headline: one row, of the whole model.
+      heads, layers: a row for each head, and for each layer if it read texts.
+      spectra: of theta.
+      rotary: of each layer with rotary positions.
+    """
 
     subject: Subject
+    shape: tuple[int, ...]
+    headline: dict[str, Any]
     heads: list[dict[str, Any]]
     layers: list[dict[str, Any]]
     spectra: lens.Spectra
+    rotary: list[lens.RotarySpectra]
+
+    @property
+    def tag(self) -> str:
+        """What columns of cosines in the coordinates of the stream begin with."""
+        return "folded_" if self.headline["norms_folded"] else ""
 
 
 class Results(NamedTuple):
-    """Of models with heads, and rows of nets that learn in context beside their construction."""
+    """Of models with heads, rows of nets that learn in context beside their construction, and of edits."""
 
     models: list[Measured]
     construction: list[dict[str, Any]]
+    edits: list[dict[str, Any]]
 
 
 def measure(config: Config, run: RunFolder, subjects: list[Subject | InContext]) -> Results:
     """Measures the weights of every model, then its activations on texts."""
     del run
-    results, construction = [], []
+    results, construction, edits = [], [], []
     for subject in subjects:
         if isinstance(subject, InContext):
             key = jax.random.key(config.seed)
             rows = lens.construction_rows(subject.nets, key, config.draws)
             construction += [{"nets": subject.name, **row} for row in rows]
             continue
-        name, model, tokens = subject
-        spectra, shape, layers = lens.theta_spectra(model.heads), model.heads.query.shape[:2], []
-        columns = _weight_columns(config, model, spectra)
+        if config.edits:
+            edits += edit_rows(config, subject)
+            continue
+        name, model, tokens, _ = subject
+        weights = weights_of(model)
+        shape, layers = weights.raw.query.shape[:2], []
+        of_weights = measure_weights(config, name, weights)
+        columns = of_weights.columns
         if tokens:
             on_text, by_layer = _text_columns(config, subject)
             columns, layers = columns | on_text, _rows(name, by_layer, shape[:1])
-        results.append(Measured(subject, _rows(name, columns, shape), layers, spectra))
-    return Results(results, construction)
+        heads, rotary = _rows(name, columns, shape), weights.rotary()
+        spectra, line = of_weights.spectra, {"model": name, **of_weights.headline}
+        results.append(Measured(subject, shape, line, heads, layers, spectra, rotary))
+    return Results(results, construction, edits)
 
 
 def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -65,69 +88,36 @@ def _rows(model: str, columns: Columns, shape: tuple[int, ...]) -> list[dict[str
     ]  # fmt: skip
 
 
-def _weight_columns(
-    config: Config, model: lens.TransformerWeights, spectra: lens.Spectra
-) -> Columns:
-    """The weight measures, columns of shape (l, h)."""
-    raw = model.heads
-    size = model.attention.group_size
-    folded = lens.fold_norms(model)
-    columns = _cosines(config, raw, size, "") | _cosines(config, folded, size, "folded_")
-    l, h = raw.query.shape[:2]
-    shifts = _spread(l * h, config.draws, size)
-    fits = [lens.imr_fits(lens.mismatched(raw, shift)) for shift in shifts]
-    for name, value in lens.imr_fits(raw)._asdict().items():
-        columns |= _columns(f"{name}_residual", value, [getattr(draw, name) for draw in fits])
-    paired = [lens.theta_spectra(lens.mismatched(raw, shift, ("key",))) for shift in shifts]
-    null = [draw.symmetric_share for draw in paired]
-    return columns | _columns("symmetric_share", spectra.symmetric_share, null)
-
-
-def _cosines(config: Config, heads: lens.HeadWeights, size: int, tag: str) -> Columns:
-    """Weight cosines against theta of heads of other key groups and random rotations of theta."""
-    l, h = heads.query.shape[:2]
-    cosines = lens.weight_cosines(heads)
-    shifts = _spread(l * h, l * h if l * h <= MOST_SHIFTS else SHIFTS, size)
-    others = [lens.weight_cosines(lens.mismatched(heads, shift)) for shift in shifts]
-    keys = list(jax.random.split(jax.random.key(config.seed), config.draws))
-    turned = [lens.weight_cosines(lens.rotated(heads, key)) for key in keys]
-    columns: Columns = {}
-    for field, name in (("whole", f"{tag}weight_cosine"), ("within", f"{tag}within_cosine")):
-        value = getattr(cosines, field)
-        columns |= _columns(name, value, [getattr(draw, field) for draw in others])
-        columns[f"{name}_z_rotated"] = _score(value, [getattr(draw, field) for draw in turned]).z
-    return columns
-
-
 def _text_columns(config: Config, subject: Subject) -> tuple[Columns, Columns]:
     """The activation measures as means over texts, columns of shape (l, h) and (l,)."""
     model, key = subject.model, jax.random.key(config.seed)
-    mean, interval = _over_texts(config, subject, key)
+    assert isinstance(model, lens.TransformerWeights)  # by `subjects`
+    mean, interval = _over_texts(config, subject.name, model, subject.tokens, key)
     probed = subject.tokens[:: max(1, len(subject.tokens) // PROBED_TEXTS)][:PROBED_TEXTS]
-    heads = _beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
+    heads = _all_beside("{}_cosine", mean.cosines, mean.mismatched, interval.cosines)
     for term, value in mean.cosines._asdict().items():
-        heads[f"{term}_cosine_z_permuted"] = _score(value, getattr(mean.permuted, term)).z
-    heads |= _columns("energy_change", mean.energy_change, mean.energy_permuted)
+        heads[f"{term}_cosine_z_permuted"] = score(value, getattr(mean.permuted, term)).z
+    heads |= beside("energy_change", mean.energy_change, mean.energy_permuted)
     heads["energy_change_ci"] = interval.energy_change
     heads |= _gradient_columns(model, probed, key)
     # The same orders for all texts, as each draw is a mean over texts.
-    padded = [_padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
-    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in padded]
+    each = [padded(model, tokens) for tokens in probed[:LABEL_TEXTS]]
+    draws = [lens.label_null(model, *text, key, LABEL_DRAWS) for text in each]
     null = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
-    layers = _beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
-    layers |= _beside("label_{}_cosine", mean.labels, null, interval.labels)
+    layers = _all_beside("{}_cosine", mean.layers, mean.layers_permuted, interval.layers)
+    layers |= _all_beside("label_{}_cosine", mean.labels, null, interval.labels)
     return heads, layers | {f"energy_{name}": x for name, x in mean.energies._asdict().items()}
 
 
 def _over_texts(
-    config: Config, subject: Subject, key: jax.Array
+    config: Config, name: str, model: lens.TransformerWeights, texts: list, key: jax.Array
 ) -> tuple[lens.TextMeasures, lens.TextMeasures]:
     """Means over texts, and half the widths of their 95 % confidence intervals."""
-    model, texts = subject.model, sorted(subject.tokens, key=len)  # few programs in a row
+    texts = sorted(texts, key=len)  # few programs in a row
     count, total = len(texts), None
-    with Progress(count, f"{subject.name}: texts") as progress:
+    with Progress(count, f"{name}: texts") as progress:
         for number, tokens in enumerate(texts):
-            measures = lens.measure_text(model, *_padded(model, tokens), key, config.draws)
+            measures = lens.measure_text(model, *padded(model, tokens), key, config.draws)
             one = jax.tree.map(lambda x: np.asarray(x, np.float64), measures)
             both = one, jax.tree.map(np.square, one)
             total = both if total is None else jax.tree.map(np.add, total, both)
@@ -141,12 +131,12 @@ def _over_texts(
     return mean, jax.tree.map(half, mean, square)
 
 
-def _beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:
+def _all_beside(pattern: str, value: Any, null: Any, interval: Any) -> Columns:
     """Columns of a named tuple of measures, by its fields."""
     columns: Columns = {}
     for field, *parts in zip(value._fields, value, null, interval, strict=True):
         name = pattern.format(field)
-        columns |= _columns(name, *parts[:2]) | {f"{name}_ci": parts[2]}
+        columns |= beside(name, *parts[:2]) | {f"{name}_ci": parts[2]}
     return columns
 
 
@@ -156,35 +146,22 @@ def _gradient_columns(
     """Shares of gradient fields; the null are values and outputs of other heads of the layer."""
     l, h = model.attention.query.shape[:2]
     groups = model.attention.key.shape[1]
-    models = [model, *(_other_values(model, shift) for shift in _spread(groups, 2))]
+    models = [model, *(_other_values(model, shift) for shift in spread(groups, 2))]
     shares = np.stack([
-        [lens.gradient_shares(m, *_padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
+        [lens.gradient_shares(m, *padded(model, tokens), jax.random.fold_in(key, number)) for m in models]
         for number, tokens in enumerate(probed)
     ])  # fmt: skip
     # All heads of a layer are draws of one null.
     pooled = np.moveaxis(shares[:, 1:].mean(axis=0), 1, 2).reshape(-1, l)
     null = np.repeat(pooled[:, :, None], h, axis=2)
     width = shares[:, 0].std(axis=0) / np.sqrt(max(len(probed) - 1, 1))
-    columns = _columns("gradient_share", shares[:, 0].mean(axis=0), null)
+    columns = beside("gradient_share", shares[:, 0].mean(axis=0), null)
     return columns | {"gradient_share_ci": _quantile(len(probed)) * width}
 
 
 def _quantile(count: int) -> float:
     """Student's t for the 95 % interval of a mean of so many; NaN for one."""
     return float(stats.t.ppf(0.975, count - 1)) if count > 1 else float("nan")
-
-
-def _score(value: Any, null: Any) -> lens.Score:
-    """A measure beside its null; NaN if there are too few draws."""
-    if len(null) >= LEAST_DRAWS:
-        return lens.score(value, null)
-    nothing = np.full(np.shape(value), np.nan)
-    return lens.Score(value, nothing, nothing, nothing)
-
-
-def _columns(name: str, value: Any, null: Any) -> Columns:
-    parts = zip(("", "_null", "_null_std", "_z"), _score(value, null), strict=True)
-    return {name + part: array for part, array in parts}
 
 
 def _other_values(model: lens.TransformerWeights, shift: int) -> lens.TransformerWeights:
@@ -196,21 +173,3 @@ def _other_values(model: lens.TransformerWeights, shift: int) -> lens.Transforme
         for name in repeats if getattr(heads, name) is not None
     }  # fmt: skip
     return replace(model, attention=replace(heads, **parts))
-
-
-def _spread(count: int, draws: int, size: int = 1) -> list[int]:
-    """At most so many shifts, evenly over all that leave groups of that size."""
-    every = count - 2 * size + 1
-    shifts = np.linspace(size, count - size, max(0, min(draws, every))).round().astype(int)
-    return sorted(set(shifts.tolist()))
-
-
-def _padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
-    """The text padded to one of few sizes, as each is a compiled program, and its length."""
-    size = 8
-    while size < len(tokens):
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    most = size if model.positions is None else len(model.positions)
-    padded = np.zeros(min(size, most), np.int32)
-    padded[: len(tokens)] = tokens
-    return padded, np.int32(len(tokens))

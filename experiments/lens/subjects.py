@@ -13,16 +13,28 @@ from imr.lab.architecture import build
 from imr.lab.checkpoint import read_newest
 from imr.lab.console import say
 from imr.lab.nets import SavedNets, read_nets
+from imr.lens.folder import can_run
 from imr.nn import Classifier, ContextBlock, LinearSelfAttention, Transformer
 from imr.processes import sample
 
+MASK = "[MASK]"  # of BERT's tokenizers
+JOINED = 5  # sentences, to a text that a decoder predicts
+
 
 class Subject(NamedTuple):
-    """A model and the texts that it reads; without any, only its weights are measured."""
+    """A model and the texts that it reads; without any, only its weights are measured.
+
+    Attributes:
+      name: of the model.
+      model: whole, or the layers of its heads, if it cannot be run or need not.
+      tokens: of texts.
+      mask: the token that stands for one to predict, if the model sees both sides of it.
+    """
 
     name: str
-    model: lens.TransformerWeights
+    model: lens.TransformerWeights | list[lens.Heads]
     tokens: list[np.ndarray]
+    mask: int | None = None
 
 
 class InContext(NamedTuple):
@@ -34,19 +46,51 @@ class InContext(NamedTuple):
 
 def subjects(config: Config) -> list[Subject | InContext]:
     """Reads all models and texts."""
-    if config.model_dir is not None:
-        return [_checkpoint(config, config.model_dir)]
+    if config.model_dir:
+        names = _names(config.model_dir)
+        pairs = zip(names, config.model_dir, strict=True)
+        return [subject for name, folder in pairs for subject in _checkpoint(config, name, folder)]
     assert config.run_dir is not None  # by `check`
     return _nets_of_run(config, config.run_dir)
 
 
-def _checkpoint(config: Config, folder: Path) -> Subject:
+def _names(folders: tuple[Path, ...]) -> list[str]:
+    """The ends of their paths, of as many folders as tell each from all others."""
+    paths = [folder.resolve().parts for folder in folders]
+    return [
+        next(
+            "/".join(path[-k:])
+            for k in range(1, len(path) + 1)
+            if sum(path[-k:] == other[-k:] for other in paths) == 1
+        )
+        for path in paths
+    ]
+
+
+def _checkpoint(config: Config, name: str, folder: Path) -> list[Subject]:
+    """The model, or, if it cannot be run or is to read no texts, the heads of each of its parts."""
+    readable = (folder / "tokenizer.json").exists() or config.texts is not None
+    if config.weights_only or not can_run(folder) or not readable:
+        lacks = "no tokenizer.json" if can_run(folder) else "an architecture that imr does not run"
+        if config.edits:
+            raise DataError(f"{folder} has {lacks}, but --edits measures losses on texts.")
+        if not config.weights_only:
+            say(f"{name} has {lacks}: its weights alone are measured.")
+        layers = lens.read_heads(folder)
+        parts: dict[str, list[lens.Heads]] = {}
+        for label, heads in zip(layers.names, layers, strict=True):
+            parts.setdefault(label.split(".")[0], []).append(heads)
+        alone = len(parts) == 1
+        return [Subject(name if alone else f"{name}, {p}", each, []) for p, each in parts.items()]
     model = lens.read_model(folder)
     tokenizer = lens.read_tokenizer(folder)
     texts = lens.sample_texts() if config.texts is None else lens.read_texts(config.texts)
+    texts = texts[: config.limit]
+    if config.edits and model.attention.causal:  # with something to go by
+        texts = [" ".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     most = config.longest if model.positions is None else len(model.positions)
     longest = min(config.longest, most)
-    pieces = lens.tokenize(tokenizer, texts[: config.limit], longest)
+    pieces = lens.tokenize(tokenizer, texts, longest)
     if pieces.split:
         say(f"{pieces.split} texts were longer than {longest} tokens and were split.")
     if pieces.dropped:
@@ -59,7 +103,10 @@ def _checkpoint(config: Config, folder: Path) -> Subject:
             f"{folder}/tokenizer.json gives token {most}, but the model has {count}. Give a folder whose "
             "tokenizer belongs to its model."
         )
-    return Subject(folder.resolve().name, model, pieces.tokens)
+    mask = tokenizer.token_to_id(MASK)
+    if config.edits and not model.attention.causal and mask is None:
+        raise DataError(f"{folder}/tokenizer.json has no token {MASK}, which --edits predicts.")
+    return [Subject(name, model, pieces.tokens, mask)]
 
 
 def _nets_of_run(config: Config, folder: Path) -> list[Subject | InContext]:
@@ -148,3 +195,14 @@ def _patch_heads(net: Classifier) -> lens.TransformerWeights:
     output = -np.float64(block.tau) * weights.mT / weights.shape[-1] ** 0.5
     shared = dict.fromkeys(("query", "key", "value"), weights)
     return lens.model_from_arrays(shared | {"output": output})
+
+
+def padded(model: lens.TransformerWeights, tokens: np.ndarray) -> tuple[np.ndarray, np.int32]:
+    """The text padded to one of few sizes, as each is a compiled program, and its length."""
+    size = 8
+    while size < len(tokens):
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    most = size if model.positions is None else len(model.positions)
+    padded = np.zeros(min(size, most), np.int32)
+    padded[: len(tokens)] = tokens
+    return padded, np.int32(len(tokens))

@@ -78,15 +78,33 @@ def flag_error(name: str, rule: str, value: Any, remedy: str = "") -> ImrError:
 
 def check_absolute(config: RunFlags) -> None:
     """Refuses relative paths, but for `out`: on another machine they are another configuration."""
-    for name, path in vars(config).items():
-        if name != "out" and isinstance(path, Path) and not path.is_absolute():
-            raise flag_error(
-                name, "must be an absolute path, that of the machine which runs it", path
-            )
+    for name, value in vars(config).items():
+        for path in value if isinstance(value, tuple) else (value,):
+            if name != "out" and isinstance(path, Path) and not path.is_absolute():
+                raise flag_error(
+                    name, "must be an absolute path, that of the machine which runs it", path
+                )
 
 
 def resolve_paths(config: C) -> C:
     """The same configuration with absolute paths, but for `out`: one folder is one configuration."""
-    paths: Any = {name: p for name, p in vars(config).items() if isinstance(p, Path)}
-    resolved = {name: p.expanduser().resolve() for name, p in paths.items() if name != "out"}
-    return dataclasses.replace(config, **resolved)
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(resolved, value))
+        return value.expanduser().resolve() if isinstance(value, Path) else value
+
+    values: Any = {name: resolved(x) for name, x in vars(config).items() if name != "out"}
+    return dataclasses.replace(config, **values)
+
+
+def repeated() -> Any:
+    """What marks the field of a flag that is given several times, a value each.
+
+    folders: Annotated[tuple[Path, ...], repeated()] = ()
+    """
+    try:
+        from tyro.conf import UseAppendAction
+    except ImportError:  # `run_main` says so
+        return None
+    return UseAppendAction

@@ -1,5 +1,6 @@
 """Figures: functions from arrays to a matplotlib Figure. Nothing is shown or saved here."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def panels(
 ) -> tuple[Any, np.ndarray]:
     """A Figure of several axes with a title above them."""
     figure = new_figure(figsize=size)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, int(12 * size[0])), fontsize=10)
     return figure, figure.subplots(rows, columns, squeeze=False, **share)
 
 

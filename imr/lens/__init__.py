@@ -2,15 +2,28 @@
 
 from imr.lens.activations import Activations as Activations
 from imr.lens.activations import record as record
+from imr.lens.activations import run as run
 from imr.lens.activations import unembed as unembed
 from imr.lens.arrays import model_from_arrays as model_from_arrays
 from imr.lens.arrays import model_from_transformer as model_from_transformer
+from imr.lens.attribution import LogitParts as LogitParts
+from imr.lens.attribution import logit_parts as logit_parts
+from imr.lens.circuits import Part as Part
+from imr.lens.circuits import circuit_part as circuit_part
 from imr.lens.context import Circuit as Circuit
 from imr.lens.context import construction_cosines as construction_cosines
 from imr.lens.context import construction_rows as construction_rows
 from imr.lens.context import context_circuits as context_circuits
 from imr.lens.context import permuted_circuit as permuted_circuit
 from imr.lens.context import rotated_circuit as rotated_circuit
+from imr.lens.edits import Edit as Edit
+from imr.lens.edits import Site as Site
+from imr.lens.edits import ablate as ablate
+from imr.lens.edits import edit as edit
+from imr.lens.edits import patch as patch
+from imr.lens.edits import project as project
+from imr.lens.edits import row_term as row_term
+from imr.lens.edits import without_part as without_part
 from imr.lens.energy import energy_gradient as energy_gradient
 from imr.lens.energy import gradient_shares as gradient_shares
 from imr.lens.folder import read_model as read_model
@@ -34,6 +47,7 @@ from imr.lens.measures import measure_inputs as measure_inputs
 from imr.lens.measures import measure_text as measure_text
 from imr.lens.model import Mlp as Mlp
 from imr.lens.model import TransformerWeights as TransformerWeights
+from imr.lens.model import fold_model as fold_model
 from imr.lens.model import fold_norms as fold_norms
 from imr.lens.names import FAMILIES as FAMILIES
 from imr.lens.names import HeadNames as HeadNames
@@ -47,6 +61,7 @@ from imr.lens.nulls import part_cosines as part_cosines
 from imr.lens.nulls import permuted_layers as permuted_layers
 from imr.lens.nulls import shifted_cosines as shifted_cosines
 from imr.lens.nulls import without_shared as without_shared
+from imr.lens.pairs import pair_cosines as pair_cosines
 from imr.lens.reading import HeadLayers as HeadLayers
 from imr.lens.reading import read_heads as read_heads
 from imr.lens.rotary import Distances as Distances

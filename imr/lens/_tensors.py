@@ -137,7 +137,8 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     if not (folder / _INDEX).is_file():
         raise DataError(
             f"{folder} holds no model.safetensors, whole or in shards. Checkpoints of other "
-            "formats are not read: convert them with save_pretrained(safe_serialization=True)."
+            "formats are not read: scripts/convert makes a folder of a .bin, a .gguf or an .onnx, and "
+            "transformers by save_pretrained."
         )
     listed: dict[str, set[str]] = {}
     try:

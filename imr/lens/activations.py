@@ -1,5 +1,7 @@
 """The activations of a transformer: one forward pass, and what each head adds in it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from imr._sequences import within
 from imr._typing import AnyArray
 from imr.errors import ImrError
 from imr.lens._parts import checked_text, checked_tokens, normalise, visible
+from imr.lens.edits import Edit, Site, amounts_of, check_edits, edited
 from imr.lens.heads import Norm
 from imr.lens.logits import head_updates, written
 from imr.lens.model import ACTIVATIONS, TransformerWeights
@@ -41,46 +44,78 @@ class Activations(NamedTuple):
     final: Float[Array, "*b n d"] | None
 
 
-def record(model: TransformerWeights, tokens: Any, length: Any = None) -> Activations:
-    """Runs a transformer on one text, or on several at once.
+def run(
+    model: TransformerWeights, tokens: Any, length: Any = None, *, edits: Sequence[Edit] = ()
+) -> Activations:
+    """Runs a transformer on one text, or on several at once, with what its heads do edited.
 
     Args:
       model, tokens: as in `measure_text`.
       length: numbers of tokens of each text, integers from 1 on of shape (...); those after are padding.
         None means that all tokens are text.
-    Returns: `Activations`; those of several texts have a leading axis b. What padding does is in
-      them, too, and has no meaning.
-    Raises: ImrError as `measure_text`.
+      edits: of updates of heads, `ablate`, `patch`, `project`, `without_part`, `edit`; in each layer
+        one after the other. Later layers read what the edited ones write.
+    Returns: `Activations`, their updates after the edits; those of several texts have a leading axis
+      b. What padding does is in them, too, and has no meaning. `unembed(model, final)` has logits.
+    Raises: ImrError as `measure_text`, or if an edit does not fit the model or the tokens.
+
+    >>> import numpy as np
+    >>> from imr.lens import ablate, model_from_arrays
+    >>> w = np.random.default_rng(0).normal(size=(1, 4, 12, 3))
+    >>> weights = {"query": w, "key": w, "value": w, "output": w.mT, "tokens": w[0, :, :, 0]}
+    >>> run(model_from_arrays(weights), [1], edits=[ablate([(0, 2)])]).updates[0].any(axis=(1, 2)).tolist()
+    [True, True, False, True]
     """
     if length is None:
         tokens = checked_tokens(model, tokens)
         length = jnp.full(tokens.shape[:-1], tokens.shape[-1])
     tokens, length = checked_text(model, tokens, length, least=1)
     present = within(length, tokens.shape[-1])
-    return run(model, tokens, present) if tokens.ndim == 1 else _run_all(model, tokens, present)
+    l, h = model.attention.query.shape[:2]
+    edits = check_edits(edits, l, h, tokens.shape)
+    if tokens.ndim == 1:
+        return forward(model, tokens, present, None, edits)
+    return _forward_all(model, tokens, present, edits)
+
+
+def record(model: TransformerWeights, tokens: Any, length: Any = None) -> Activations:
+    """`run` without edits.
+
+    Args:
+      model, tokens, length: as in `run`.
+    Returns: `Activations`.
+    Raises: ImrError as `run`.
+    """
+    return run(model, tokens, length)
 
 
 @jax.jit
-def run(
+def forward(
     model: TransformerWeights,
     tokens: Int[Array, "n"],
     present: Bool[Array, "n"],
     scramble: tuple[Int[Array, ""], Int[Array, "d"]] | None = None,
+    edits: tuple[Edit, ...] = (),
 ) -> Activations:
-    """`record` of tokens that are known to fit; no token attends to those that are not present.
+    """`run` of tokens that are known to fit; no token attends to those that are not present.
 
     `scramble` is a control: a layer, and the order into which the features that its MLP adds are put.
     """
     attention = model.attention
+    l, h = attention.query.shape[:2]
+    each = [amounts_of(x, l, h, len(tokens)) for x in edits]
+    rows = [at for _, at in each]
 
     def norm_if(first, x, norm):
         return normalise(x, norm, attention) if attention.norm_first == first else x
 
     def layer(x, weights):
-        heads, attention_norm, mlp, mlp_norm, output_norm, reach, number = weights
+        heads, attention_norm, mlp, mlp_norm, output_norm, reach, number, amounts = weights
         inputs = norm_if(True, x, attention_norm)
-        made = head_updates(heads, inputs, visible(model, present, reach))
-        updates, total = written(heads, made.updates)
+        seen = visible(model, present, reach)
+        made = head_updates(heads, inputs, seen)
+        site = Site(number, heads, inputs, seen, *made)
+        updates, total = written(heads, edited(edits, amounts, rows, site))
         middle = norm_if(False, x + total, attention_norm)
         read = norm_if(True, middle, mlp_norm)
         hidden = matmul(read, mlp.into) + mlp.into_bias[None, :]
@@ -99,13 +134,21 @@ def run(
         embedded = embedded + model.positions[: tokens.shape[0]]
     layers = (
         attention, model.attention_norm, model.mlp, model.mlp_norm, model.mlp_output_norm,
-        model.reach, jnp.arange(len(attention.query)),
+        model.reach, jnp.arange(l), [amounts for amounts, _ in each],
     )  # fmt: skip
     x, activations = jax.lax.scan(layer, norm_if(False, embedded, model.outer_norm), layers)
     return activations._replace(final=norm_if(True, x, model.outer_norm))
 
 
-_run_all = jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
+@jax.jit
+def _forward_all(model, tokens, present, edits):
+    def one(tokens, present, functions):
+        pairs = zip(edits, functions, strict=True)
+        own = tuple(replace(edit, function=function) for edit, function in pairs)
+        return forward(model, tokens, present, None, own)
+
+    axes = 0, 0, [0 if edit.per_text else None for edit in edits]
+    return jax.vmap(one, in_axes=axes)(tokens, present, [edit.function for edit in edits])
 
 
 def unembed(model: TransformerWeights, final: Float[AnyArray, "*n d"]) -> Float[Array, "*n k"]:

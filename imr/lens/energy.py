@@ -16,7 +16,7 @@ from imr._numerics import log_sum_exp
 from imr._typing import Mask
 from imr.lens._inputs import as_seen
 from imr.lens._parts import checked_text, one_text, over, visible
-from imr.lens.activations import run
+from imr.lens.activations import forward
 from imr.lens.heads import HeadWeights
 from imr.lens.logits import EnergyGradient, each_head, head_updates
 from imr.lens.model import TransformerWeights
@@ -86,7 +86,7 @@ def gradient_shares(
 @partial(jax.jit, static_argnames="probes")
 def _gradient_shares(model, tokens, length, key, probes):
     present = jnp.arange(tokens.shape[0]) < length
-    inputs = run(model, tokens, present).inputs
+    inputs = forward(model, tokens, present).inputs
 
     def layer(part):
         heads, reach, inputs = part

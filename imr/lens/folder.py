@@ -38,6 +38,11 @@ def read_model(folder: str | os.PathLike[str]) -> TransformerWeights:
     return _FAMILIES[kind](config, Tensors(folder))
 
 
+def can_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether `read_model` knows the architecture of a checkpoint; of others `read_heads` has the heads."""
+    return Config(expanded(folder)).options.get("model_type") in tuple(_FAMILIES)
+
+
 def _bert(config: Config, tensors: Tensors) -> TransformerWeights:
     """Reads a model of the BERT family."""
     d, m, l = config.sizes("hidden_size", "intermediate_size", "num_hidden_layers")

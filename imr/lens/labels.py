@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from imr._checks import check_count, check_key
 from imr._numerics import matmul
 from imr.lens._parts import centred, checked_text, normalise, one_text, orders_of, unit
-from imr.lens.activations import run, unembed, unembedding_of
+from imr.lens.activations import forward, unembed, unembedding_of
 from imr.lens.model import TransformerWeights
 
 
@@ -78,7 +78,7 @@ def _label_null(model, tokens, length, key, draws):
     l, d = model.attention.query.shape[0], model.tokens.shape[1]
 
     def one(scramble):
-        layer, activations = scramble[0], run(model, tokens, present, scramble)
+        layer, activations = scramble[0], forward(model, tokens, present, scramble)
         streams = jnp.stack([activations.after[layer], activations.after[-1]])
         following, final = label_terms(model, streams)
         return label_cosines(activations.mlp[layer], following, final, present)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from imr._checks import check_count, check_key
 from imr.lens._inputs import Context, checked_inputs, stacked_thetas, theta_of
 from imr.lens._parts import centred, checked_text, normalise, orders_of, unit, visible
-from imr.lens.activations import run
+from imr.lens.activations import forward
 from imr.lens.heads import Heads
 from imr.lens.labels import LabelCosines, label_cosines, label_terms
 from imr.lens.logits import each_head, energy_and_weights, energy_terms, head_updates, written
@@ -100,7 +100,7 @@ def _measure_text(model, tokens, length, key, draws):
 
 def _measure_one(model, tokens, length, orders) -> TextMeasures:
     present = jnp.arange(tokens.shape[0]) < length
-    activations = run(model, tokens, present)
+    activations = forward(model, tokens, present)
     heads, pool = layers_of(model), theta_of(model.attention)
 
     def layer(part):

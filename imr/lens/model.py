@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from imr._checks import check_kind
 from imr._numerics import matmul
+from imr.errors import ImrError
 from imr.lens.heads import Heads, HeadWeights, Norm, circuits
 
 
@@ -124,3 +125,32 @@ def fold_norms(model: TransformerWeights) -> HeadWeights:
         folded[name] = centred(scale * weight, 2)
         folded[f"{name}_bias"] = bias + matmul(shift, weight)[:, :, 0, :]
     return HeadWeights(**folded)
+
+
+def fold_model(model: TransformerWeights) -> TransformerWeights:
+    r"""The same function, with the norms that heads read through in their weights.
+
+    $W \to diag(\gamma) W$ for $W_Q$, $W_K$, $W_V$, after $I - 1 1^T / d$ if the norm is a layer norm, so
+    that `heads` are those of `fold_norms` in what they read. What they write stays as it is: a later
+    norm takes the mean away, and the length that `output_norm` divides by is of the whole.
+
+    Args:
+      model: whose norms come first; if they come after sums, they belong to the stream.
+    Raises: ImrError if norms do not come first.
+
+    Reference: Elhage et al. 2021, "Handling layer normalization".
+    """
+    check_kind("model", model, TransformerWeights)
+    heads, norm = model.attention, model.attention_norm
+    if not heads.norm_first:
+        raise ImrError("model must have norms before its parts; these stand after sums.")
+    folded = {}
+    for name in ("query", "key", "value"):
+        weight, bias = getattr(heads, name), getattr(heads, f"{name}_bias")
+        shift = matmul(norm.bias[:, None, None, :], weight)[:, :, 0, :]
+        folded[f"{name}_bias"] = shift if bias is None else bias + shift
+        weight = norm.scale[:, None, :, None] * weight
+        centre = 0 if heads.rms else jnp.mean(weight, axis=2, keepdims=True)
+        folded[name] = weight - centre
+    plain = Norm(jnp.ones_like(norm.scale), jnp.zeros_like(norm.bias))
+    return replace(model, attention=replace(heads, **folded), attention_norm=plain)

@@ -261,6 +261,17 @@ _WHISPER_CROSS = replace(
     causal=False,
     cross=True,
 )
+_VITS = HeadNames(  # the text encoder of a voice
+    layer="text_encoder.encoder.layers.{}.",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    output="attention.out_proj",
+    norm="final_layer_norm",
+    first_norm="",
+    norm_first=False,
+    epsilon=("layer_norm_eps", 1e-5),
+)
 _T5 = HeadNames(
     layer="encoder.block.{}.layer.0.",
     query="SelfAttention.q",
@@ -318,6 +329,7 @@ FAMILIES: dict[str, dict[str, HeadNames]] = {
     "clip_text_model": {"text": replace(_CLIP_TEXT, layer="encoder.layers.{}.")},
     "clip_vision_model": {"vision": replace(_CLIP_VISION, layer="encoder.layers.{}.")},
     "whisper": {"encoder": _WHISPER, "decoder": _WHISPER_DECODER, "cross": _WHISPER_CROSS},
+    "vits": {"encoder": _VITS},
     **dict.fromkeys(("t5", "mt5"), _T5_PARTS),
 }
 """By `model_type` in config.json, and by part of the model: the tables that `read_heads` knows."""

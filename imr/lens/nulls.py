@@ -85,7 +85,7 @@ def shifted_cosines(
     Reference: imr's own.
     """
     check_key(key)
-    groups = _groups(heads, groups)
+    groups = key_groups(heads, groups)
     l, h = heads.query.shape[:2]
     size = h // groups
     shifts = np.arange(size, l * h - size + 1)
@@ -153,7 +153,7 @@ def layer_scores(heads: HeadWeights, *, groups: int | None = None) -> Score:
 
     Reference: imr's own.
     """
-    groups = _groups(heads, groups)
+    groups = key_groups(heads, groups)
     h = heads.query.shape[1]
     if (others := h - h // groups) < 2:
         raise ImrError(
@@ -290,14 +290,13 @@ def without_shared(heads: HeadWeights, count: int = 32) -> HeadWeights:
     check_count("count", count)
     if count >= d:
         raise ImrError(f"count must be below the {d} features; found {count}.")
-    weights = list(float64(heads))
     total = np.zeros((d, d))
-    for weight in weights:
+    for weight in float64(heads):
         flat = over(weight, np.linalg.norm(weight, axis=(-1, -2), keepdims=True))
         flat = np.moveaxis(flat, 2, 0).reshape(d, -1)
         total += flat @ flat.T
     shared = np.linalg.eigh(total)[1][:, -count:]
-    query, key, value, output = (w - shared @ (shared.T @ w) for w in weights)
+    query, key, value, output = (w - shared @ (shared.T @ w) for w in float64(heads))
     return heads._replace(query=query, key=key, value=value, output=output.mT)
 
 
@@ -306,7 +305,8 @@ def _generator(key) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
-def _groups(heads: HeadWeights, groups: int | None) -> int:
+def key_groups(heads: HeadWeights, groups: int | None) -> int:
+    """How many key groups the heads of a layer have, checked."""
     check_kind("heads", heads, HeadWeights)
     h = heads.query.shape[1]
     if groups is None:

@@ -81,17 +81,27 @@ def imr_fits(heads: HeadWeights) -> Fits:
 
     Reference: imr's own; the best M is the truncated singular value decomposition of the mean.
     """
-    query, key, value, output = float64(heads)
+    check_kind("heads", heads, HeadWeights)
+    # A layer at a time: what is put side by side takes as much as all weights.
+    layers = [_layer_fits(*parts) for parts in zip(*map(np.asarray, heads[:4]), strict=True)]
+    return Fits(*map(np.stack, zip(*layers, strict=True)))
+
+
+def _layer_fits(query, key, value, output) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of the heads of one layer."""
+    query, key, value, output = (np.asarray(w, np.float64) for w in (query, key, value, output.mT))
     theta = over(0.5 * query, norm(query, key)[..., None, None])
     circuit = over(0.5 * output, norm(output, value)[..., None, None])
     right = np.concatenate([key, value], axis=-1)
+    root = power(gram(right, right), 0.5)
 
     def residual(sign):
-        mixed = core(np.concatenate([theta, sign * circuit], axis=-1), right)
-        kept = np.linalg.svd(mixed, compute_uv=False)[..., : query.shape[-1]]
-        return np.maximum(1 - np.sum(kept**2, axis=-1), 0)
+        left = np.concatenate([theta, sign * circuit], axis=-1)
+        # Of the singular values of the mean.
+        squares = np.linalg.eigvalsh(root @ gram(left, left) @ root)
+        return np.maximum(1 - np.sum(squares[..., -query.shape[-1] :], axis=-1), 0)
 
-    return Fits(residual(-1.0), residual(1.0))
+    return residual(-1.0), residual(1.0)
 
 
 def theta_spectra(heads: HeadWeights) -> Spectra:
