@@ -189,10 +189,10 @@ def _words(config: Config, nets: SavedNets, net: Transformer) -> list[np.ndarray
 
 
 def _patch_heads(net: Classifier) -> lens.TransformerWeights:
-    """Heads of a block of patches: Q = K = V = phi and O = -tau phi^T / sqrt(r), and no texts."""
+    """Heads of a block of patches: Q = K = V = phi and O = -tau phi^T, and no texts."""
     block: Any = net.blocks[0]
     weights = np.asarray(block.phi[...], np.float64)[None]
-    output = -np.float64(block.tau) * weights.mT / weights.shape[-1] ** 0.5
+    output = -np.float64(block.tau) * weights.mT
     shared = dict.fromkeys(("query", "key", "value"), weights)
     return lens.model_from_arrays(shared | {"output": output})
 
