@@ -164,6 +164,8 @@ def _headline(
         "null_left": columns["descent_residual_null"].mean(),
         "permuted_mean": family.mean_null.mean(),
         "permuted_std": family.mean_null.std(),
+        "permuted_low": np.quantile(family.mean_null, 0.025),
+        "permuted_high": np.quantile(family.mean_null, 0.975),
         "mean_p": family.mean_p,
         "negative_p": family.negative_p,
     }
