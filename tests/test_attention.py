@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AxisType
 
 import imr
+from imr import parallel
 from imr.attention import (
     attention_log_sums,
     attention_products,
@@ -22,6 +23,7 @@ from imr.attention import (
 )
 from imr.attention.platforms import CPU, TPU
 from imr.attention.strips import strips
+from imr.attention.tiles import ring_tiles
 from imr.parallel.mesh import split_over
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -374,6 +376,17 @@ def rings():
     assert "collective-permute" in text
     assert "all-gather" not in text
     lowers(lambda q: attention_products(q, mesh=mesh)[1], 48)
+    # Keys go half round rings of even and odd length; in float32 by bfloat16 parts. Where the tiles have
+    # no range, keys go all the way.
+    narrow = problem()[0].astype(jnp.float32)
+    q = narrow.astype(float)
+    wanted, largest = attention_products(q, block=N), float(jnp.sum(q * q, axis=1).max())
+    exact = [(count, q, CPU, 1e-13) for count in (1, 2, 3)]
+    for count, x, on, tolerance in (*exact, (8, narrow, TPU, 1e-6 * largest)):
+        found = ring_tiles(x.T, x.T, mesh=parallel.make_mesh(count), tile=4, columns=True, on=on)
+        assert relative([x.T for x in found], wanted) < tolerance, count
+    far = 20 * q
+    assert relative(attention_products(far, mesh=mesh), attention_products(far, block=N)) < 1e-12
 
 
 def lowers(function, n):

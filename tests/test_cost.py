@@ -43,10 +43,10 @@ def test_attention():
 def test_tiles():
     """Two bodies of a loop, a pair of tiles each; XLA reports the larger branch, so it is alone."""
     from imr.attention.platforms import CPU
-    from imr.attention.products import _tiles
+    from imr.attention.tiles import tiles
 
     block = 128
-    pair = analysed(lambda q: _tiles(q, q, tile=block, columns=True, on=CPU), (R, N))
+    pair = analysed(lambda q: tiles(q, q, tile=block, columns=True, on=CPU), (R, N))
     pairs = (N // block) * (N // block + 1) / 2
     model = cost.attention_cost(N, R, way="tiles", block=block).times(1 / pairs)
     assert abs(pair[0] / model.flops - 1) < 0.05
