@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from imr.attention import (
     attention_terms,
     random_feature_products,
 )
+from imr.attention.memory import check_block
 from imr.attention.platforms import CPU, TPU
 from imr.attention.strips import strips
 from imr.attention.tiles import ring_tiles
@@ -319,6 +321,29 @@ def test_errors():
     line = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))
     with pytest.raises(imr.ImrError, match="as many queries as keys; found 45 and 4"):
         attention_products(q, q[:4], mesh=line)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_block_that_no_memory_holds_is_refused_before_it_is_traced():
+    """On the device of the arrays, on a mesh, and on a mesh of TPUs that are not at hand."""
+    n = 2**21
+    line = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))
+    words = r"block=2097152 does not fit: 2097152 rows and 2097152 columns of P take .* GB"
+    for function in (attention_products, attention_log_sums):
+        with pytest.raises(imr.ImrError, match=words):
+            function(np.zeros((n, 1), np.float32), block=n)
+        with pytest.raises(imr.ImrError, match=words):
+            jax.eval_shape(
+                partial(function, block=n, mesh=line), jax.ShapeDtypeStruct((n, 1), jnp.float32)
+            )
+    tpus: Any = SimpleNamespace(
+        size=4,
+        devices=np.array(4 * [SimpleNamespace(device_kind="TPU v5 lite", platform="tpu")]),
+    )
+    x = jax.ShapeDtypeStruct((2**18, 16), jnp.float32)
+    check_block(2**15, x, 2**18, tpus)
+    with pytest.raises(imr.ImrError, match=r"17.2 GB, and the device, TPU v5 lite, has 16 GB"):
+        check_block(2**16, x, 2**18, tpus)
 
 
 @pytest.mark.laws

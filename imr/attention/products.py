@@ -23,6 +23,7 @@ from imr._checks import (
 from imr._numerics import log_sum_exp, matmul, widen
 from imr._targets import LabelTargets
 from imr._typing import AnyArray, Mask, ScalarLike
+from imr.attention.memory import check_block
 from imr.attention.platforms import by_platform
 from imr.attention.ring import ring_products
 from imr.attention.strips import Label, plain_strips, strip, strips
@@ -70,8 +71,8 @@ def attention_products(
       columns: whether the second product is computed.
     Returns: $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is O((n +
       m) r + block m).
-    Raises: ImrError: for a mask that is no mask, a block that is no positive integer, or a mesh that
-      does not fit.
+    Raises: ImrError: for a mask that is no mask, a block that is no positive integer or does not fit
+      the memory of the device, or a mesh that does not fit.
 
     >>> q = jnp.array([[1.0], [0.0]])
     >>> rows, columns = attention_products(q)
@@ -213,6 +214,7 @@ def checked_sides(queries, keys, beta, where, block, mesh, columns=True):
             raise ImrError(f"on a mesh there must be as many queries as keys; found {n} and {m}.")
     if block is not None:
         check_count("block", block)
+        check_block(block, queries, m, mesh)
     where = as_mask(where, (n, m))
     if where is None and not m:
         where = jnp.zeros((n, 0), bool)  # without keys no query sees one
