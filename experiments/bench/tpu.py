@@ -25,7 +25,9 @@ from imr.parallel import make_mesh
 from imr.processes import mess3
 
 CORES = {"v5e": model.V5E, "v5p": model.V5P, "v6e": model.V6E}
-WAYS = {"Q = K": "tiles", "Q and K": "strips", "its gradient": "gradient", "ring": "ring"}
+WAYS = {
+    "Q = K": "tiles", "Q and K": "strips", "its gradient": "gradient", "ring": "ring of tiles",
+}  # fmt: skip
 WORDS = 1000
 FORMATS = {
     "Mcycles": ".4g", "model Mcycles": ".4g", "ratio": ".2f", "compiled s": ".3g", "MiB": ".1f",
