@@ -119,8 +119,12 @@ def attention_cost(
         tiles = pairs / devices * (1 + half + opposite)
         flops = 2 * tiles * (2 * r + 2) + pairs * (4 * r + 2)
         # Keys, gauges and scales go on, and with them what they have summed, which in the end goes home.
-        sent = 0.0 if devices == 1 else (half + 1.0) * (2 * r + 4)
-        sent += (half + 1.0) * (2 * r + 1) if half else 0.0
+        # What both sweeps send at first is sent once; a loop of a single hop is none.
+        sent = 0.0 if devices == 1 else r + 3.0
+        if half:
+            sent += (half + 1) * (2 * r + 1) + (
+                half * (2 * r + 4) if half > 1 else opposite * (r + 3)
+            )
         held = 2 * itemsize * pairs / block * 4 * r
         return Cost(flops, 2 * tiles, ends * devices + held, sent * n / devices * itemsize)
     if way == "ring":
