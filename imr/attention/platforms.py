@@ -120,9 +120,20 @@ class Platform(NamedTuple):
         """$S^T K$, with its derivatives."""
         return _logits(self.products(s), s, k)
 
-    def product(self, x: Float[Array, "s a"], e: Float[Array, "n m"], axis: int) -> Any:
+    def parts(self, x: Float[Array, "s a"]) -> Any:
+        """`Products.parts`, made once for many products with x; None where they are x itself."""
+        products = self.products(x)
+        if products is PLAIN:
+            return None
+        # A compiler would make them in a loop again, beside each product.
+        return jax.lax.optimization_barrier(products.parts(jax.lax.stop_gradient(x)))
+
+    def product(
+        self, x: Float[Array, "s a"], e: Float[Array, "n m"], axis: int, parts: Any = None
+    ) -> Any:
         """`Products.product`, with its derivatives."""
-        return _product(self.products(x), axis, x, e)
+        products = self.products(x)
+        return _product(products, axis, x, products.parts(x) if parts is None else parts, e)
 
 
 # Derivatives are products at full precision: the transpose of a product of parts would round what
@@ -139,15 +150,15 @@ def _logits_jvp(products, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _product(products, axis, x, e):
-    return products.product(products.parts(x), e, axis)
+def _product(products, axis, x, parts, e):
+    return products.product(parts, e, axis)
 
 
 @_product.defjvp
 def _product_jvp(products, axis, primals, tangents):
-    (x, e), (dx, de) = primals, tangents
+    (x, parts, e), (dx, _, de) = primals, tangents
     made = PLAIN.product(dx, e, axis) + PLAIN.product(x, de, axis)
-    return _product(products, axis, x, e), made
+    return _product(products, axis, x, parts, e), made
 
 
 # A CPU's tile stays in its second cache, 256 KB; a strip of few rows stays near the cores.

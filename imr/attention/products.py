@@ -259,8 +259,9 @@ def _symmetric_jvp(tile, columns, mesh, primals, tangents):
     def by_strips(scaled, q, *, on):
         return _strips_of(scaled, q, tile=tile, columns=columns, mesh=mesh, on=on)
 
-    slopes = jax.jvp(partial(by_platform, by_strips), primals, tangents)[1]
-    return _symmetric(*primals, tile, columns, mesh), slopes
+    found, slopes = jax.jvp(partial(by_platform, by_strips), primals, tangents)
+    # The derivative of a ring needs its sums, and so gives the products too; of strips it needs nothing.
+    return found if mesh is not None else _symmetric(*primals, tile, columns, None), slopes
 
 
 def _strips_of(scaled, q, *, tile, columns, mesh, on):
