@@ -96,11 +96,15 @@ def test_a_ring_of_one_host_follows_the_links_of_its_torus(machines):
             assert sum(abs(a - b) for a, b in zip(here, there, strict=True)) == 1
 
 
-def test_a_gradient_of_attention_costs_less_than_three_times_its_products(v5e):
-    """A strip is made anew and multiplied six times; parts of the keys are made once for all strips."""
+def test_what_products_of_attention_and_their_gradient_cost(v5e):
+    """Parts of the keys are made once for all strips: in each of them they took a sixth of the time.
+
+    For a gradient a strip is made anew and multiplied six times, at full precision.
+    """
     q = jax.ShapeDtypeStruct((2**16, 16), jnp.float32)
     products, slope = (cycles(v5e.compiled(each, q).as_text()) for each in (apart, gradient))
-    assert slope < 3 * products
+    assert products < 105e6
+    assert slope < 3.5 * products
 
 
 def test_the_tree_of_the_filter_compiles_soon_and_needs_little_memory(v5e):

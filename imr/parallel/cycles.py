@@ -63,11 +63,11 @@ class Constants(NamedTuple):
     narrow: float
 
 
-CONSTANTS = Constants(0.378, 1.26e-6, 0.364, 0.405, 0.266, 1.1, 16.9)
+CONSTANTS = Constants(0.35, 1.25e-6, 0.184, 0.345, 0.279, 3.23, 17.7)
 # Fitted by `python -m experiments.bench.constants`; rates of memory as published by Google.
 V5E = Core("TPU v5e", 1.5e9, 4, 819e9, 2**27, True, 128, 1, 12.5)
 V5P = Core("TPU v5p", 1.75e9, 8, 2765e9, 2**27, False, 128, 2, 6.25)
-V6E = Core("TPU v6e", 1.75e9, 8, 1640e9, 2**27, True, 8, 2, 6.92)
+V6E = Core("TPU v6e", 1.75e9, 8, 1640e9, 2**27, True, 8, 2, 6.39)
 
 _LANES, _SIDE, _PACKED = 1024, 128, 42  # 42: the largest rank whose products are packed
 
@@ -111,8 +111,7 @@ class _Units(NamedTuple):
         return max(self._matrix(passes * self.m / _SIDE, self.s), vector, memory)
 
     def exponentials(self) -> float:
-        memory = 0.0 if self.core.shares else self.through_memory
-        return max(self.core.exponentials * self.vectors, memory)
+        return self.core.exponentials * self.vectors
 
     def product(self, width: int, reads: float = 0, summed: bool = False) -> float:
         """With P, of `width` rows: `reads` of its passes read P from memory.
@@ -134,7 +133,7 @@ class _Units(NamedTuple):
         return total
 
     def narrow(self, rows: int) -> float:
-        """Parts of K and sums of columns: arrays of so many rows and m columns."""
+        """Sums of columns: arrays of so many rows and m columns."""
         numbers = _filled(rows, 8) * self.m
         return self.constants.narrow * numbers / _LANES / self.core.movers
 
@@ -164,7 +163,7 @@ def attention_cycles(
     Raises: ImrError for an unknown way, or counts that are none.
 
     >>> round(attention_cycles(65_536, 16, V5E) / V5E.clock, 3)
-    0.028
+    0.027
     """
     check_kind("core", core, Core)
     check_kind("constants", constants, Constants)
@@ -210,7 +209,6 @@ def _strip(units: _Units, gradient: bool) -> float:
     reads = 0 if shares or units.s * units.m <= 2**23 else 3
     total = units.logits(fused=False) + units.exponentials() + 12 * units.start
     total += units.product(r + 1, reads, summed=units.packed)
-    total += units.narrow(r + 1) if units.packed else 0.0
     if not gradient:
         return total + units.product(r, reads) + (units.narrow(r) if units.packed else 0.0)
     # Three products of the kind of the logits and three with P, all at full precision.
@@ -236,7 +234,7 @@ def filter_cycles(
     Raises: ImrError for an unknown way or a length that is no count.
 
     >>> round(filter_cycles(256, V5E) / V5E.clock, 4)
-    0.0025
+    0.0026
     """
     check_kind("core", core, Core)
     check_kind("constants", constants, Constants)
