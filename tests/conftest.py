@@ -88,6 +88,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.guides)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What programs need that were compiled for machines that are not at hand."""
+    properties = [x for each in terminalreporter.getreports("passed") for x in each.user_properties]
+    rows = [row for name, row in properties if name == "compiled"]
+    if rows:
+        from imr.lab.console import markdown_table
+
+        terminalreporter.write_line(markdown_table(rows, formats={"MiB": ".2f"}))
+
+
 def pytest_configure(config):
     config.pluginmanager.register(_EveryTest())
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,14 +15,17 @@ import pytest
 from jax.sharding import AxisType
 
 import imr
+from imr import parallel
 from imr.attention import (
     attention_log_sums,
     attention_products,
     attention_terms,
     random_feature_products,
 )
+from imr.attention.memory import check_block
 from imr.attention.platforms import CPU, TPU
 from imr.attention.strips import strips
+from imr.attention.tiles import ring_tiles
 from imr.parallel.mesh import split_over
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,6 +323,29 @@ def test_errors():
         attention_products(q, q[:4], mesh=line)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_block_that_no_memory_holds_is_refused_before_it_is_traced():
+    """On the device of the arrays, on a mesh, and on a mesh of TPUs that are not at hand."""
+    n = 2**21
+    line = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Auto,))
+    words = r"block=2097152 does not fit: 2097152 rows and 2097152 columns of P take .* GB"
+    for function in (attention_products, attention_log_sums):
+        with pytest.raises(imr.ImrError, match=words):
+            function(np.zeros((n, 1), np.float32), block=n)
+        with pytest.raises(imr.ImrError, match=words):
+            jax.eval_shape(
+                partial(function, block=n, mesh=line), jax.ShapeDtypeStruct((n, 1), jnp.float32)
+            )
+    tpus: Any = SimpleNamespace(
+        size=4,
+        devices=np.array(4 * [SimpleNamespace(device_kind="TPU v5 lite", platform="tpu")]),
+    )
+    x = jax.ShapeDtypeStruct((2**18, 16), jnp.float32)
+    check_block(2**15, x, 2**18, tpus)
+    with pytest.raises(imr.ImrError, match=r"17.2 GB, and the device, TPU v5 lite, has 16 GB"):
+        check_block(2**16, x, 2**18, tpus)
+
+
 @pytest.mark.laws
 def test_random_features_and_what_they_say_of_themselves():
     q = 0.3 * problem()[0]
@@ -374,6 +401,17 @@ def rings():
     assert "collective-permute" in text
     assert "all-gather" not in text
     lowers(lambda q: attention_products(q, mesh=mesh)[1], 48)
+    # Keys go half round rings of even and odd length; in float32 by bfloat16 parts. Where the tiles have
+    # no range, keys go all the way.
+    narrow = problem()[0].astype(jnp.float32)
+    q = narrow.astype(float)
+    wanted, largest = attention_products(q, block=N), float(jnp.sum(q * q, axis=1).max())
+    exact = [(count, q, CPU, 1e-13) for count in (1, 2, 3)]
+    for count, x, on, tolerance in (*exact, (8, narrow, TPU, 1e-6 * largest)):
+        found = ring_tiles(x.T, x.T, mesh=parallel.make_mesh(count), tile=4, columns=True, on=on)
+        assert relative([x.T for x in found], wanted) < tolerance, count
+    far = 20 * q
+    assert relative(attention_products(far, mesh=mesh), attention_products(far, block=N)) < 1e-12
 
 
 def lowers(function, n):

@@ -1,11 +1,9 @@
-"""Programs as they are lowered for CPUs, GPUs and TPUs, and compiled for a TPU that is not there.
+"""Programs as they are lowered for CPUs, GPUs and TPUs; of compiled ones see test_aot.
 
 `tests/compiled_rows.py` holds the calls, of every public function of arrays.
 """
 
-import importlib.util
 import re
-import time
 from functools import partial
 
 import jax
@@ -13,16 +11,10 @@ import jax.numpy as jnp
 import pytest
 from compiled_rows import ROWS, Z, tokens_of
 from flax import nnx
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 from jaxlib.mlir import ir
 from test_compiled import leaves_of, quickly_compiled
 
-import imr
-from experiments.bench.programs import cycles
-from experiments.bench.tpu import ENVIRONMENT, LAYOUTS, apart, gradient
 from imr import nn
-from imr.processes import mess3
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TRACED = [name for name, row in ROWS.items() if not row.untraced]
@@ -128,56 +120,3 @@ def test_a_vague_product_is_found():
     assert count == 6
     assert len(lines) == 1
     assert "test_lowered.py" in lines.pop()
-
-
-# For a TPU: the compiler runs on any machine that has libtpu
-
-
-@pytest.fixture(scope="module")
-def compiled_for_v5e():
-    """A function that compiles a program of arrays for one core of a v5e."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs libtpu: pip install libtpu")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        devices = topologies.get_topology_desc(LAYOUTS["v5e"][0], platform="tpu").devices
-        place = SingleDeviceSharding(devices[0])
-
-        def compiled(program, *arrays):
-            arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in arrays]
-            return jax.jit(program).lower(*arrays).compile()
-
-        with jax.enable_x64(False):  # as users of a TPU have it
-            yield compiled
-
-
-# Integers of the table are those of tests, in 64 bits.
-@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
-@pytest.mark.aot
-@pytest.mark.parametrize("name", TRACED)
-def test_public_functions_compile_for_v5e(name, compiled_for_v5e):
-    program = compiled_for_v5e(partial(results, name), jnp.asarray(Z, jnp.float32))
-    assert program.memory_analysis().temp_size_in_bytes < 16e9
-
-
-@pytest.mark.aot
-def test_a_gradient_of_attention_costs_less_than_three_times_its_products(compiled_for_v5e):
-    """A strip is made anew and multiplied six times; parts of the keys are made once for all strips."""
-    q = jax.ShapeDtypeStruct((2**16, 16), jnp.float32)
-    products, slope = (cycles(compiled_for_v5e(each, q).as_text()) for each in (apart, gradient))
-    assert slope < 3 * products
-
-
-@pytest.mark.aot
-def test_the_tree_of_the_filter_compiles_soon_and_needs_little_memory(compiled_for_v5e):
-    words = jax.ShapeDtypeStruct((1000, 256), jnp.int32)
-    start = time.perf_counter()
-    program = compiled_for_v5e(
-        partial(imr.bayes_filter, mess3(0.15, 0.6), method="associative"), words
-    )
-    assert time.perf_counter() - start < 60
-    memory = program.memory_analysis()
-    data = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    assert data < 5 * 2**20  # tokens, beliefs and log-probabilities, without padding
-    assert data + memory.temp_size_in_bytes <= 4 * data

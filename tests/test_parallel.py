@@ -10,6 +10,7 @@ import time
 from dataclasses import make_dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from imr.lab import train
 from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.experiment import run_main
 from imr.parallel import hosts
+from imr.parallel.mesh import _in_ring
 from tests.signals import free_port
 from tests.test_stops import end_of
 
@@ -378,6 +380,29 @@ def test_errors(monkeypatch):
     count = jax.device_count() + 1
     with pytest.raises(imr.ImrError, match=f"at most the {count - 1} devices"):
         parallel.make_mesh(count)
+    with pytest.raises(imr.ImrError, match="at most the 1 devices of the topology; found 2"):
+        parallel.make_mesh(2, devices=jax.devices()[:1])
+
+
+def test_tpus_of_one_host_stand_in_the_order_of_their_torus():
+    """Of which mesh_utils knows; those of several hosts and parts of them keep their order."""
+
+    def chips(side, **more):
+        return [
+            SimpleNamespace(
+                id=side * y + x, coords=[x, y, 0], core_on_chip=0, platform="tpu",
+                device_kind="TPU v5 lite", **{"process_index": 0, **more},
+            )
+            for y in range(side) for x in range(side)
+        ]  # fmt: skip
+
+    def order(devices, count=None):
+        return [each.coords[:2] for each in _in_ring(devices, count)]
+
+    assert order(chips(2)) == [[0, 0], [1, 0], [1, 1], [0, 1]]
+    assert order(chips(2), 3) == [[0, 0], [1, 0], [0, 1]]
+    two = chips(2)[:2] + chips(2, process_index=1)[2:]
+    assert order(two) == [[0, 0], [1, 0], [0, 1], [1, 1]]
 
 
 def test_placement_and_what_is_local():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from experiments.bench.topologies import LAYOUTS
 from imr.lab.bounds import above, at_least
 from imr.lab.flags import RunFlags, flag_error
 
@@ -10,7 +11,7 @@ DEFAULT: tuple[str, ...] = (
     "linear", "attention", "training", "beliefs", "context", "devices", "rates"
 )  # fmt: skip
 PARTS: tuple[str, ...] = (*DEFAULT, "tpu", "cuda")
-TOPOLOGIES: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e-256")
+TOPOLOGIES: tuple[str, ...] = ("v5e", "v5p", "v6e", "v5e-256")  # of which there is a cost model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Config(RunFlags):
     the machine, and the cost model); and tpu, which compiles for TPUs without having one, a minute or
     two for each program: needs libtpu; and cuda, for an H100: needs NVIDIA's compiler."""
     topologies: tuple[str, ...] = TOPOLOGIES
-    """Those that tpu compiles for."""
+    """Those that tpu compiles for; also v4 and tpu7x."""
     n: Annotated[int, at_least(1)] = 8000
     """Rows of Z."""
     features: Annotated[int, at_least(1)] = 784
@@ -66,8 +67,8 @@ def check(config: Config) -> None:
     """Refuses unknown parts and empty lists."""
     if not config.parts or not set(config.parts) <= set(PARTS):
         raise flag_error("parts", f"must be among {', '.join(PARTS)}", config.parts)
-    if not set(config.topologies) <= set(TOPOLOGIES):
-        raise flag_error("topologies", f"must be among {', '.join(TOPOLOGIES)}", config.topologies)
+    if not set(config.topologies) <= set(LAYOUTS):
+        raise flag_error("topologies", f"must be among {', '.join(LAYOUTS)}", config.topologies)
     for name in ("tokens", "scales", "ridges", "topologies"):
         if not getattr(config, name):
             raise flag_error(name, "must hold at least one number", getattr(config, name))

@@ -26,7 +26,7 @@ class Fit(NamedTuple):
 
 
 # Read off single operations of the rows `fixed`, by eye.
-START = Fit(Constants(0.5, 1.25e-6, 0.5, 0.27, 2.1, 18.0), 10.3, 6.6)
+START = Fit(Constants(0.5, 1.25e-6, 0.7, 0.25, 1.17, 2.2, 18.0), 10.5, 2.8)
 
 
 def recorded() -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from imr.errors import ImrError
+
 
 def race(
     ways: Mapping[str, Callable[[], Any]], repetitions: int, base: str
@@ -51,5 +53,7 @@ def in_process(module: str, *arguments: Any, **environment: str) -> Any:
     """What `python -m experiments.bench.MODULE ARGUMENTS`, a process of its own, prints as JSON."""
     command = [sys.executable, "-P", "-m", f"experiments.bench.{module}", *map(str, arguments)]
     environment = {**os.environ, **environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise ImrError(f"{' '.join(command[2:])} has failed: {done.stderr[-2000:].strip()}")
     return json.loads(done.stdout)

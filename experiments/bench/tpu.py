@@ -3,7 +3,6 @@
 A process of its own loads the compiler: `python -m experiments.bench.tpu TOPOLOGY...`.
 """
 
-import importlib.util
 import json
 import sys
 import time
@@ -13,30 +12,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.bench.programs import cycles
 from experiments.bench.rounds import in_process
+from experiments.bench.topologies import ENVIRONMENT, LAYOUTS, check_topologies, tpus
 from imr.attention import attention_products
 from imr.beliefs import bayes_filter
-from imr.errors import missing_package
+from imr.errors import ImrError
 from imr.parallel import cycles as model
+from imr.parallel import make_mesh
 from imr.processes import mess3
 
-# The compiler's name of each topology, and the clock of its cores in Hz: 197, 459 and 918 TFLOP/s in
-# bfloat16 from 4, 8 and 4 units of 128 x 128, 128 x 128 and 256 x 256 multipliers.
-LAYOUTS = {
-    "v5e": ("v5e:2x2", 1.5e9), "v5p": ("v5p:2x2x1", 1.75e9), "v6e": ("v6e:2x2", 1.75e9),
-    "v5e-256": ("v5e:16x16", 1.5e9),
-}  # fmt: skip
 CORES = {"v5e": model.V5E, "v5p": model.V5P, "v6e": model.V6E}
-WAYS = {"Q = K": "tiles", "Q and K": "strips", "its gradient": "gradient", "ring": "ring"}
-WORDS = 1000
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
+WAYS = {
+    "Q = K": "tiles", "Q and K": "strips", "its gradient": "gradient", "ring": "ring of tiles",
 }  # fmt: skip
+WORDS = 1000
 FORMATS = {
     "Mcycles": ".4g", "model Mcycles": ".4g", "ratio": ".2f", "compiled s": ".3g", "MiB": ".1f",
     "compiling s": ".0f",
@@ -45,11 +37,9 @@ FORMATS = {
 
 def measure(config: Any) -> tuple[str, list[dict[str, Any]]]:
     """A row for each program and topology."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise missing_package("libtpu", "tpu")
-    rows = in_process(
-        "tpu", *(config.topologies[:1] if config.smoke else config.topologies), **ENVIRONMENT
-    )
+    names = config.topologies[:1] if config.smoke else config.topologies
+    check_topologies(names)
+    rows = in_process("tpu", *names, **ENVIRONMENT)
     return (
         "Compiled ahead of time by the TPU's compiler (libtpu), nothing is run. `Mcycles`: its estimate, loops by "
         "their lengths, in millions, per device; `compiled s`: at the clock of the cores. `model Mcycles`: "
@@ -129,15 +119,11 @@ def programs(mesh: Mesh, half: str) -> Iterator[Program]:
 
 def compiled(names: list[str]) -> list[dict[str, Any]]:
     """The rows of some topologies, in a process that has the compiler."""
-    from jax.experimental import topologies
-
+    check_topologies(names)
     rows = []
     for name in names:
-        layout, clock = LAYOUTS[name]
-        devices = np.asarray(topologies.get_topology_desc(layout, platform="tpu").devices)
-        mesh = Mesh(
-            devices[: None if len(devices) > 4 else 1], ("rows",), axis_types=(AxisType.Auto,)
-        )
+        devices, clock = tpus(name), LAYOUTS[name][1]
+        mesh = make_mesh(None if len(devices) > 8 else 1, devices=devices)
         across = NamedSharding(mesh, PartitionSpec("rows"))
         halves = [(half, program) for half in SIZES for program in programs(mesh, half)]
         for half, (what, n, r, function, array) in halves:
@@ -150,12 +136,17 @@ def compiled(names: list[str]) -> list[dict[str, Any]]:
             size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
             count = cycles(program.as_text() or "")
             row = {"program": what, "n": n, "r": r, "platform": "tpu", "topology": name}
-            row |= {"constants": half, "Mcycles": count / 1e6, "model Mcycles": modelled(row) / 1e6}
-            row |= {"ratio": modelled(row) / count, "compiled s": count / clock}
+            row |= {"constants": half, "Mcycles": count / 1e6}
+            if name.split("-")[0] in CORES:
+                row |= {"model Mcycles": modelled(row) / 1e6, "ratio": modelled(row) / count}
+            row |= {"compiled s": count / clock} if clock else {}
             rows.append(row | {"MiB": size / 2**20, "compiling s": seconds})
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
 if __name__ == "__main__":
-    print(json.dumps(compiled(sys.argv[1:])))
+    try:
+        print(json.dumps(compiled(sys.argv[1:])))
+    except ImrError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -23,11 +23,13 @@ from imr._checks import (
 from imr._numerics import log_sum_exp, matmul, widen
 from imr._targets import LabelTargets
 from imr._typing import AnyArray, Mask, ScalarLike
+from imr.attention.memory import check_block
 from imr.attention.platforms import by_platform
 from imr.attention.ring import ring_products
 from imr.attention.strips import Label, plain_strips, strip, strips
+from imr.attention.tiles import ring_tiles, tiles
 from imr.errors import ImrError
-from imr.parallel.mesh import mesh_axis, pad_axis, padding
+from imr.parallel.mesh import mesh_axis
 
 _DENSE = 2**20  # entries of P up to which it is made at once
 # Columns that the GPU's kernel holds. At 64 the gain is 1.4 (3.0 at 16, 2.5 at 32) and the keys in
@@ -69,8 +71,8 @@ def attention_products(
       columns: whether the second product is computed.
     Returns: $P K$, shape (n, r), and $P^T Q$, shape (m, r), or None in its place. Memory is O((n +
       m) r + block m).
-    Raises: ImrError: for a mask that is no mask, a block that is no positive integer, or a mesh that
-      does not fit.
+    Raises: ImrError: for a mask that is no mask, a block that is no positive integer or does not fit
+      the memory of the device, or a mesh that does not fit.
 
     >>> q = jnp.array([[1.0], [0.0]])
     >>> rows, columns = attention_products(q)
@@ -132,15 +134,19 @@ def _products(queries, keys, label, beta, where, block, mesh, columns) -> tuple[
     q = widen(queries).T
     k = q if keys is None else widen(keys).T
     scaled = jnp.asarray(beta, q.dtype) * q
+    symmetric = keys is None and where is None and label is None
     if mesh is not None and n:
-        ring = partial(ring_products, mesh=mesh, size=block, columns=columns)
-        found = by_platform(ring, scaled, q, k, where, label)[:3]
+        if symmetric:
+            found = (*_symmetric(scaled, q, block, columns, mesh), None)
+        else:
+            ring = partial(ring_products, mesh=mesh, size=block, columns=columns)
+            found = by_platform(ring, scaled, q, k, where, label)[:3]
     elif (n * m <= _DENSE) if block is None else block >= n:
         found = strip(scaled, q, k, where, label, columns=columns)
     elif block is None and where is None and label is None and _kernel_serves(q):
         found = (*_fused(scaled, q, k, keys is None, columns), None)
-    elif keys is None and where is None and label is None:
-        found = (*_symmetric(scaled, q, block, columns), None)
+    elif symmetric:
+        found = (*_symmetric(scaled, q, block, columns, None), None)
     else:
         program = partial(strips, size=block, columns=columns)
         found = by_platform(program, scaled, q, k, where, label)
@@ -202,12 +208,13 @@ def checked_sides(queries, keys, beta, where, block, mesh, columns=True):
         check_rank(name, array, 2, "(n, r)")
         check_axis(name, array.shape[1], "queries", queries.shape[1], "columns")
     n, m = queries.shape[0], queries.shape[0] if keys is None else keys.shape[0]
-    if block is not None:
-        check_count("block", block)
     if mesh is not None:
         mesh_axis(mesh)
         if n != m:
             raise ImrError(f"on a mesh there must be as many queries as keys; found {n} and {m}.")
+    if block is not None:
+        check_count("block", block)
+        check_block(block, queries, m, mesh)
     where = as_mask(where, (n, m))
     if where is None and not m:
         where = jnp.zeros((n, 0), bool)  # without keys no query sees one
@@ -241,27 +248,36 @@ def _fused_jvp(symmetric, columns, primals, tangents):
     return _fused(*primals, symmetric, columns), jax.jvp(by_strips, primals, tangents)[1]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _symmetric(scaled, q, tile, columns):
-    return by_platform(partial(_tiles_or_strips, tile=tile, columns=columns), scaled, q)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _symmetric(scaled, q, tile, columns, mesh):
+    program = partial(_tiles_or_strips, tile=tile, columns=columns, mesh=mesh)
+    return by_platform(program, scaled, q)
 
 
 @_symmetric.defjvp
-def _symmetric_jvp(tile, columns, primals, tangents):
-    def by_strips(scaled, q):
-        return plain_strips(scaled, q, q, columns=columns)
+def _symmetric_jvp(tile, columns, mesh, primals, tangents):
+    def by_strips(scaled, q, *, on):
+        return _strips_of(scaled, q, tile=tile, columns=columns, mesh=mesh, on=on)
 
-    return _symmetric(*primals, tile, columns), jax.jvp(by_strips, primals, tangents)[1]
+    found, slopes = jax.jvp(partial(by_platform, by_strips), primals, tangents)
+    # The derivative of a ring needs its sums, and so gives the products too; of strips it needs nothing.
+    return found if mesh is not None else _symmetric(*primals, tile, columns, None), slopes
 
 
-def _tiles_or_strips(scaled, q, *, tile, columns, on):
+def _strips_of(scaled, q, *, tile, columns, mesh, on):
+    """Strips of a size that suits the platform; in a ring, of the size that was asked for."""
+    if mesh is None:
+        return strips(scaled, q, q, None, None, size=None, columns=columns, on=on)[:2]
+    return ring_products(scaled, q, q, None, None, mesh=mesh, size=tile, columns=columns, on=on)[:2]
+
+
+def _tiles_or_strips(scaled, q, *, tile, columns, mesh=None, on):
     """By tiles if no exponential that matters underflows or overflows, else by strips."""
     # What underflows, below e^-87 or e^-708, is then below e^-19 of the sum of its row.
     limit = 68.0 if q.dtype == jnp.float32 else 680.0
-    by_tiles = partial(_tiles, tile=tile or on.tile, columns=columns, on=on)
-
-    def by_strips(scaled, q):
-        return strips(scaled, q, q, None, None, size=None, columns=columns, on=on)[:2]
+    of_tiles = tiles if mesh is None else partial(ring_tiles, mesh=mesh)
+    by_tiles = partial(of_tiles, tile=tile or on.tile, columns=columns, on=on)
+    by_strips = partial(_strips_of, tile=tile, columns=columns, mesh=mesh, on=on)
 
     # One after the other under vmap: both branches would run otherwise.
     @jax.custom_batching.sequential_vmap
@@ -273,54 +289,3 @@ def _tiles_or_strips(scaled, q, *, tile, columns, on):
         return jax.lax.cond(small, by_tiles, by_strips, scaled, q)
 
     return either(scaled, q)
-
-
-def _tiles(scaled, q, *, tile, columns, on):
-    r"""$e_{ij} = \exp(\beta q_i q_j - a_i - a_j)$, $a_i = \beta |q_i|^2 / 2$, on tiles with i <= j.
-
-    Each tile serves (i, j) and (j, i), and no e is above 1. $P_{ij} = e_{ij} w_j / \sum_l e_{il} w_l$
-    with $w_j = \exp(a_j - \max a)$.
-    """
-    n = q.shape[1]
-    extra = padding(n, tile)
-    gauge = 0.5 * jnp.sum(scaled * q, axis=0)
-    # Columns that fill up have weight zero.
-    weights = pad_axis(jnp.exp(gauge - jnp.max(gauge)), extra)
-    scaled, padded = pad_axis(scaled, extra, 1), pad_axis(q, extra, 1)
-    gauge = pad_axis(gauge, extra)
-    count = padded.shape[1] // tile
-
-    def cut(x, i):
-        return jax.lax.dynamic_slice_in_dim(x, i * tile, tile, -1)
-
-    def add(x, i, more):
-        return jax.lax.dynamic_update_slice_in_dim(x, cut(x, i) + more, i * tile, -1)
-
-    products = on.products(q)
-    left, right = products.sides(scaled, padded)
-
-    def sweep(x):
-        """x e, shape (r, n)."""
-        parts = products.parts(x)
-
-        def pair(_, carry):
-            i, j, total = carry
-            # A tile on the diagonal is its own mirror image.
-            share = jnp.where(i == j, 0.5, 1.0).astype(x.dtype)
-            logits = products.logits(cut(left, i), cut(right, j))
-            logits = logits - cut(gauge, i)[:, None] - cut(gauge, j)[None, :]
-            e = jax.lax.optimization_barrier(jnp.exp(logits))
-            total = add(total, i, share * products.product(cut(parts, j), e, 1))
-            total = add(total, j, share * products.product(cut(parts, i), e, 0))
-            i = i + (j + 1 == count)
-            return i, jnp.where(j + 1 == count, i, j + 1), total
-
-        # One loop over pairs i <= j, whose length a compiler knows.
-        start = jnp.int32(0), jnp.int32(0), jnp.zeros_like(x)
-        return jax.lax.fori_loop(0, count * (count + 1) // 2, pair, start)[2]
-
-    sums = sweep(jnp.concatenate([padded, jnp.ones_like(padded[:1])]) * weights[None, :])
-    # Rows that fill up see real columns only through exponentials that underflow: their sum is 0.
-    total = jnp.where(sums[-1:] > 0, sums[-1:], 1)
-    rows = (sums[:-1] / total)[:, :n]
-    return rows, (weights[None, :] * sweep(padded / total))[:, :n] if columns else None

@@ -19,7 +19,11 @@ class Label(NamedTuple):
     logit: Float[Array, "n"]
 
 
-def strip(scaled, q, k, where, label, *, columns, on=CPU):
+def _with_ones(k):
+    return jnp.concatenate([k, jnp.ones_like(k[:1])])
+
+
+def strip(scaled, q, k, where, label, parts=None, *, columns, on=CPU):
     """Some rows of P and what they give: (r, n), (r, m), and for labels the rest of P, (n,)."""
     if label is not None:
         others = label.column[:, None] != jnp.arange(k.shape[1])[None, :]
@@ -32,7 +36,7 @@ def strip(scaled, q, k, where, label, *, columns, on=CPU):
         top = jnp.where(seen[:, None], jnp.maximum(top, jax.lax.stop_gradient(logit)), top)
     # Made once: a compiler that fuses it into both products makes it twice.
     e = jax.lax.optimization_barrier(jnp.exp(below(logits, top)))
-    sums = on.product(jnp.concatenate([k, jnp.ones_like(k[:1])]), e, 1)
+    sums = on.product(_with_ones(k), e, 1, parts)
     total, rest = sums[-1:], None
     if logit is not None:
         # A row that sees its label alone has no others to sum.
@@ -59,8 +63,9 @@ def strips(scaled, q, k, where, label, *, size, columns, on=CPU):
     labels = jax.tree.map(lambda x: pad_axis(x, extra).reshape(-1, size), label)
     # The derivative recomputes each strip; it needs no sums over strips. In a loop nothing can be
     # shared with the first time, and without a barrier what is made of k is made once for all strips.
+    parts = on.parts(_with_ones(k))
     one = jax.checkpoint(
-        lambda s, q, *rest: strip(s, q, k, *rest, columns=columns, on=on), prevent_cse=False
+        lambda s, q, *rest: strip(s, q, k, *rest, parts, columns=columns, on=on), prevent_cse=False
     )
 
     def step(total, block):

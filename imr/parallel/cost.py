@@ -87,21 +87,23 @@ def attention_cost(
 ) -> Cost:  # fmt: skip
     r"""Both products of `imr.attention.attention_products`, $P K$ and $P^T Q$.
 
-    Products take 6 n^2 r FLOPs, or 8 n^2 r in the ring, which computes the logits twice; the ring
-    takes 2 n^2 exponentials, the other ways n^2.
+    Products take 6 n^2 r FLOPs, or 8 n^2 r in a ring of strips, which computes the logits twice; it takes
+    2 n^2 exponentials, the other ways n^2, or a little more.
 
     Args:
       n, r, itemsize: rows and columns of Q, and bytes of a number.
-      way: "whole" (P is held in memory), "strips", "tiles" or "ring".
+      way: "whole" (P is held in memory), "strips", "tiles" (keys that are the queries), or over devices
+        "ring" (of strips) or "ring of tiles".
       block, devices: rows of a strip or tile, and devices of the ring.
       cache: bytes of a strip or tile up to which it stays in cache. Of more than that, the logits are
         written, read for their exponentials and, in strips, for the largest; these are written and read
         twice: memory sees a tile five times in each of two sweeps, a strip six times.
 
-    >>> [attention_cost(8192, 16, way=way).exponentials / 8192**2 for way in ("tiles", "ring")]
-    [1.03125, 2.0]
+    >>> ways = "tiles", "ring of tiles", "ring"
+    >>> [attention_cost(8192, 16, way=way, devices=8).exponentials / 8192**2 for way in ways]
+    [1.03125, 1.25, 2.0]
     """
-    check_choice("way", way, ("whole", "strips", "tiles", "ring"))
+    check_choice("way", way, ("whole", "strips", "tiles", "ring", "ring of tiles"))
     _check_sizes(n=n, r=r, block=block, devices=devices, itemsize=itemsize)
     ends = itemsize * 5.0 * n * r  # reads Q and K, writes both products, reads the columns again
     if way == "tiles":
@@ -111,6 +113,20 @@ def attention_cost(
         spilled = 10 * itemsize * pairs if itemsize * block * min(block, n) > cache else 0.0
         return Cost(flops, 2 * pairs, ends + 2 * itemsize * pairs / block * 4 * r + spilled)
     pairs = float(n) * n
+    if way == "ring of tiles":
+        # Each of two sweeps meets its own keys, half of the others', and for even numbers the opposite's.
+        half, opposite = (devices - 1) // 2, 1 - devices % 2
+        tiles = pairs / devices * (1 + half + opposite)
+        flops = 2 * tiles * (2 * r + 2) + pairs * (4 * r + 2)
+        # Keys, gauges and scales go on, and with them what they have summed, which in the end goes home.
+        # What both sweeps send at first is sent once; a loop of a single hop is none.
+        sent = 0.0 if devices == 1 else r + 3.0
+        if half:
+            sent += (half + 1) * (2 * r + 1) + (
+                half * (2 * r + 4) if half > 1 else opposite * (r + 3)
+            )
+        held = 2 * itemsize * pairs / block * 4 * r
+        return Cost(flops, 2 * tiles, ends * devices + held, sent * n / devices * itemsize)
     if way == "ring":
         flops = pairs * (4 * r + 2 * (r + 1) + 2 * r + 6)
         # Keys go round twice, and the sums that they collect once.

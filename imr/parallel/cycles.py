@@ -6,7 +6,7 @@ A program is a loop of operations, and an operation takes as long as the slowest
 - the vector unit, which goes through 1024 numbers at a time, in rows that are filled up to eight;
 - the memory, if what it reads or writes does not stay on the chip.
 
-Six constants, and the exponentials of a chip, are those of the TPU's compiler, which estimates the cycles
+Seven constants, and the exponentials of a chip, are those of the TPU's compiler, which estimates the cycles
 of what it makes: fitted to one half of the table of `scripts/bench --parts tpu`, and compared with the
 other (`experiments/bench/README.md`). Nothing here has been measured on a TPU.
 """
@@ -48,8 +48,8 @@ class Constants(NamedTuple):
     Attributes:
       share: of the peak rate of the memory.
       start: seconds of an operation, however small.
-      load, split: cycles of 1024 numbers that become the operand of a product, and of each part that
-        is taken from them before.
+      load, split, wait: cycles of 1024 numbers that become the operand of a product, of each part that
+        is taken from them before, and of those that the matrix units wait for.
       fused: cycles of 1024 exponentials of logits in the operation that makes these.
       narrow: cycles of 1024 numbers that are moved across lanes and rows, as in arrays of few rows.
     """
@@ -58,15 +58,16 @@ class Constants(NamedTuple):
     start: float
     load: float
     split: float
+    wait: float
     fused: float
     narrow: float
 
 
-CONSTANTS = Constants(0.379, 1.22e-6, 0.172, 0.34, 2.84, 6.98)
+CONSTANTS = Constants(0.35, 1.25e-6, 0.184, 0.345, 0.279, 3.23, 17.7)
 # Fitted by `python -m experiments.bench.constants`; rates of memory as published by Google.
-V5E = Core("TPU v5e", 1.5e9, 4, 819e9, 2**27, True, 128, 1, 16.06)
-V5P = Core("TPU v5p", 1.75e9, 8, 2765e9, 2**27, False, 128, 2, 8.03)
-V6E = Core("TPU v6e", 1.75e9, 8, 1640e9, 2**27, True, 8, 2, 8.25)
+V5E = Core("TPU v5e", 1.5e9, 4, 819e9, 2**27, True, 128, 1, 12.5)
+V5P = Core("TPU v5p", 1.75e9, 8, 2765e9, 2**27, False, 128, 2, 6.25)
+V6E = Core("TPU v6e", 1.75e9, 8, 1640e9, 2**27, True, 8, 2, 6.39)
 
 _LANES, _SIDE, _PACKED = 1024, 128, 42  # 42: the largest rank whose products are packed
 
@@ -110,25 +111,30 @@ class _Units(NamedTuple):
         return max(self._matrix(passes * self.m / _SIDE, self.s), vector, memory)
 
     def exponentials(self) -> float:
-        memory = 0.0 if self.core.shares else self.through_memory
-        return max(self.core.exponentials * self.vectors, memory)
+        return self.core.exponentials * self.vectors
 
-    def product(self, width: int, reads: int = 0, made: float = 0.0) -> float:
-        """With P, of `width` rows: `reads` of its passes read P from memory, or make it anew."""
+    def product(self, width: int, reads: float = 0, summed: bool = False) -> float:
+        """With P, of `width` rows: `reads` of its passes read P from memory.
+
+        `summed`: over the keys of a strip, whose blocks of P serve so few rows each that the units wait
+        while they are loaded.
+        """
         blocks, total = self.s * self.m / _SIDE**2, 0.0
         for part in (1, 2, 3) if self.packed else (1,):
             if self.packed:
                 matrix = self._matrix(blocks, _filled((4 - part) * width, 8))
             else:
                 matrix = self._matrix(6 * blocks, _filled(width, self.core.rows))
-            vector = self.constants.load + self.constants.split * part + made
-            memory = self.through_memory if part <= reads else 0.0
-            total += max(matrix, vector * self.vectors, memory)
+            vector = (self.constants.load + self.constants.split * part) * self.vectors
+            memory = self.through_memory * min(max(reads + 1 - part, 0), 1)
+            if summed:
+                vector = matrix + self.constants.wait * self.vectors
+            total += max(matrix, vector, memory)
         return total
 
-    def narrow(self) -> float:
-        """Parts of K and sums of columns: arrays of r + 1 rows and m columns."""
-        numbers = _filled(self.r + 1, 8) * self.m
+    def narrow(self, rows: int) -> float:
+        """Sums of columns: arrays of so many rows and m columns."""
+        numbers = _filled(rows, 8) * self.m
         return self.constants.narrow * numbers / _LANES / self.core.movers
 
 
@@ -149,65 +155,71 @@ def attention_cycles(
     Args:
       n, r: rows and columns of Q.
       core: `V5E`, `V5P` or `V6E`.
-      way: "tiles" (keys that are the queries), "strips" (others), "gradient" (by strips), or "ring".
+      way: "tiles" (keys that are the queries), "ring of tiles" (the same over devices), "strips"
+        (others), or "gradient" (by strips).
       block: rows of a tile or strip; those that the program takes by default.
       devices: of the ring.
       constants: what the estimates have in common.
     Raises: ImrError for an unknown way, or counts that are none.
 
     >>> round(attention_cycles(65_536, 16, V5E) / V5E.clock, 3)
-    0.026
+    0.027
     """
     check_kind("core", core, Core)
     check_kind("constants", constants, Constants)
-    check_choice("way", way, ("tiles", "strips", "gradient", "ring"))
+    check_choice("way", way, ("tiles", "ring of tiles", "strips", "gradient"))
     check_counts(n=n, r=r, devices=devices, **({} if block is None else {"block": block}))
-    if way == "tiles":
-        return _tiles(n, _Units(core, constants, r, block or 2048, block or 2048))
-    m = math.ceil(n / devices)
-    size = min(m, block or max(128, (2**24 if way == "ring" else 2**23) // m))
-    units, count = _Units(core, constants, r, size, m), math.ceil(m / size)
-    if way == "ring":
-        return devices * count * _ring(units)
-    return count * _strip(units, way == "gradient")
+    if way in ("tiles", "ring of tiles"):
+        tile = block or 2048
+        if way == "tiles":
+            return _tiles(n, _Units(core, constants, r, tile, tile))
+        share = math.ceil(n / devices)
+        tile = math.ceil(share / math.ceil(share / tile))
+        return _ring(share, devices, _Units(core, constants, r, tile, tile))
+    size = min(n, block or max(128, 2**23 // n))
+    return math.ceil(n / size) * _strip(_Units(core, constants, r, size, n), way == "gradient")
 
 
 def _tiles(n: int, units: _Units) -> float:
     r, tile, shares = units.r, units.s, units.core.shares
     side = math.ceil(n / tile)
-    # Parts of Q for the logits and for both products, and sums that are read and written.
+    # Parts of Q for the logits and for both products, and sums that are read and written: what of it
+    # the chip does not hold passes through memory.
     held = n * (2.0 * 12 * r + 6 * (r + 1) + 8 * (r + 1))
-    far, total = held > units.core.cache, 0.0
+    far, total = max(0.0, 1 - units.core.cache / held), 0.0
     for width in (r + 1, r):
         total += units.logits(fused=True) + units.start
         total += units.product(width, reads=0 if shares else 1 + far) + units.product(width)
-        if far:
-            total += 7 * units.start + units.bytes(tile * (24.0 * r + 24 * width))
+        total += far * (7 * units.start + units.bytes(tile * (24.0 * r + 24 * width)))
     return side * (side + 1) / 2 * total
+
+
+def _ring(share: int, devices: int, units: _Units) -> float:
+    """Tiles of its own keys and the opposite device's serve the rows alone, those between both."""
+    both, reads = (devices - 1) // 2, 0 if units.core.shares else 1
+    total = 0.0
+    for width in (units.r + 1, units.r):
+        first = units.logits(fused=True) + units.start + units.product(width, reads)
+        total += (1 + both + (devices % 2 == 0)) * first + both * units.product(width)
+    return math.ceil(share / units.s) ** 2 * total
 
 
 def _strip(units: _Units, gradient: bool) -> float:
     r, shares = units.r, units.core.shares
     reads = 0 if shares or units.s * units.m <= 2**23 else 3
     total = units.logits(fused=False) + units.exponentials() + 12 * units.start
-    total += units.product(r + 1, reads) + (units.narrow() if units.packed else 0.0)
+    total += units.product(r + 1, reads, summed=units.packed)
     if not gradient:
-        return total + units.product(r, reads)
+        return total + units.product(r, reads) + (units.narrow(r) if units.packed else 0.0)
     # Three products of the kind of the logits and three with P, all at full precision.
     passes = 6 * _blocks(r) * units.s * units.m / _SIDE / units.core.units
     return total + 6 * max(passes, 0.0 if shares else units.through_memory)
 
 
-def _ring(units: _Units) -> float:
-    """A strip in both rounds; in the first each part of the product makes the exponentials anew."""
-    first = units.logits(fused=True) + units.product(units.r + 1, made=units.constants.fused)
-    return first + units.logits(fused=True) + units.product(units.r) + units.narrow()
-
-
 # Operations for each token, and of a chip that hands nothing over the time of as many more, in which the
 # operators of the tokens pass through memory; operations for each level of the tree, and how often each
 # token of a thousand words is moved.
-_SCAN, _GATHER, _TREE, _MOVED = 8, 3.5, 38, 300
+_SCAN, _GATHER, _TREE, _MOVED = 8, 3.5, 38, 110
 
 
 def filter_cycles(
@@ -222,7 +234,7 @@ def filter_cycles(
     Raises: ImrError for an unknown way or a length that is no count.
 
     >>> round(filter_cycles(256, V5E) / V5E.clock, 4)
-    0.0025
+    0.0026
     """
     check_kind("core", core, Core)
     check_kind("constants", constants, Constants)

@@ -1,5 +1,6 @@
 """Meshes of devices, and the placement of arrays on them."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -43,31 +44,48 @@ def split_over(mesh: Mesh, x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def make_mesh(num_devices: int | None = None, axis: str = "rows") -> Mesh:
+def make_mesh(
+    num_devices: int | None = None, axis: str = "rows", *, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh of one axis over the devices of all processes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of a CPU; set NPROC to
-    several times as many threads then, or collectives may wait for each other forever.
+    several times as many threads then, or collectives may wait for each other forever. All TPUs of
+    one process stand in the order of their torus; those of several processes in the order of these.
 
     Args:
       num_devices: takes the first so many devices; None takes all.
       axis: its name.
+      devices: those of a topology (`jax.experimental.topologies`), to compile for it on a machine
+        that has none; None takes the devices at hand.
     Raises: ImrError if there are fewer devices.
 
     >>> dict(make_mesh(1).shape)
     {'rows': 1}
     """
-    devices = jax.devices()
+    found = jax.devices() if devices is None else list(devices)
     if num_devices is not None:
         check_count("num_devices", num_devices)
-        if num_devices > len(devices):
+        if num_devices > len(found):
+            flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}"
             raise ImrError(
-                f"num_devices must be at most the {len(devices)} devices available; found "
-                f"{num_devices}. On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={num_devices} "
-                f"and NPROC={4 * num_devices} make as many."
-            )
-        devices = devices[:num_devices]
-    return Mesh(np.asarray(devices), (axis,), axis_types=(AxisType.Auto,))
+                f"num_devices must be at most the {len(found)} devices "
+                + (f"available; found {num_devices}. On a CPU, {flag} and NPROC={4 * num_devices} make as many."
+                   if devices is None else f"of the topology; found {num_devices}. Take a larger one.")
+            )  # fmt: skip
+    return Mesh(_in_ring(found, num_devices), (axis,), axis_types=(AxisType.Auto,))
+
+
+def _in_ring(devices, count):
+    """The first devices; all those of one host that has TPUs so that neighbours are linked."""
+    one_host = len({each.process_index for each in devices}) == 1
+    # Of the generations of TPUs whose cores are devices, mesh_utils knows no order.
+    each_a_chip = len({tuple(getattr(each, "coords", ())) for each in devices}) == len(devices)
+    if devices[0].platform == "tpu" and one_host and each_a_chip and count in (None, len(devices)):
+        from jax.experimental import mesh_utils
+
+        return mesh_utils.create_device_mesh((len(devices),), devices)
+    return np.asarray(devices[:count])
 
 
 def mesh_of_all() -> Mesh | None:
