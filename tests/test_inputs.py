@@ -441,7 +441,9 @@ def test_each_shape_keeps_its_program_and_no_more(kind):
     back.
     """
     asked = int(os.environ.get("IMR_TEST_SHAPES", "0"))
-    count = str(max(10, asked // (1 if kind == "solve" else 2)))  # over fewer, one arena weighs much
+    count = str(
+        max(10, asked // (1 if kind == "solve" else 2))
+    )  # over fewer, one arena weighs much
     command = [sys.executable, "-W", "ignore", "-c", _SHAPES, kind, count]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
