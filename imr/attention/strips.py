@@ -65,7 +65,8 @@ def strips(scaled, q, k, where, label, *, size, columns, on=CPU):
     # shared with the first time, and without a barrier what is made of k is made once for all strips.
     parts = on.parts(_with_ones(k))
     one = jax.checkpoint(
-        lambda s, q, *rest: strip(s, q, k, *rest, parts, columns=columns, on=on), prevent_cse=False
+        lambda s, q, *rest: strip(s, q, k, *rest, parts=parts, columns=columns, on=on),
+        prevent_cse=False,
     )
 
     def step(total, block):
