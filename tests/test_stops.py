@@ -143,6 +143,7 @@ def test_a_second_signal_in_each_phase_ends_the_process(tmp_path, monkeypatch, n
             with parallel.stop_on_signals(wait=True):  # the first one does nothing here
                 for number in CODES:
                     os.kill(os.getpid(), number)
+                    time.sleep(0.1)  # another thread may be given the signal, a little later
 
     sent, ended = [], []
     monkeypatch.setattr(phases, "HOOKS", [twice])
