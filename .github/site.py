@@ -82,14 +82,16 @@ def _formula(marked: str) -> str:
 
 
 def _tracked() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return listed.stdout.splitlines()
+    """Files of the repository: those that git would keep, or all where there is no git."""
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        folders = [ROOT / name for name in ("imr", "experiments", "scripts", ".github")]
+        found = [ROOT / "README.md", *(path for folder in folders for path in folder.rglob("*.*"))]
+        return [str(path.relative_to(ROOT)) for path in found]
 
 
 def _notebooks() -> list[str]:
