@@ -1,4 +1,4 @@
-"""What could make heads lean, and what each explanation predicts; written before the first run.
+"""What could make heads lean, and what each explanation predicts; written before the runs of the README.
 
 The lean of a net is minus the mean over its heads of the cosine of W_V W_O with theta^T. An explanation
 stands if every seed keeps its bound, falls if none does, and is left open otherwise.

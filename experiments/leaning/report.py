@@ -62,7 +62,7 @@ def tables(
             shown.append(line)
         texts += [f"**{title}**", markdown_table(shown)]
     texts.append(
-        "What each explanation predicts, in bounds that were written before the first run, and what "
+        "What each explanation predicts, in bounds that were written before the runs of the README, and what "
         "every seed shows. It stands if all seeds keep the bound, falls if none does; unless all "
         "seeds lean to one side, beyond |z| = 3, there is nothing to explain."
     )
