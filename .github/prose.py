@@ -11,7 +11,8 @@ An experiment keeps the summaries of the runs that its README tells of in `resul
 
 A text must stand on the page once, with the values as the summary gives them, and every number of the
 page outside of code, links and formulas must be a value of some text, or in such a fragment.
-Pages that belong to no experiment have their texts in `pages.py`, beside this file.
+Pages that belong to no experiment have their texts in `pages.py`, beside this file. Numbers in the text of a
+guide stand in what the guide prints, or there.
 """
 
 import importlib
@@ -28,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # What is no prose: blocks and spans of code, addresses, numbers of papers, formulas, tags.
 _CODE = re.compile(
-    r"^```.*?^```|`[^`\n]*`|\]\([^)]*\)|https?://\S+|arXiv [\d.]+[\d](?:(?: and|,) \d{4}\.\d{5})*|\$[^$\n]+\$|<[^>\n]+>",
+    r"^```.*?^```|^#+ \d\.|`[^`\n]*`|\]\([^)]*\)|https?://\S+|arXiv [\d.]+[\d](?:(?: and|,) \d{4}\.\d{5})*|\$[^$\n]+\$|<[^>\n]+>",
     re.S | re.M,
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?!\d)")
@@ -91,6 +92,16 @@ class Page:
                 self.faults.append(f"{self.path}: nowhere on the page: {fragment!r}")
             for one in found:
                 into |= self.within(*one.span())
+
+    def tell_unknown(self) -> None:
+        """Notes the numbers of which nothing says where they are from."""
+        known = self.checked | self.settings | self.unkept
+        for i, (start, end) in enumerate(self.numbers):
+            if i not in known:
+                around = re.sub(r"\s+", " ", self.text[max(start - 40, 0) : end + 30])
+                self.fault(
+                    start, f"nothing says where {self.text[start:end]} is from: ...{around}..."
+                )
 
 
 def _spaced(text: str) -> str:
@@ -167,11 +178,22 @@ def check_page(
     page.declare(page.settings, settings)
     for fragments in (unkept or {}).values():
         page.declare(page.unkept, fragments)
-    known = page.checked | page.settings | page.unkept
-    for i, (start, end) in enumerate(page.numbers):
-        if i not in known:
-            around = re.sub(r"\s+", " ", page.text[max(start - 40, 0) : end + 30])
-            page.fault(start, f"nothing says where {page.text[start:end]} is from: ...{around}...")
+    page.tell_unknown()
+    return page
+
+
+def check_guide(path: Path, claims: Any) -> Page:
+    """Checks a notebook: numbers of its text against what its cells print."""
+    cells = json.loads(path.read_text())["cells"]
+    text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    printed = "".join(
+        "".join(output.get("text", ())) for cell in cells for output in cell.get("outputs", ())
+    )
+    page = Page(str(path.relative_to(ROOT)), text)
+    known = {found[0] for found in _NUMBER.finditer(printed.replace("−", "-"))}
+    page.checked = {i for i, (a, b) in enumerate(page.numbers) if page.text[a:b] in known}
+    page.declare(page.settings, getattr(claims, "SETTINGS", ()))
+    page.tell_unknown()
     return page
 
 
@@ -179,6 +201,8 @@ def pages() -> Iterator[Page]:
     """Every page of the repository, checked."""
     sys.path.insert(0, str(ROOT))
     others = importlib.import_module("pages").PAGES
+    for path in sorted((ROOT / "experiments" / "guides").glob("*.ipynb")):
+        yield check_guide(path, others.get(str(path.relative_to(ROOT))))
     for path in sorted(ROOT.rglob("*.md")):
         name = str(path.relative_to(ROOT))
         if any(part in (".git", ".venv", "build", "results") for part in path.parts):
