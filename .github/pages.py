@@ -84,7 +84,7 @@ PAGES: dict[str, object] = {
             "medians of 7",
         ),
         UNKEPT={
-            "what compiled programs reserve, bounded by tests/test_beliefs.py": ("1.3 MB", "257 MB"),
+            "what compiled programs reserve, bounded by tests/test_beliefs.py": ("13 MB", "269 MB"),
             _ONE_CORE: ("0.066 s", "0.005 s", "6 to 8 times", "2 to 3 times less"),
         },
     ),
@@ -101,7 +101,7 @@ PAGES: dict[str, object] = {
         SETTINGS=("65,530 mappings",),
         UNKEPT={
             "printed by tests/test_inputs.py, which bounds it": (
-                "17 MB and 160 mappings", "24 MB and 310", "some 200 shapes",
+                "18 MB and 140 mappings", "28 MB and 310", "some 200 shapes",
             ),
         },
     ),
