@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import readme
+
 from imr.beliefs import filter as belief_filter
 from imr.constrained import additive_filter
 from imr.lens import sample_texts
@@ -49,6 +51,9 @@ _ONE_CORE = "timed by scripts/bench on one quiet core of an earlier machine"
 _FAMILIES = "Qwen 2 and 3, Gemma 1 to 3"
 
 PAGES: dict[str, object] = {
+    "README.md": readme,
+    "experiments/guides/4_predicting_a_transformer.ipynb": Claims(SETTINGS=("3,000 steps are few",)),
+    "experiments/guides/6_in_context.ipynb": Claims(SETTINGS=("−1 stands in their place",)),
     ".github/CHANGELOG.md": Claims(
         SETTINGS=(
             "0.2.0", "0.1.0", "heads of 19 families", "0.10.2", "steps of size 0",

@@ -173,8 +173,11 @@ def check_page(
     Returns: the page with what was found.
     """
     page = Page(path, text)
-    for template, *values in said(run) if said is not None else ():
-        page.says(template, *values)
+    try:
+        for template, *values in said(run) if said is not None else ():
+            page.says(template, *values)
+    except FileNotFoundError as error:
+        page.faults.append(f"{path}: there is no summary {error.filename}")
     page.declare(page.settings, settings)
     for fragments in (unkept or {}).values():
         page.declare(page.unkept, fragments)
@@ -197,6 +200,19 @@ def check_guide(path: Path, claims: Any) -> Page:
     return page
 
 
+def again(name: str, text: str) -> Page:
+    """Checks a page of the repository, by its path, with this text."""
+    run, path = _summary, ROOT / name
+    claims: Any = importlib.import_module("pages").PAGES.get(name)
+    if name.startswith("experiments/") and (path.parent / "prose.py").is_file():
+        own = path.parent.name
+        claims = importlib.import_module(f"experiments.{own}.prose")
+        run = lambda run: _summary(run if "/" in run else f"{own}/{run}")  # noqa: E731
+    parts = (getattr(claims, part, None) for part in ("said", "SETTINGS", "UNKEPT"))
+    said, settings, unkept = parts
+    return check_page(name, text, said, settings or (), unkept or {}, run)
+
+
 def pages() -> Iterator[Page]:
     """Every page of the repository, checked."""
     sys.path.insert(0, str(ROOT))
@@ -204,23 +220,8 @@ def pages() -> Iterator[Page]:
     for path in sorted((ROOT / "experiments" / "guides").glob("*.ipynb")):
         yield check_guide(path, others.get(str(path.relative_to(ROOT))))
     for path in sorted(ROOT.rglob("*.md")):
-        name = str(path.relative_to(ROOT))
-        if any(part in (".git", ".venv", "build", "results") for part in path.parts):
-            continue
-        claims: Any = others.get(name)
-        run: Callable[[str], Any] = _summary
-        parts = Path(name).parts
-        if parts[0] == "experiments" and (path.parent / "prose.py").is_file():
-            claims = importlib.import_module(f"experiments.{parts[1]}.prose")
-            run = lambda run, own=parts[1]: _summary(run if "/" in run else f"{own}/{run}")  # noqa: E731
-        yield check_page(
-            name,
-            path.read_text(),
-            getattr(claims, "said", None),
-            getattr(claims, "SETTINGS", ()),
-            getattr(claims, "UNKEPT", {}),
-            run,
-        )
+        if not {".git", ".venv", "build", "runs", "results"} & set(path.relative_to(ROOT).parts):
+            yield again(str(path.relative_to(ROOT)), path.read_text())
 
 
 def main() -> int:
