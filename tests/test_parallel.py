@@ -434,6 +434,7 @@ def test_placement_and_what_is_local():
         (["tpu/launch", "--name"], 2, ("--name needs a value",)),
         (["slurm/launch", "--nodes", "0", "--", "-m", "x"], 2, ("at least 1; found 0",)),
         (["local", "two"], 2, ("number of processes",)),
+        (["run", "nothing"], 2, ("there is no experiment nothing", "features")),
         (["local", "2"], 2, ("say what to run",)),
     ],
 )  # fmt: skip
