@@ -145,9 +145,10 @@ def _page(package: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to notebooks, which are pages here; the first page has no others beside it."""
+    """Links to what has another path here; the first page has no others beside it."""
     if page.file.src_uri == "README.md":
         page.meta["hide"] = ["navigation"]
+    markdown = markdown.replace("](.github/", "](project/")  # as on_files has it
     return re.sub(r"(\]\([^)\s]*)\.ipynb\)", r"\1.md)", markdown)
 
 
