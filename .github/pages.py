@@ -61,7 +61,7 @@ PAGES: dict[str, object] = {
         ),
     ),
     ".github/CONTRIBUTING.md": Claims(
-        SETTINGS=("at most 350 lines",),  # held by tests/test_house.py
+        SETTINGS=("at most 350 lines", "smaller than 150 KB"),  # held by tests/test_house.py
         UNKEPT={
             "tests say themselves how long they took": (
                 "under 2 minutes |", "10 minutes |", "25 minutes |", "3 minutes |",
