@@ -102,25 +102,30 @@ def _line(taken: str, draws: Rows, own: dict[str, Any] | None) -> dict[str, Any]
     changes, counts = np.array([row["changes"] for row in draws]), np.array(draws[0]["counts"])
     mean, many = changes.mean(axis=0), len(draws) > 1
     line: dict[str, Any] = {"taken out": f"{taken} ({len(draws)})" if many else taken}
-    line |= {"loss": _interval(mean, counts), "own less this": "-", "z": "-"}
+    line |= {"loss": _shown(mean, counts), "own less this": "-", "z": "-"}
     line["moved"] = f"{1e3 * np.mean([row['moved'] for row in draws]):.2f}"
     if own is not None:
         less = np.array(own["changes"]) - mean
-        line["own less this"] = _interval(less, counts)
+        line["own less this"] = _shown(less, counts)
         if many:
             each = changes @ counts / counts.sum()
             line["z"] = f"{less @ counts / counts.sum() / each.std(ddof=1):+.1f}"
     return line
 
 
-def _interval(changes: np.ndarray, counts: np.ndarray) -> str:
+def interval(changes: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     """The mean over tokens of changes for each token of a text, and half its 95 % interval over texts."""
     mean, size = changes @ counts / counts.sum(), len(counts)
     if size < 2:
-        return f"{1e3 * mean:.1f}"
+        return mean, np.nan
     deviations = (changes - mean) * counts / counts.mean()
-    half = stats.t.ppf(0.975, size - 1) * np.sqrt((deviations**2).sum() / (size - 1) / size)
-    return f"{1e3 * mean:.1f} ± {1e3 * half:.1f}"
+    return mean, stats.t.ppf(0.975, size - 1) * np.sqrt((deviations**2).sum() / (size - 1) / size)
+
+
+def _shown(changes: np.ndarray, counts: np.ndarray) -> str:
+    """The interval in thousandths; the mean alone of one text."""
+    mean, half = (1e3 * x for x in interval(changes, counts))
+    return f"{mean:.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}")
 
 
 def _cases(config: Config, model: lens.TransformerWeights) -> list[Case]:
