@@ -7,6 +7,8 @@ Of each summary what the page tells of is kept:
     jq '{heads: [.heads[] | {folded_weight_cosine, row_cosine, row_cosine_z, column_cosine}]}'  # smollm2: --limit 5
     jq '{edits}'                                    # smollm2_edits: --edits --limit 60 --draws 8
     jq '{edits: [.edits[] | {heads, taken, loss, moved: (.moved | add / length)}]}'     # minilm_edits: --edits
+    jq '{heads: [.heads[] | {model, weight_cosine, weight_cosine_z_rotated, row_cosine, energy_change, energy_change_z}],
+        layers: [.layers[] | {model, label_final_cosine, label_final_cosine_z}]}'       # beliefs: --run-dir
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -219,11 +221,45 @@ def _minilm_edits(rows: list[Row]) -> Said:
 def _nets(heads: list[Row], layers: list[Row]) -> Said:
     """Nets of the beliefs experiment."""
     kinds = {row["nets"]: row for row in by_kind(heads, layers)}
-    columns = ("weight", "row", "energy", "label, next")
+    columns = ("weight", "row", "energy", "label, final")
     for words, net in NETS.items():
         for title, kind in ((f"{words}: untrained", "untrained"), ("trained", "trained, soft")):
             row = kinds[f"{net}, {kind}"]
             yield f"| {title} | {{}} | {{}} | {{}} | {{}} |", *(row[column] for column in columns)
+    before, after = (
+        [row for row in heads if f", {kind}" in row["model"]] for kind in ("untrained", "trained")
+    )
+    weight = [(each, sign) for each in (after, before) for sign in (-1, 1)]
+    down, up, untrained_down, untrained_up = (
+        _beyond(each, "weight_cosine", sign, "_rotated") for each, sign in weight
+    )
+    yield (
+        "{} of {} trained heads lie beyond random rotations of θ on the negative side and {} on the other; of "
+        "untrained heads {} and {} do.",
+        down, len(after), WORDS[up], WORDS[untrained_down], WORDS[untrained_up],
+    )  # fmt: skip
+    yield (
+        "{} of {} trained heads lower their own log-sum-exp by their own update, {} of them by more than updates "
+        "with permuted features do (untrained: {}, and {}).",
+        sum(row["energy_change"] < 0 for row in after), len(after), _beyond(after, "energy_change", -1),
+        sum(row["energy_change"] < 0 for row in before), WORDS[_beyond(before, "energy_change", -1)],
+    )  # fmt: skip
+    gains = [
+        float(new[:5]) / float(old[:5])
+        for new, old in (
+            [kinds[f"{net}, {kind}"]["label, final"] for kind in ("trained, soft", "untrained")]
+            for net in NETS.values()
+        )
+    ]
+    yield "The MLPs lie along Cθ {:.1f} to {:.1f} times as closely", min(gains), max(gains)
+    label = [
+        [row["label_final_cosine_z"] > 3 for row in layers if f", {kind}" in row["model"]]
+        for kind in ("trained", "untrained")
+    ]
+    yield (
+        "as before training, {} of them beyond updates with features in random order (untrained: {})",
+        "all" if all(label[0]) else str(sum(label[0])), WORDS[sum(label[1])],
+    )  # fmt: skip
 
 
 def said(run: Callable[[str], Any]) -> Said:
