@@ -56,7 +56,7 @@ PAGES: dict[str, object] = {
     "experiments/guides/6_in_context.ipynb": Claims(SETTINGS=("−1 stands in their place",)),
     ".github/CHANGELOG.md": Claims(
         SETTINGS=(
-            "0.2.0", "0.1.0", "heads of 19 families", "0.10.2", "steps of size 0",
+            "0.2.0", "0.1.0", "0.10.2", "28 model types", "steps of size 0",
             "probability 0", "GPT-2",
         ),
     ),
