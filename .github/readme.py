@@ -45,6 +45,23 @@ def said(run: Callable[[str], Any]) -> Iterator[tuple[Any, ...]]:
     )
     yield "({} model types, our own nets", len(FAMILIES)
     compiled = json.loads(COMPILED.read_text())
+    rows = {row["check"]: row for row in run("incontext/seed_400")["table"]}
+    one = rows["1 layers, 10 examples: trained less the step, over the closed form"]
+    two, plain = (rows[f"2 layers, 10 examples: {ratio} over GD++"] for ratio in ("trained", "GD"))
+    yield (
+        "one layer is {:.4f} (three seeds: {:.4f} to {:.4f}) above the best single step of it, two layers {:.3f} "
+        "({:.3f} to {:.3f}) times the best two with curvature corrected, against {:.2f} of plain",
+        *(row[key] for row in (one, two) for key in ("median", "least", "most")), plain["median"],
+    )  # fmt: skip
+    noisy = {
+        (row["model"], row["train_noise"]): 100 * row["accuracy"]
+        for row in run("images/fashion_mnist")["table"]
+        if row["iteration"] == row["trained_iterations"] and row["test_noise"] == 0
+    }
+    yield (
+        "by {:.1f} points on Fashion-MNIST",
+        noisy["attention_mlp", 0.5] - noisy["multinomial_regression", 0.5],
+    )
     halves = [
         [
             modelled(row) / (1e6 * row["Mcycles"])
