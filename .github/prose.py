@@ -45,6 +45,7 @@ class Page:
     checked: set[int] = field(default_factory=set)
     settings: set[int] = field(default_factory=set)
     unkept: set[int] = field(default_factory=set)
+    missing: str = ""  # the first summary that is not kept
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -177,7 +178,8 @@ def check_page(
         for template, *values in said(run) if said is not None else ():
             page.says(template, *values)
     except FileNotFoundError as error:
-        page.faults.append(f"{path}: there is no summary {error.filename}")
+        page.missing = Path(error.filename).name
+        page.faults.append(f"{path}: there is no summary {page.missing}")
     page.declare(page.settings, settings)
     for fragments in (unkept or {}).values():
         page.declare(page.unkept, fragments)
