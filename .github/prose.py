@@ -11,7 +11,8 @@ An experiment keeps the summaries of the runs that its README tells of in `resul
 
 A text must stand on the page once, with the values as the summary gives them, and every number of the
 page outside of code, links and formulas must be a value of some text, or in such a fragment.
-Pages that belong to no experiment have their texts in `pages.py`, beside this file.
+Pages that belong to no experiment have their texts in `pages.py`, beside this file. Numbers in the text of a
+guide stand in what the guide prints, or there.
 """
 
 import importlib
@@ -28,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # What is no prose: blocks and spans of code, addresses, numbers of papers, formulas, tags.
 _CODE = re.compile(
-    r"^```.*?^```|`[^`\n]*`|\]\([^)]*\)|https?://\S+|arXiv [\d.]+[\d](?:(?: and|,) \d{4}\.\d{5})*|\$[^$\n]+\$|<[^>\n]+>",
+    r"^```.*?^```|^#+ \d\.|`[^`\n]*`|\]\([^)]*\)|https?://\S+|arXiv [\d.]+[\d](?:(?: and|,) \d{4}\.\d{5})*|\$[^$\n]+\$|<[^>\n]+>",
     re.S | re.M,
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?!\d)")
@@ -44,6 +45,7 @@ class Page:
     checked: set[int] = field(default_factory=set)
     settings: set[int] = field(default_factory=set)
     unkept: set[int] = field(default_factory=set)
+    missing: str = ""  # the first summary that is not kept
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,16 @@ class Page:
                 self.faults.append(f"{self.path}: nowhere on the page: {fragment!r}")
             for one in found:
                 into |= self.within(*one.span())
+
+    def tell_unknown(self) -> None:
+        """Notes the numbers of which nothing says where they are from."""
+        known = self.checked | self.settings | self.unkept
+        for i, (start, end) in enumerate(self.numbers):
+            if i not in known:
+                around = re.sub(r"\s+", " ", self.text[max(start - 40, 0) : end + 30])
+                self.fault(
+                    start, f"nothing says where {self.text[start:end]} is from: ...{around}..."
+                )
 
 
 def _spaced(text: str) -> str:
@@ -162,41 +174,56 @@ def check_page(
     Returns: the page with what was found.
     """
     page = Page(path, text)
-    for template, *values in said(run) if said is not None else ():
-        page.says(template, *values)
+    try:
+        for template, *values in said(run) if said is not None else ():
+            page.says(template, *values)
+    except FileNotFoundError as error:
+        page.missing = Path(error.filename).name
+        page.faults.append(f"{path}: there is no summary {page.missing}")
     page.declare(page.settings, settings)
     for fragments in (unkept or {}).values():
         page.declare(page.unkept, fragments)
-    known = page.checked | page.settings | page.unkept
-    for i, (start, end) in enumerate(page.numbers):
-        if i not in known:
-            around = re.sub(r"\s+", " ", page.text[max(start - 40, 0) : end + 30])
-            page.fault(start, f"nothing says where {page.text[start:end]} is from: ...{around}...")
+    page.tell_unknown()
     return page
+
+
+def check_guide(path: Path, claims: Any) -> Page:
+    """Checks a notebook: numbers of its text against what its cells print."""
+    cells = json.loads(path.read_text())["cells"]
+    text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    printed = "".join(
+        "".join(output.get("text", ())) for cell in cells for output in cell.get("outputs", ())
+    )
+    page = Page(str(path.relative_to(ROOT)), text)
+    known = {found[0] for found in _NUMBER.finditer(printed.replace("−", "-"))}
+    page.checked = {i for i, (a, b) in enumerate(page.numbers) if page.text[a:b] in known}
+    page.declare(page.settings, getattr(claims, "SETTINGS", ()))
+    page.tell_unknown()
+    return page
+
+
+def again(name: str, text: str) -> Page:
+    """Checks a page of the repository, by its path, with this text."""
+    run, path = _summary, ROOT / name
+    claims: Any = importlib.import_module("pages").PAGES.get(name)
+    if name.startswith("experiments/") and (path.parent / "prose.py").is_file():
+        own = path.parent.name
+        claims = importlib.import_module(f"experiments.{own}.prose")
+        run = lambda run: _summary(run if "/" in run else f"{own}/{run}")  # noqa: E731
+    parts = (getattr(claims, part, None) for part in ("said", "SETTINGS", "UNKEPT"))
+    said, settings, unkept = parts
+    return check_page(name, text, said, settings or (), unkept or {}, run)
 
 
 def pages() -> Iterator[Page]:
     """Every page of the repository, checked."""
     sys.path.insert(0, str(ROOT))
     others = importlib.import_module("pages").PAGES
+    for path in sorted((ROOT / "experiments" / "guides").glob("*.ipynb")):
+        yield check_guide(path, others.get(str(path.relative_to(ROOT))))
     for path in sorted(ROOT.rglob("*.md")):
-        name = str(path.relative_to(ROOT))
-        if any(part in (".git", ".venv", "build", "results") for part in path.parts):
-            continue
-        claims: Any = others.get(name)
-        run: Callable[[str], Any] = _summary
-        parts = Path(name).parts
-        if parts[0] == "experiments" and (path.parent / "prose.py").is_file():
-            claims = importlib.import_module(f"experiments.{parts[1]}.prose")
-            run = lambda run, own=parts[1]: _summary(run if "/" in run else f"{own}/{run}")  # noqa: E731
-        yield check_page(
-            name,
-            path.read_text(),
-            getattr(claims, "said", None),
-            getattr(claims, "SETTINGS", ()),
-            getattr(claims, "UNKEPT", {}),
-            run,
-        )
+        if not {".git", ".venv", "build", "runs", "results"} & set(path.relative_to(ROOT).parts):
+            yield again(str(path.relative_to(ROOT)), path.read_text())
 
 
 def main() -> int:

@@ -11,10 +11,13 @@ import json
 import re
 import subprocess
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 import imr
@@ -141,6 +144,49 @@ def _page(package: str) -> str:
     return f"# {package}\n\n{docstring}\n\n{body}\n"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to notebooks, which are pages here."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to what has another path here; the first page has no others beside it."""
+    if page.file.src_uri == "README.md":
+        page.meta["hide"] = ["navigation"]
+    markdown = markdown.replace("](.github/", "](project/")  # as on_files has it
     return re.sub(r"(\]\([^)\s]*)\.ipynb\)", r"\1.md)", markdown)
+
+
+class _Links(HTMLParser):
+    """What a page points to, and the places on it that can be pointed to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.places: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes one tag."""
+        known = dict(attrs)
+        self.targets += filter(None, (known.get("href"), known.get("src")))
+        self.places |= set(filter(None, (known.get("id"), known.get("name"))))
+
+
+def on_post_build(config: Any) -> None:
+    """Refuses a page that points to nothing, or on which a formula is left as it was written."""
+    site = Path(config["site_dir"])
+    pages = {path: _Links() for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+    faults = []
+    for path, links in pages.items():
+        text = path.read_text()
+        links.feed(text)
+        if "arithmatex" in text or "<merror" in text:
+            faults.append(f"{path.relative_to(site)}: a formula that is not drawn")
+    for path, links in pages.items():
+        for target in set(links.targets):
+            address, _, place = target.partition("#")
+            if re.match(r"[a-z]+:|//|javascript", target):
+                continue
+            to = (path.parent / unquote(address)).resolve() if address else path
+            to = to / "index.html" if to.is_dir() else to
+            if not to.is_file() or (
+                place and to in pages and unquote(place) not in pages[to].places
+            ):
+                faults.append(f"{path.relative_to(site)}: nothing at {target}")
+    if faults:
+        raise PluginError("\n".join(sorted(faults)))

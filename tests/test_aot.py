@@ -21,6 +21,7 @@ from experiments.bench.tpu import apart, gradient
 from imr.attention.kernel import kernel_products
 from imr.attention.memory import memory_of
 from imr.parallel import make_mesh
+from imr.parallel.mesh import ring_order
 from imr.processes import mess3
 
 pytestmark = pytest.mark.aot
@@ -88,10 +89,11 @@ def test_the_kernel_compiles_for_an_h100(machines):
     assert program.memory_analysis().temp_size_in_bytes < 2**26
 
 
-def test_a_ring_of_one_host_follows_the_links_of_its_torus(machines):
+def test_rings_follow_the_links_of_their_torus(machines):
     machines("v6e")
-    for name in ("v5e", "v6e"):
-        chips = [each.coords for each in make_mesh(devices=tpus(name)).devices.flat]
+    for name in ("v5e", "v6e", "v5e-256"):
+        mesh = make_mesh(devices=tpus(name))
+        chips = [mesh.devices.flat[place].coords for place in ring_order(mesh)]
         for here, there in zip(chips, chips[1:] + chips[:1], strict=True):
             assert sum(abs(a - b) for a, b in zip(here, there, strict=True)) == 1
 

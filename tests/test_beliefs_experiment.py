@@ -66,6 +66,9 @@ def test_a_smoke_net_is_measured_and_drawn(smoke):
     np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-12)
     spreads = summary["attention_spread"]
     assert [(row["net"], row["seed"]) for row in spreads] == [(ONE.name, 0), (ONE.name, 1)]
+    for course, row in zip(summary["courses"], spreads, strict=True):
+        assert course["kl"][-1] == row["KL at 10, nats"]
+        assert [np.shape(course[name]) for name in ("gains", "ov_along")] == [(10,), (1, 10)]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [200, 400]
 

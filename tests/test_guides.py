@@ -26,7 +26,7 @@ def test_a_notebook_is_its_script_with_small_outputs(script):
     path = script.with_suffix(".ipynb")
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert ["".join(cell["source"]) for cell in notebook["cells"]] == list(cells_of(script)), (
-        f"run jupytext --to ipynb --execute {script.name}"
+        f"run scripts/docs --guides: {script.name} has changed"
     )
     outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", ())]
     assert not [o for o in outputs if o["output_type"] == "error"]

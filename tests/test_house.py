@@ -207,3 +207,15 @@ def test_no_file_names_a_place_on_a_machine(tracked):
             text = (ROOT / path).read_bytes().decode("utf-8", errors="ignore")
             found += [f"{path}: {line}" for line in text.splitlines() if place.search(line)]
     assert not found
+
+
+def test_pictures_are_small():
+    """Those of pages and guides: each takes less than 150 KB."""
+    sizes = {
+        name_of(path): path.stat().st_size for path in sorted((ROOT / "experiments").rglob("*.png"))
+    }
+    for path in sorted((ROOT / "experiments" / "guides").glob("*.ipynb")):
+        for number, coded in enumerate(re.findall(r'"image/png": "([^"]*)"', path.read_text())):
+            sizes[f"{name_of(path)}, {number}"] = 3 * len(coded) // 4
+    assert len(sizes) > 20
+    assert not {name: size for name, size in sizes.items() if size >= 150_000}

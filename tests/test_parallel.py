@@ -27,7 +27,7 @@ from imr.lab import train
 from imr.lab.checkpoint import Checkpoints, read_newest
 from imr.lab.experiment import run_main
 from imr.parallel import hosts
-from imr.parallel.mesh import _in_ring
+from imr.parallel.mesh import ring_order
 from tests.signals import free_port
 from tests.test_stops import end_of
 
@@ -384,25 +384,36 @@ def test_errors(monkeypatch):
         parallel.make_mesh(2, devices=jax.devices()[:1])
 
 
-def test_tpus_of_one_host_stand_in_the_order_of_their_torus():
-    """Of which mesh_utils knows; those of several hosts and parts of them keep their order."""
+def test_a_ring_takes_one_link_a_hop():
+    """Through the chips of a torus, whatever their order in the mesh; others go as the mesh has them."""
 
-    def chips(side, **more):
+    def order(chips):
+        devices = np.empty(len(chips), object)
+        devices[:] = [SimpleNamespace(coords=list(chip)) for chip in chips]
+        return ring_order(SimpleNamespace(devices=devices, size=len(chips)))
+
+    def hops(chips):
+        ring = [chips[place] for place in order(chips)]
+        assert sorted(ring) == sorted(chips)
         return [
-            SimpleNamespace(
-                id=side * y + x, coords=[x, y, 0], core_on_chip=0, platform="tpu",
-                device_kind="TPU v5 lite", **{"process_index": 0, **more},
-            )
-            for y in range(side) for x in range(side)
-        ]  # fmt: skip
+            np.abs(np.subtract(a, b)).sum() for a, b in zip(ring, ring[1:] + ring[:1], strict=True)
+        ]
 
-    def order(devices, count=None):
-        return [each.coords[:2] for each in _in_ring(devices, count)]
+    def box(*sides):
+        return [tuple(cell) for cell in np.ndindex(*sides)]
 
-    assert order(chips(2)) == [[0, 0], [1, 0], [1, 1], [0, 1]]
-    assert order(chips(2), 3) == [[0, 0], [1, 0], [0, 1]]
-    two = chips(2)[:2] + chips(2, process_index=1)[2:]
-    assert order(two) == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    # As sixteen-chip hosts of 2 x 2 chips number them.
+    hosts = sorted(box(4, 4, 1), key=lambda chip: (chip[0] // 2, chip[1] // 2, chip))
+    for chips in (hosts, box(2, 2, 1), box(16, 16, 1), box(3, 2), box(4, 4, 8), box(3, 5, 2)):
+        assert set(hops(chips)) == {1}, chips
+    assert max(np.abs(np.diff(hosts, axis=0)).sum(axis=1)) > 1
+    shifted = [(x + 3, y + 5) for x, y in box(2, 4)]
+    assert set(hops(shifted)) == {1}
+    cores = order([(0, 0), (0, 0), (1, 0), (1, 0), (0, 1), (0, 1), (1, 1), (1, 1)])
+    assert cores == (0, 1, 4, 5, 6, 7, 2, 3)  # those of one chip together
+    for chips in ([(0, 0), (1, 0), (0, 1)], box(3, 3), box(1, 4)):  # no ring, or no box
+        assert sorted(order(chips)) == list(range(len(chips)))
+    assert ring_order(parallel.make_mesh(3)) == (0, 1, 2)
 
 
 def test_placement_and_what_is_local():
@@ -423,6 +434,7 @@ def test_placement_and_what_is_local():
         (["tpu/launch", "--name"], 2, ("--name needs a value",)),
         (["slurm/launch", "--nodes", "0", "--", "-m", "x"], 2, ("at least 1; found 0",)),
         (["local", "two"], 2, ("number of processes",)),
+        (["run", "nothing"], 2, ("there is no experiment nothing", "features")),
         (["local", "2"], 2, ("say what to run",)),
     ],
 )  # fmt: skip

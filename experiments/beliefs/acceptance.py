@@ -161,6 +161,20 @@ def spreads(readings: Readings) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def courses(readings: Readings) -> list[dict[str, Any]]:
+    """What is read off each trained net by position, by lag and by site."""
+    return [
+        {
+            "net": net, "trained": kind, "seed": seed,
+            "kl": reading.kl.tolist(), "gains": reading.gains.tolist(),
+            "ov_along": reading.ov_along.tolist(), "r2_by_site": reading.r2_by_site,
+        }
+        for (net, kind), seeds in readings.items()
+        if kind != "untrained"
+        for seed, reading in enumerate(seeds)
+    ]  # fmt: skip
+
+
 def markdown(table: list[dict[str, Any]]) -> str:
     """The table to read, in Markdown."""
     shown = []

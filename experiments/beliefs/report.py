@@ -48,7 +48,10 @@ def report(config: Config, run: RunFolder, results: acceptance.Results) -> None:
         ]
     if config.smoke:
         parts.append("A smoke run: nets have learned too little for the verdicts to mean anything.")
-    summary = {"theory": exact, "table": rows, "attention_spread": spreads}
+    summary = {
+        "theory": exact, "table": rows, "attention_spread": spreads,
+        "courses": acceptance.courses(readings),
+    }  # fmt: skip
     run.finish(summary, "\n\n".join(parts))
 
 

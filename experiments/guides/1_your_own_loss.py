@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 import imr
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams.update(imr.lab.plotting.style() | {"figure.dpi": 90})
 _, images, labels, *_ = imr.lab.data.load_digits()
 images, labels = jnp.asarray(images[:300]), jnp.asarray(labels[:300])
 
@@ -46,7 +46,7 @@ field = imr.gradient_field(hinge)  # f(t, z, args) = -dL/dz, by jax.grad
 times = jnp.geomspace(0.01, 10.0, 30)
 flow = imr.solve(field, images, t1=10.0, ts=times)
 print(imr.Result(int(flow.result)).name, flow.zs.shape)
-print("loss", float(hinge(images)), "->", float(hinge(flow.z)))
+print(f"loss {hinge(images):.1f} -> {hinge(flow.z):.1g}")
 
 # %% [markdown]
 # `flow.zs` holds the features at the times that were asked for, and `flow.result` says how it ended; a flow that fails raises an error that names the
@@ -92,8 +92,8 @@ def end_margin(beta):
 
 
 betas = jnp.array([0.5, 1.0, 2.0])
-print("margins", jax.vmap(end_margin)(betas))
-print("derivative at 1", jax.grad(end_margin)(1.0))
+print("margins", jax.vmap(end_margin)(betas).round(2))
+print(f"derivative at 1: {jax.grad(end_margin)(1.0):.2f}")
 
 # %% [markdown]
 # ## The closed form
@@ -122,7 +122,7 @@ means = jnp.stack([images[labels == c].mean(axis=0) for c in range(10)])
 loss = imr.feature_loss(Distances(means), labels)
 by_autodiff = imr.gradient_field(loss)(0.0, images, None)
 by_formula = imr.closed_field(loss)(0.0, images, None)  # label term - attention
-print("largest difference", float(jnp.abs(by_autodiff - by_formula).max()))
+print(f"largest difference {jnp.abs(by_autodiff - by_formula).max():.0e}")
 
 # %% [markdown]
 # The two operators of that flow, stepped one after the other, are a transformer block: the next guide takes it apart.

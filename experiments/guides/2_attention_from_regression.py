@@ -23,13 +23,14 @@ from flax import nnx
 
 import imr
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams.update(imr.lab.plotting.style() | {"figure.dpi": 90})
 _, images, labels, *_ = imr.lab.data.load_digits()
 z, labels = jnp.asarray(images[:500]), jnp.asarray(labels[:500])
 theta = imr.regression.fit_regression(z, labels, 10, l2=1e-3).theta
 
 
 def gap(a, b):
+    """The largest difference over the largest entry: about 1e-7 is equal, in float32."""
     return float(jnp.abs(a - b).max() / jnp.abs(b).max())
 
 
@@ -43,8 +44,8 @@ loss = imr.feature_loss(imr.Linear(theta), labels)
 flow = imr.gradient_field(loss)(0.0, z, None)
 softmax = jax.nn.softmax(z @ theta.T)
 attention = imr.cross_attention(z, theta)
-print("attention is softmax(Z θᵀ) θ:", gap(attention, softmax @ theta))
-print("flow is Cθ − attention:      ", gap(theta[labels] - attention, flow))
+print(f"attention is softmax(Z θᵀ) θ: {gap(attention, softmax @ theta):.0e}")
+print(f"flow is Cθ − attention:       {gap(theta[labels] - attention, flow):.0e}")
 
 # %% [markdown]
 # ## 2. Quadratic logits: self-attention among tokens
@@ -60,10 +61,10 @@ quadratic = imr.feature_loss(imr.Quadratic(q, k), imr.pointers(pointed))
 weights = imr.attention_weights((tokens @ q) @ (tokens @ k).T)
 row = weights @ tokens @ k @ q.T  # sum_j P_ij z_j theta^T
 column = weights.T @ tokens @ q @ k.T  # sum_i P_ij z_i theta
-labels_term = tokens[pointed] @ k @ q.T + jnp.zeros_like(tokens).at[pointed].add(tokens @ q @ k.T)
-print("flow is label term − row − column:", gap(
-    labels_term - row - column, imr.gradient_field(quadratic)(0.0, tokens, None)
-))  # fmt: skip
+to = jnp.zeros_like(tokens).at[pointed].add(tokens @ q @ k.T)
+label_term = tokens[pointed] @ k @ q.T + to
+flow = imr.gradient_field(quadratic)(0.0, tokens, None)
+print(f"flow is label term − row − column: {gap(label_term - row - column, flow):.0e}")
 
 # %% [markdown]
 # Only the row term is what transformers compute. Is it a gradient of anything by itself? The antisymmetric share of its Jacobian says no:
@@ -72,14 +73,14 @@ print("flow is label term − row − column:", gap(
 key = jax.random.key(2)
 share = imr.metrics.antisymmetric_share
 both = imr.closed_field(quadratic)
-print("row and column terms:", float(share(both, tokens, key)))
+print(f"row and column terms: {share(both, tokens, key):.2f}")
 
 
 def row_alone(t, z, args):
     return -imr.attention_weights((z @ q) @ (z @ k).T) @ z @ k @ q.T
 
 
-print("row term alone:      ", float(share(row_alone, tokens, key)))
+print(f"row term alone:       {share(row_alone, tokens, key):.2f}")
 
 # %% [markdown]
 # ## 3. Split the flow, and step: a transformer block
@@ -115,7 +116,7 @@ plt.show()
 block = imr.nn.Block(64, 10, tau=0.25, rngs=nnx.Rngs(0))
 by_hand = z - block.tau * imr.cross_attention(z, block.theta[...])
 by_hand = by_hand + block.tau * block.mlp(by_hand)
-print("block is Z' = Z − τ CA, Z⁺ = Z' + τ MLP(Z'):", gap(block(z), by_hand))
+print(f"block is Z' = Z − τ CA, Z⁺ = Z' + τ MLP(Z'): {gap(block(z), by_hand):.0e}")
 
 # %% [markdown]
 # A picture of it all: images along the flow, and what each operator does to them in one step.

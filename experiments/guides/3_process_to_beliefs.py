@@ -22,7 +22,7 @@ import numpy as np
 
 import imr
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams.update(imr.lab.plotting.style() | {"figure.dpi": 90})
 
 # %% [markdown]
 # ## The process
@@ -35,7 +35,7 @@ umbrella = np.array([0.05, 0.30, 0.90])  # by the state that comes
 transitions = np.stack([chain * (1 - umbrella), chain * umbrella])
 process = imr.Process(transitions, tokens=("none", "umbrella"), states=("sun", "clouds", "rain"))
 print("stationary", process.stationary.round(3))
-print("entropy rate, nats", imr.conditional_entropies(process, 12)[-1])
+print(f"entropy rate {imr.conditional_entropies(process, 12)[-1]:.4f} nats")
 
 # %% [markdown]
 # A matrix that is no process is refused, with the row and what is missing:
@@ -54,7 +54,7 @@ except imr.ImrError as error:
 # %%
 tokens = imr.sample(process, jax.random.split(jax.random.key(0), 2000), 24).tokens
 beliefs, log_probability = imr.bayes_filter(process, tokens)
-print(beliefs.shape, "nats for each token:", float(-log_probability[:, -1].mean() / 24))
+print(beliefs.shape, f"{-log_probability[:, -1].mean() / 24:.4f} nats for each token")
 
 figure, axis = plt.subplots(figsize=(6, 2.6))
 axis.stackplot(
@@ -77,7 +77,7 @@ plt.show()
 
 # %%
 constrained = imr.constrained_beliefs(process, tokens)
-print("largest distance from Bayes", float(jnp.abs(constrained - beliefs).max()))
+print(f"largest distance from Bayes {jnp.abs(constrained - beliefs).max():.2f}")
 corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.2))
 for axis, name, points in zip(axes, ("Bayes", "constrained"), (beliefs, constrained), strict=True):
@@ -96,7 +96,9 @@ plt.show()
 # The eigenvalues of the chain say how contributions decay with distance, and how many heads it takes: one for each decay, here 0.65 and 0.25.
 
 # %%
-print("eigenvalues", imr.constrained.spectrum(process).eigenvalues.round(3))
+print(
+    "eigenvalues", *(f"{value:.2f}" for value in imr.constrained.spectrum(process).eigenvalues.real)
+)
 print("heads", imr.constrained.head_count(process))
 
 # %% [markdown]
@@ -106,11 +108,9 @@ print("heads", imr.constrained.head_count(process))
 
 # %%
 fit = imr.fit_process(tokens, 3, key=jax.random.key(1), restarts=4)
-print(
-    "nats for each token, fitted:",
-    float(-imr.bayes_filter(fit.process, tokens)[1][:, -1].mean() / 24),
-)
-print("nats for each token, true:  ", float(-log_probability[:, -1].mean() / 24))
+fitted = imr.bayes_filter(fit.process, tokens).log_probability
+for name, found in (("fitted", fitted), ("true", log_probability)):
+    print(f"{-found[:, -1].mean() / 24:.4f} nats for each token by the {name} process")
 
 # %% [markdown]
 # The next guide trains a transformer on such a process and holds it against these predictions.

@@ -24,7 +24,7 @@ from flax import nnx
 
 import imr
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams.update(imr.lab.plotting.style() | {"figure.dpi": 90})
 LENGTH = 10
 process = imr.processes.mess3(0.15, 0.6)
 
@@ -37,7 +37,7 @@ process = imr.processes.mess3(0.15, 0.6)
 eigenvalue = float(imr.constrained.spectrum(process).eigenvalues.real[1])
 head = imr.constrained.one_head_attention(eigenvalue, LENGTH)
 predicted = np.asarray(head.attention[0])
-print("eigenvalue", eigenvalue, "heads", imr.constrained.head_count(process))
+print(f"eigenvalue {eigenvalue:.2f}, heads {imr.constrained.head_count(process)}")
 
 # %% [markdown]
 # ## The training
@@ -73,9 +73,9 @@ losses = []
 for chunk in np.split(np.arange(3000), 5):
     (params, state), values = train(params, state, keys[chunk])
     losses.append(float(values[-50:].mean()))
-print("loss", losses)
+print("loss", np.round(losses, 4))
 exact = nnx.jit(lambda params: imr.nn.exact_kl(nnx.merge(graph, params), process, 8))
-print("nats above Bayes, by position", np.asarray(exact(params)).round(5))
+print("nats above Bayes, by position:", *(f"{abs(nats):.0e}" for nats in exact(params)))
 
 # %% [markdown]
 # ## Attention

@@ -26,9 +26,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from safetensors.numpy import save_file
 
+import imr
 from imr import lens
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams.update(imr.lab.plotting.style() | {"figure.dpi": 90})
 FOLDER = os.environ.get("IMR_GUIDE_MODEL", "")
 
 # %%
@@ -94,16 +95,7 @@ layers = lens.read_heads(folder)
 print(layers.names[0], "...", layers.names[-1], layers[0].query.shape)
 heads = lens.head_weights(lens.fold_heads(each) for each in layers)
 cosine = lens.weight_cosines(heads).whole
-print(
-    "mean cosine with θᵀ",
-    cosine.mean().round(4),
-    "least",
-    cosine.min().round(3),
-    "negative",
-    (cosine < 0).sum(),
-    "of",
-    cosine.size,
-)
+print(f"mean cosine with θᵀ {cosine.mean():.3f}, negative in {(cosine < 0).sum()} of {cosine.size}")
 
 # %% [markdown]
 # ## Is that more than chance?
@@ -117,9 +109,8 @@ null = lens.shifted_cosines(heads, jax.random.key(0), groups=groups)
 z = lens.score(cosine, null).z
 print("beyond three standard deviations: descending", (z < -3).sum(), "climbing", (z > 3).sum())
 whole = lens.permuted_layers(heads, jax.random.key(1))
-print(
-    f"the model: mean {whole.mean:.4f}, p = {whole.mean_p:.3f}; share negative {whole.negative:.2f}, p = {whole.negative_p:.3f}"
-)
+print(f"the model: mean {whole.mean:.4f}, p = {whole.mean_p:.2f}")
+print(f"share negative {whole.negative:.2f}, p = {whole.negative_p:.2f}")
 
 figure, axis = plt.subplots(figsize=(6, 3))
 band = 3 * null.std()

@@ -25,7 +25,7 @@ from flax import nnx
 import imr
 from imr import context
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams.update(imr.lab.plotting.style() | {"figure.dpi": 90})
 _, images, digits, *_ = imr.lab.data.load_digits()
 x, truth = jnp.asarray(images[:600]), jnp.asarray(digits[:600])
 
@@ -50,14 +50,8 @@ def accuracy(latents):
 
 
 best = context.kernel_regression(loss, kernel, labelled, ridge=0.01)
-print(
-    "one step",
-    float(accuracy(flow.zs[0])),
-    "flow",
-    float(accuracy(flow.z)),
-    "kernel regression",
-    float(accuracy(best.z)),
-)
+for name, found in (("one step", flow.zs[0]), ("flow", flow.z), ("kernel regression", best.z)):
+    print(f"{name}: accuracy {accuracy(found):.3f}")
 plt.figure(figsize=(5, 3))
 plt.semilogx(times, jax.vmap(accuracy)(flow.zs), label="flow")
 plt.axhline(
@@ -84,7 +78,7 @@ controls = {
     "even attention": imr.solve_reduced(loss, zeros, t1=20.0, kernel=even, labelled=labelled),
 }  # fmt: skip
 for name, control in controls.items():
-    print(f"{name}: accuracy {float(accuracy(control.z)):.3f}, chance 0.1")
+    print(f"{name}: accuracy {accuracy(control.z):.3f}, chance 0.1")
 
 # %% [markdown]
 # ## A linear attention layer is one gradient step
@@ -106,7 +100,7 @@ for _ in range(3):
     wrong = jnp.where(known[:, None], inputs @ w - inputs @ steps, 0)
     steps = steps + 0.4 / 20 * inputs.T @ wrong
 found = net(inputs, answers, known)
-print("net − three gradient steps:", float(jnp.abs(found - inputs @ steps).max()))
+print(f"net − three gradient steps: {jnp.abs(found - inputs @ steps).max():.0e}")
 
 # %% [markdown]
 # ## A block that can be trained
@@ -118,4 +112,4 @@ print("net − three gradient steps:", float(jnp.abs(found - inputs @ steps).max
 # %%
 block = imr.nn.ContextBlock(64, 10, layers=20, kernel="exponential", tau=2.0, ridge=1e-3)
 untrained = block(x, jnp.where(labelled, truth, -1), labelled)
-print("block of 20 layers, untrained:", float(accuracy(untrained)))
+print(f"block of 20 layers, untrained: {accuracy(untrained):.3f}")

@@ -44,7 +44,7 @@ def phase_diagram(
         if not np.isfinite(panel).all():
             axis.patch.set(**_MISSING)
         if name in curves:
-            axis.plot(*curves[name], color="tab:red", linewidth=1.8, label=curve_label)
+            axis.plot(*curves[name], color="C2", linewidth=1.8, label=curve_label)
         log_axis(axis, "x", "y")
         axis.set(title=name, xlim=x[[0, -1]], ylim=y[[0, -1]])
     label_edges(axes, TIME, BETA)

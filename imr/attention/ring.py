@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from imr.parallel.mesh import mesh_axis, pad_axis, padding
+from imr.parallel.mesh import mesh_axis, pad_axis, padding, ring_order
 
 
 def ring_products(scaled, q, k, where, label, *, mesh, size, columns, on):
@@ -26,7 +26,9 @@ def ring_products(scaled, q, k, where, label, *, mesh, size, columns, on):
         where = pad_axis(pad_axis(where, extra, value=True), extra, 1, value=False)
     across, along = PartitionSpec(None, axis), PartitionSpec(axis)
     mapped = jax.shard_map(
-        partial(_local, count=n, axis=axis, parts=parts, size=size, columns=columns, on=on),
+        partial(
+            _local, count=n, axis=axis, ring=ring_order(mesh), size=size, columns=columns, on=on
+        ),
         mesh=mesh,
         in_specs=(across, across, across, along, along),
         out_specs=(across, across if columns else None, along, along),
@@ -40,9 +42,9 @@ def ring_products(scaled, q, k, where, label, *, mesh, size, columns, on):
     return rows[:, :n], None if cols is None else cols[:, :n], rest, lse[:n]
 
 
-def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns, on):
+def _local(scaled, q, k, where, label, *, count, axis, ring, size, columns, on):
     """The computation of one device; keys from number `count` on are padding."""
-    r, n = q.shape
+    (r, n), parts = q.shape, len(ring)
     size = min(size, n)
     extra = padding(n, size)
     queries = tuple(
@@ -52,16 +54,16 @@ def _local(scaled, q, k, where, label, *, count, axis, parts, size, columns, on)
     if where is not None:
         masks = pad_axis(where, extra, value=True).reshape(-1, size, n * parts)
     labels = jax.tree.map(lambda x: pad_axis(x, extra).reshape(-1, size), label)
-    here = jax.lax.axis_index(axis)
-    onward = [(i, (i + 1) % parts) for i in range(parts)]
+    here = jnp.argsort(jnp.asarray(ring))[jax.lax.axis_index(axis)]
+    onward = [(place, ring[(i + 1) % parts]) for i, place in enumerate(ring)]
 
     def move(tree):
         return jax.lax.ppermute(tree, axis, onward)
 
     def logits(strip, k, hop):
         scaled, mask, label = strip
-        # After `hop` hops the keys are those of the device `hop` places back.
-        start = (here - hop) % parts * n
+        # After `hop` hops the keys are those of the device `hop` places back in the ring.
+        start = jnp.asarray(ring)[(here - hop) % parts] * n
         number = start + jnp.arange(n)[None, :]
         seen = number < count
         if mask is not None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from imr.parallel.mesh import mesh_axis, pad_axis, padding
+from imr.parallel.mesh import mesh_axis, pad_axis, padding, ring_order
 
 
 def _gauge(scaled, q):
@@ -103,7 +103,7 @@ def ring_tiles(scaled, q, *, mesh, tile, columns, on):
     gauge, weights = _gauge(scaled, q)
     across, along = PartitionSpec(None, axis), PartitionSpec(axis)
     mapped = jax.shard_map(
-        partial(_local, axis=axis, parts=parts, tile=size, columns=columns, on=on),
+        partial(_local, axis=axis, ring=ring_order(mesh), tile=size, columns=columns, on=on),
         mesh=mesh,
         in_specs=(across, across, along, along),
         out_specs=(across, across if columns else None),
@@ -113,13 +113,14 @@ def ring_tiles(scaled, q, *, mesh, tile, columns, on):
     return rows[:, :n], None if cols is None else cols[:, :n]
 
 
-def _local(scaled, q, gauge, weights, *, axis, parts, tile, columns, on):
+def _local(scaled, q, gauge, weights, *, axis, ring, tile, columns, on):
     """The computation of one device."""
+    parts = len(ring)
     count, cut, products = q.shape[1] // tile, _Cut(tile), on.products(q)
     left, _ = products.sides(scaled, q)
 
     def move(tree, hops=1):
-        onward = [(i, (i + hops) % parts) for i in range(parts)]
+        onward = [(here, ring[(i + hops) % parts]) for i, here in enumerate(ring)]
         return jax.lax.ppermute(tree, axis, onward)
 
     def sweep(extend, scale):

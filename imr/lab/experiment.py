@@ -21,6 +21,7 @@ from imr.lab.files import check_writable, using
 from imr.lab.flags import C, check_absolute, check_bounds, resolve_paths
 from imr.lab.folder import RunFolder, check_run, open_run
 from imr.lab.phases import phase
+from imr.lab.plotting import styled
 from imr.parallel import (
     Preempted,
     agreed,
@@ -105,10 +106,11 @@ class Experiment(Generic[C]):
         run.metrics().reset()
         _replacing = run if config.overwrite else None
         try:
-            with phase("evaluate"):
-                results = self.measure(actual, run, *data)
-            with phase("figures"):
-                self.report(actual, run, results)
+            with styled():
+                with phase("evaluate"):
+                    results = self.measure(actual, run, *data)
+                with phase("figures"):
+                    self.report(actual, run, results)
         except Preempted as stopped:
             if config.overwrite and stopped.signal == signal.SIGTERM:
                 run.resume_in_spite_of_overwrite()

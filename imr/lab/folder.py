@@ -21,6 +21,7 @@ from imr.lab.lines import LARGEST, lines_of
 from imr.lab.lock import LOCK_FILE, Claim, Lock, lock
 from imr.lab.metrics import Metrics
 from imr.lab.phases import phase
+from imr.lab.plotting import png
 from imr.lab.provenance import provenance
 from imr.parallel import agreed, is_first
 
@@ -285,11 +286,10 @@ class RunFolder:
         if is_first():
             self._check()
             # In memory first, whole or not at all.
-            image, data = io.BytesIO(), io.BytesIO()
-            figure.savefig(image, dpi=150, format="png")
+            image, data = png(figure), io.BytesIO()
             np.savez_compressed(data, **arrays)
             write_whole(self.figures / f"{name}.npz", data.getvalue())
-            write_whole(self.figures / f"{name}.png", image.getvalue())
+            write_whole(self.figures / f"{name}.png", image)
 
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
         """Writes table.md, then summary.json, each whole or not at all: the run is then finished.

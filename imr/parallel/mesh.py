@@ -1,5 +1,6 @@
 """Meshes of devices, and the placement of arrays on them."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,44 @@ def mesh_axis(mesh: Any) -> tuple[str, int]:
     if mesh.axis_types[0] != AxisType.Auto:
         raise ImrError(f"mesh must have an axis of type Auto; found {mesh.axis_types[0]}. {hint}")
     return mesh.axis_names[0], mesh.size
+
+
+def ring_order(mesh: Any) -> tuple[int, ...]:
+    """Places of the mesh's devices in a ring whose neighbours are linked, where there is one.
+
+    TPU chips that fill a box of an even number, two wide at least, are walked through so that each hop
+    crosses one link of their torus. Other devices go round in the order of the mesh.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}  # cores of one chip together
+    for place, device in enumerate(mesh.devices.flat):
+        places.setdefault(tuple(getattr(device, "coords", ())), []).append(place)
+    chips = np.array(list(places))
+    corner = chips.min(axis=0)
+    sides = (np.ptp(chips, axis=0) + 1).tolist() if chips.size else []
+    if math.prod(sides) != len(chips) or chips.size == 0:
+        return tuple(range(mesh.size))
+    return tuple(place for chip in _cycle(sides) for place in places[tuple(chip + corner)])
+
+
+def _cycle(sides: list[int]) -> list[tuple[int, ...]]:
+    """The cells of a box in steps of one, the last next to the first, if a side is even."""
+    even = next((axis for axis, side in enumerate(sides) if side % 2 == 0), None)
+    if even is None or math.prod(sides) == sides[even]:
+        return _path(sides)
+    first, *others = _path(sides[:even] + sides[even + 1 :])
+    # Up by a snake through all others, and back along the first.
+    cells = [(0, first)]
+    cells += [(i, cell) for i in range(sides[even]) for cell in others[:: (1, -1)[i % 2]]]
+    cells += [(i, first) for i in range(sides[even] - 1, 0, -1)]
+    return [(*cell[:even], i, *cell[even:]) for i, cell in cells]
+
+
+def _path(sides: list[int]) -> list[tuple[int, ...]]:
+    """The cells of a box in steps of one."""
+    if not sides:
+        return [()]
+    rest = _path(sides[1:])
+    return [(i, *cell) for i in range(sides[0]) for cell in rest[:: (1, -1)[i % 2]]]
 
 
 def padding(n: int, parts: int) -> int:
@@ -50,8 +89,8 @@ def make_mesh(
     """A mesh of one axis over the devices of all processes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of a CPU; set NPROC to
-    several times as many threads then, or collectives may wait for each other forever. All TPUs of
-    one process stand in the order of their torus; those of several processes in the order of these.
+    several times as many threads then, or collectives may wait for each other forever. Devices stand
+    in the order of their processes, so that rows of process 0 come first.
 
     Args:
       num_devices: takes the first so many devices; None takes all.
@@ -73,19 +112,7 @@ def make_mesh(
                 + (f"available; found {num_devices}. On a CPU, {flag} and NPROC={4 * num_devices} make as many."
                    if devices is None else f"of the topology; found {num_devices}. Take a larger one.")
             )  # fmt: skip
-    return Mesh(_in_ring(found, num_devices), (axis,), axis_types=(AxisType.Auto,))
-
-
-def _in_ring(devices, count):
-    """The first devices; all those of one host that has TPUs so that neighbours are linked."""
-    one_host = len({each.process_index for each in devices}) == 1
-    # Of the generations of TPUs whose cores are devices, mesh_utils knows no order.
-    each_a_chip = len({tuple(getattr(each, "coords", ())) for each in devices}) == len(devices)
-    if devices[0].platform == "tpu" and one_host and each_a_chip and count in (None, len(devices)):
-        from jax.experimental import mesh_utils
-
-        return mesh_utils.create_device_mesh((len(devices),), devices)
-    return np.asarray(devices[:count])
+    return Mesh(np.asarray(found[:num_devices]), (axis,), axis_types=(AxisType.Auto,))
 
 
 def mesh_of_all() -> Mesh | None:
