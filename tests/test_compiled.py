@@ -64,7 +64,7 @@ NO_ARRAY_FUNCTIONS = {
         "run_main", "RunFlags", "check_bounds", "check_absolute", "check_writable", "flag_error", "repeated", "resolve_paths", "RunFolder",
         "config_dict", "config_hash", "provenance", "open_run", "Metrics", "Progress", "say", "optional_package",
         "markdown_table", "json_ready", "beside", "phase", "current_phase", "std", "plus_minus",
-        "cell", "new_figure", "panels", "ribbon", "band", "label_edges", "legend_below", "frontier",
+        "cell", "new_figure", "png", "style", "styled", "panels", "ribbon", "band", "label_edges", "legend_below", "frontier",
         "iteration_strip", "accuracy_by_iteration",
     },
     "nets from a key, or from their description": {"graph_of", "initialiser", "build", "describe"},

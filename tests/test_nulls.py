@@ -155,7 +155,9 @@ def test_directions_that_all_weights_share_are_removed():
     for name in moved:
         left = np.einsum("d,lhdr->lhr", strong, getattr(less, name))
         assert np.abs(left).max() < 1
-    assert np.linalg.matrix_rank(np.moveaxis(less.query, 2, 0).reshape(16, -1)) == 15
+    # One direction is gone, up to roundings of what it was.
+    *_, next_, last = np.linalg.svd(np.moveaxis(less.query, 2, 0).reshape(16, -1), compute_uv=False)
+    assert last < 1e-12 * np.linalg.norm(moved["query"]) < 1e-3 * next_
 
 
 @pytest.mark.usefixtures("unchecked")
