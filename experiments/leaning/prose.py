@@ -41,6 +41,19 @@ def said(run: Callable[[str], Any]) -> Iterator[tuple[Any, ...]]:
         "free heads *climb*, {:+.2f} in {} seeds of {}, beyond random directions",
         median(climbing), words[sum(z < -3 for z in of("images", "free", "z"))], words[len(climbing)],
     )  # fmt: skip
+    last = [
+        median(loss for net in nets for loss in of(net, "free", "loss"))
+        for nets in (("slow", "four_layers"), ("alternating", "one_head"))
+    ]
+    digits = max(
+        row["loss"]
+        for row in found["ways"]
+        if row["subject"] in ("patches", "images") and "random" not in row["way"]
+    )
+    yield (
+        "Mess3 to a cross-entropy of {:.3f} and {:.3f} nats (random: ln 3), digits to below {}",
+        *last, next(limit for limit in (0.001, 0.01, 0.1, 1, 10) if digits < limit),
+    )  # fmt: skip
     yield (
         "The three parts add up to the change of the mean cosine within {:.3f}.",
         max(abs(row["beyond_first_order"]) for row in found["ways"]),
@@ -54,12 +67,18 @@ def _table(causes: dict[str, dict[str, Any]], ends: dict[str, list[float]]) -> I
     names = [f"({net})" if of_nets[net]["verdict"] == "no lean" else net for net in NETS]
     yield line, "explanation", "predicts", *names
     cells = [f"{median(ends[net]):+.3f}" for net in NETS]
-    yield line, "", "*mean cosine at the end*", *(f"**{x}**" if "+" in x else x for x in cells)
+    yield (
+        line.replace("{}", "", 1).replace("  ", " "),
+        "*mean cosine at the end*",
+        *(f"**{x}**" if "+" in x else x for x in cells),
+    )
     for cause, rows in causes.items():
         cells = []
         for net in NETS:
             verdict = rows[net]["verdict"].replace("no lean", "")
-            cell = f"{median(rows[net]['values']):.2f} {verdict}".strip()
+            cell = (
+                f"{round(median(rows[net]['values']), 2) + 0.0:.2f} {verdict}".strip()
+            )  # no -0.00
             cells.append(f"**{cell}**" if verdict == "stands" else cell)
         words = f"{rows[NETS[0]]['prediction']} {rows[NETS[0]]['must be']}"
         yield line, cause[0].lower() + cause[1:-1], words, *cells
@@ -67,6 +86,6 @@ def _table(causes: dict[str, dict[str, Any]], ends: dict[str, list[float]]) -> I
 
 SETTINGS = (
     "kept at 12 times", "among 16 patches", "Three seeds, 4,000 steps.", "a trial of 200 steps",
-    "beyond |z| = 3", "(cosine 1)",
+    "beyond |z| = 3", "(cosine 1)", "ln 3",
 )  # fmt: skip
 UNKEPT: dict[str, tuple[str, ...]] = {}
