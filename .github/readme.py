@@ -82,7 +82,7 @@ def said(run: Callable[[str], Any]) -> Iterator[tuple[Any, ...]]:
 
 
 SETTINGS = (
-    "Python 3.11 to 3.13", "jax 0.10.1", "below 0.13", "jaxlib from 0.10.2", "512 rows", "1/(γ²t)",
+    "jax from 0.10.1 to 0.12", "Python 3.11 to 3.13", "from 0.10.2 on", "512 rows", "1/(γ²t)",
     "over 5 bootstrap samples", "−1 and 1 are predicted", "rank 16", "n = 8000, f = 784, k = 10, to t = 5",
     "Apache-2.0", "| field of self-attention, 8,192 tokens", "the same, 65,536 tokens", "one H200",
 )  # fmt: skip

@@ -149,6 +149,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri == "README.md":
         page.meta["hide"] = ["navigation"]
     markdown = markdown.replace("](.github/", "](project/")  # as on_files has it
+    markdown = markdown.replace("```python\n>>>", "```pycon\n>>>")
     return re.sub(r"(\]\([^)\s]*)\.ipynb\)", r"\1.md)", markdown)
 
 

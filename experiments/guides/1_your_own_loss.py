@@ -49,8 +49,8 @@ print(imr.Result(int(flow.result)).name, flow.zs.shape)
 print(f"loss {hinge(images):.1f} -> {hinge(flow.z):.1g}")
 
 # %% [markdown]
-# `flow.zs` holds the features at the times that were asked for, and `flow.result` says how it ended; a flow that fails raises an error that names the
-# time which it reached. Images stay images: this is what the hinge loss makes of a digit, beside cross-entropy.
+# `flow.zs` holds the features at the times that were asked for, and `flow.result` says how it ended; a flow that fails raises an error that says
+# why. Images stay images: this is what the hinge loss makes of a digit, beside cross-entropy.
 
 # %%
 entropy = imr.feature_loss(imr.Linear(theta), labels)  # cross-entropy of multinomial regression

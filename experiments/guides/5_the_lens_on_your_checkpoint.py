@@ -13,7 +13,7 @@
 #
 # A head with θ = W_Q W_Kᵀ/√r that descends the log-sum-exp of its own attention has the value circuit W_V W_O ∝ −θᵀ. Do the heads of *your* model lean
 # that way? Set `FOLDER` to a model folder (config.json and safetensors) of any of the families that `imr.lens` knows; without one this guide writes a
-# small Llama of random weights, in which one head is planted.
+# small Llama of random weights, in which one head is planted. It needs `pip install 'imr[experiments,lens]'`.
 
 # %%
 import json
@@ -125,7 +125,7 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# In the model that this guide has written one head stands out, the planted one, and the whole model does not lean: one head of 36 does not make a
+# In the model that this guide has written the planted head stands out (of 36 others one may leave the band by chance), and the whole model does not lean: one head of 36 does not make a
 # model. In trained models it is the other way round: hardly a head stands out so far, and nearly all lean.
 #
 # ## Rotary positions

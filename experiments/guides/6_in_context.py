@@ -65,7 +65,7 @@ plt.show()
 # %% [markdown]
 # ## The label term does the work
 #
-# Shuffle the labels of the examples, and nothing is left; take attention to be even, and nothing is learned.
+# Shuffle the labels, and little is left; take attention to be even, and nothing is learned.
 
 # %%
 shuffled = jnp.where(labelled, jax.random.permutation(jax.random.key(0), truth), -1)
@@ -84,7 +84,7 @@ for name, control in controls.items():
 # ## A linear attention layer is one gradient step
 #
 # The squared loss gives the construction of von Oswald et al.: with the right weights L layers of linear self-attention are L steps of gradient descent
-# on the examples in the context, to the last bit.
+# on the examples in the context, up to rounding.
 
 # %%
 random = jax.random.split(jax.random.key(1), 2)
