@@ -40,7 +40,7 @@ def style() -> dict[str, Any]:
 @contextmanager
 def styled() -> Iterator[None]:
     """What is drawn and saved within has the style of imr; the settings of matplotlib come back after."""
-    settings = style()
+    settings: Any = style()
     import matplotlib
 
     with matplotlib.rc_context(settings):
