@@ -171,7 +171,7 @@ SETTINGS = (
     "in 1,000 contexts of 50 labelled and 75 unlabelled tokens, 5 classes", "be below 1e-3",
     "scikit-learn, tol 1e-4", "scikit-learn, tol 1e-3", "n = 8192, r = 16", "n = 524,288",
     "at 1.5 GHz, rank 16", "| 65,536 |", "| 524,288 |", "| 4,194,304 |", "256 chips", "At rank 64",
-    "17 rows and 65,536 columns", "16 x 16 chips", "process 0", "128 x 128", "1024 numbers",
+    "17 rows and 65,536 columns", "16 x 16 chips", "128 x 128", "1024 numbers",
     "are within 30 %",
     "beyond 30 %", "four of the 19", "`Q = K`, 65,536, rank 32", "of rank 8", "1,000 x 16",
     "1,000 x 64", "1,000 x 256",
@@ -193,7 +193,7 @@ UNKEPT: dict[str, tuple[str, ...]] = {
         "4.8 million | 146 MiB", "2.0 million | 1 MiB", "0.32 million | 1.4 MiB", "8 times cheaper",
         "took 11 minutes", "178, 122 and 18 MiB",
     ),
-    "counted once on the devices of 16 x 16 chips": ("crosses 1.5 links", "1.06 and two"),
+    "counted once on the devices of 16 x 16 chips": ("would cross 1.5 in", "1.06 and two"),
     "seen once": ("Of the peaks 0.4 GB",),
     "one GPU, lent once": (
         "the kernel takes 0.84 s",
