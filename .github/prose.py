@@ -22,7 +22,7 @@ import string
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,10 @@ def _grouped(template: str, values: tuple[object, ...]) -> str:
 
 
 @cache
-def _summary(name: str) -> Any:
-    experiment, _, run = name.partition("/")
+def _summary(name: str, own: str = "") -> Any:
+    """A kept summary, EXPERIMENT/RUN, or RUN of the page's own experiment."""
+    experiment, _, run = name.rpartition("/")
+    experiment = experiment or own
     return json.loads((ROOT / "experiments" / experiment / "results" / f"{run}.json").read_text())
 
 
@@ -204,14 +206,16 @@ def check_guide(path: Path, claims: Any) -> Page:
 
 def again(name: str, text: str) -> Page:
     """Checks a page of the repository, by its path, with this text."""
-    run, path = _summary, ROOT / name
+    run: Callable[[str], Any] = _summary
+    path = ROOT / name
     claims: Any = importlib.import_module("pages").PAGES.get(name)
     if name.startswith("experiments/") and (path.parent / "prose.py").is_file():
         own = path.parent.name
         claims = importlib.import_module(f"experiments.{own}.prose")
-        run = lambda run: _summary(run if "/" in run else f"{own}/{run}")  # noqa: E731
-    parts = (getattr(claims, part, None) for part in ("said", "SETTINGS", "UNKEPT"))
-    said, settings, unkept = parts
+        run = partial(_summary, own=own)
+    said, settings, unkept = (
+        getattr(claims, part, None) for part in ("said", "SETTINGS", "UNKEPT")
+    )
     return check_page(name, text, said, settings or (), unkept or {}, run)
 
 

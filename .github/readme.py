@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from experiments.bench.attention import BLOCKS, DENSE
 from experiments.bench.constants import COMPILED
+from experiments.bench.linear import AUTODIFF, REDUCED
 from experiments.bench.scale import table
 from experiments.bench.tpu import modelled
 from imr.lens.names import FAMILIES
@@ -75,6 +77,16 @@ def said(run: Callable[[str], Any]) -> Iterator[tuple[Any, ...]]:
         "is within {:.0f} % for the {} programs that fixed its constants and for {} that did not",
         10 * math.ceil(worst / 10), *map(len, halves),
     )  # fmt: skip
+    core = run("bench/one_core")
+    fields = {(row["tokens"], row["way"]): row for row in core["attention"]}
+    small, dense, large = (
+        (row["median s"], row["peak GB"])
+        for row in (fields[8192, BLOCKS], fields[8192, DENSE], fields[65536, BLOCKS])
+    )
+    yield "8,192 tokens, rank 16 | {:.2g} s, {:.2f} GB | {:.2g} s, {:.2f} GB |", *small, *dense
+    yield "65,536 tokens | {:.2g} s, {:.2f} GB |", *large
+    flows = {row["way"]: row["median s"] for row in core["linear"] if row["scale"] == 4}
+    yield "to t = 5 | {:.2g} s | {:.2g} s (diffrax)", flows[REDUCED], flows[AUTODIFF]
     rows = [*compiled["tpu"], *compiled["cuda"]]
     for line in table(rows).splitlines()[2:]:
         cells = [each.strip() for each in line.strip("|").split("|")]
@@ -87,10 +99,6 @@ SETTINGS = (
     "Apache-2.0", "| field of self-attention, 8,192 tokens", "the same, 65,536 tokens", "one H200",
 )  # fmt: skip
 UNKEPT = {
-    "of scripts/bench on an earlier version": (
-        "0.058 s, 0.35 GB | 0.37 s, 0.58 GB",
-        "3.7 s, 0.39 GB",
-        "0.032 s | 2.1 s",
-    ),
+    "of the process without anything computed": ("0.4 GB of each",),
     "of a GPU that was at hand once": ("0.0005 s |", "0.015 s |", "0.017 s |"),
 }

@@ -11,7 +11,7 @@ import numpy as np
 from imr.errors import ImrError, missing_package
 
 _MARKERS = "osD^vPX*hp"
-# Petroff's ten, arXiv 2107.02270: readers who are colour-blind tell them apart, and so does a grey printer.
+# Petroff's ten, arXiv 2107.02270, which readers who are colour-blind tell apart.
 _COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
